@@ -1,0 +1,37 @@
+"""A retry-policy middleware for aiosmtplib: it maps SMTP replies to actions, and carries them out.
+
+Wrap the client that you have in `RetryingSMTP`; or call `send` in place of `aiosmtplib.send`; or put `retry` around any
+other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` what became of each recipient.
+"""
+
+from .client import RetryingSMTP, send
+from .decorator import retry
+from .delivery import Attempt, Delivery, Outcome, Status, Step
+from .errors import ClientClosed, UncertainDelivery
+from .policy import Decision, RetryPolicy
+from .reply import NO_REPLY, Reply, Stage
+from .rules import DEFAULT_RULES, Action, Rule, Scope
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_RULES",
+    "NO_REPLY",
+    "Action",
+    "Attempt",
+    "ClientClosed",
+    "Decision",
+    "Delivery",
+    "Outcome",
+    "Reply",
+    "RetryPolicy",
+    "RetryingSMTP",
+    "Rule",
+    "Scope",
+    "Stage",
+    "Status",
+    "Step",
+    "UncertainDelivery",
+    "retry",
+    "send",
+]

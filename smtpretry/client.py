@@ -1,0 +1,277 @@
+"""The client that an application calls: `RetryingSMTP`, and `send`. It joins the rooms below."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self, get_args
+
+import aiosmtplib
+from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
+
+from .attempt import Pass
+from .connection import CleartextAuth, Connection, Credentials, Failed, Timeout
+from .delivery import Delivery
+from .envelope import Message, prepare
+from .errors import conclude, exception_of, tell
+from .policy import RetryPolicy
+from .pool import Pool
+
+if TYPE_CHECKING:
+    import socket
+    import ssl
+    from types import TracebackType
+
+    from aiosmtplib import SMTPResponse
+
+
+class RetryingSMTP:
+    """An `aiosmtplib.SMTP` client that survives "not now", "log in first" and "I am going away".
+
+    The same methods, return values and exceptions as the client's own; what fails carries the `Delivery` as
+    ``exc.delivery``. It connects when there is something to send, and closes the connection after ten idle seconds. Any
+    number of tasks may send at once; a send that waits holds neither the connection nor a lock.
+
+    Args:
+        client: the client to wrap. Leave connecting and logging in to the wrapper.
+        policy: the rules, the backoff and the limits.
+        username: whom to log in as when the server asks for it (530 and its kin, RFC 4954 §6), and from then on at once
+            on each connection. With the credentials of the client itself, each connection begins with AUTH.
+        password: the password. One AUTH command is made with it; a refusal (535) is final.
+        oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password; asked again,
+            once, where the server refuses the token. A refused token is never sent again.
+        cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". TLS comes
+            first wherever the server offers it.
+        idle_timeout: seconds after which an unused connection is closed with QUIT; None for never.
+
+    Raises:
+        TypeError: `client` is no aiosmtplib.SMTP, `policy` no RetryPolicy.
+        ValueError: a password together with a token generator, one of them without a username, an unknown
+            `cleartext_auth`, a negative `idle_timeout`.
+    """
+
+    def __init__(
+        self,
+        client: aiosmtplib.SMTP,
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
+        *,
+        username: str | bytes | None = None,
+        password: str | bytes | None = None,
+        oauth_token_generator: SMTPTokenGenerator | None = None,
+        cleartext_auth: CleartextAuth = "loopback",
+        idle_timeout: float | None = 10,
+    ) -> None:
+        if not isinstance(client, aiosmtplib.SMTP):
+            msg = f"client is an aiosmtplib.SMTP, not {client!r}"
+            raise TypeError(msg)
+        if not isinstance(policy, RetryPolicy):
+            msg = f"policy is a smtpretry.RetryPolicy, not {policy!r}"
+            raise TypeError(msg)
+        if cleartext_auth not in get_args(CleartextAuth):
+            msg = f'cleartext_auth is "never", "loopback" or "always", not {cleartext_auth!r}'
+            raise ValueError(msg)
+        if idle_timeout is not None and not idle_timeout >= 0:
+            msg = f"idle_timeout is a number of seconds, or None for never, not {idle_timeout!r}"
+            raise ValueError(msg)
+        self.policy = policy
+        credentials = Credentials(username, password, oauth_token_generator)
+        self._pool = Pool(Connection(client, credentials, cleartext_auth), idle_timeout, policy.sleep or asyncio.sleep)
+
+    async def send_message(
+        self,
+        message: Message,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: str | Sequence[str] | None = None,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        timeout: Timeout = Default.token,
+    ) -> tuple[dict[str, SMTPResponse], str]:
+        """Send a message object until every recipient has its end.
+
+        Args:
+            message: the message; its Bcc header is not sent.
+            sender: the reverse-path; None for the message's Sender or From.
+            recipients: whom to send it to; None for the message's To, Cc and Bcc.
+            mail_options: ESMTP parameters of MAIL.
+            rcpt_options: ESMTP parameters of each RCPT.
+            timeout: seconds for each command, in place of the client's own.
+
+        Returns:
+            The recipients that were not accepted, each with the last reply that concerned it (its code is -1 where none
+            came), and the text of the server's acceptance.
+
+        Raises:
+            aiosmtplib.SMTPException: nobody was accepted. It is what aiosmtplib raises for the last failure, with
+                `delivery` and a note that tells what was tried.
+            UncertainDelivery: nobody was certainly accepted, and the line broke after the final dot.
+            ClientClosed: `aclose` was called meanwhile.
+            ValueError, TypeError: an argument is wrong; nothing was sent.
+        """
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        )
+        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
+
+    async def sendmail(
+        self,
+        sender: str,
+        recipients: str | Sequence[str],
+        message: str | bytes,
+        /,
+        *,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        timeout: Timeout = Default.token,
+    ) -> tuple[dict[str, SMTPResponse], str]:
+        """Send the bytes of a message; for the rest see `send_message`. A str has to be ASCII."""
+        if not isinstance(message, (str, bytes)):
+            msg = f"message is str or bytes, not {type(message).__name__}: send_message takes message objects"
+            raise TypeError(msg)
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        )
+        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
+
+    async def deliver(
+        self,
+        message: Message | str | bytes,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: str | Sequence[str] | None = None,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        timeout: Timeout = Default.token,
+    ) -> Delivery:
+        """Send as `send_message` does, and return the whole story instead; no refusal raises."""
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        )
+        return await self._deliver(delivery, timeout)
+
+    async def attempt(self, delivery: Delivery, *, timeout: Timeout = Default.token) -> Delivery:
+        """Make one pass over the recipients that are due, with all of its repairs and without any waiting.
+
+        Afterwards `delivery.next_at` says when to come again; None: every recipient has its end.
+        """
+        async with self._pool.lend() as connection:
+            await Pass(delivery, self.policy, self._pool, timeout).run(connection)
+        return delivery
+
+    async def connect(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
+        """Connect now, once, and return the server's banner. Sends connect by themselves, and again after a failure.
+
+        Raises what aiosmtplib's own `connect` raises.
+        """
+        async with self._pool.lend() as connection:
+            if connection.is_open:
+                msg = "SMTP instance is already connected"
+                raise aiosmtplib.SMTPException(msg)
+            try:
+                return await connection.connect(timeout)
+            except Failed as failed:
+                raise exception_of(failed.stage, failed.reply, failed.error) from None
+
+    async def quit(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
+        """Say QUIT and disconnect; the next send connects again. Raises what aiosmtplib's own `quit` raises."""
+        async with self._pool.lend() as connection:
+            return await connection.quit(timeout)
+
+    async def aclose(self) -> None:
+        """Wake the sends that wait (each raises `ClientClosed` with its delivery), then disconnect with QUIT.
+
+        A send that is not waiting, but talking to the server, finishes its pass first. ``async with`` does the same at
+        its end, and opens the client again at its beginning.
+        """
+        await self._pool.close()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now. None is needed to send."""
+        return self._pool.connection.is_open
+
+    async def __aenter__(self) -> Self:
+        """Open the client for sending. The connection is made when it is needed."""
+        self._pool.closed = False
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the client; without QUIT where something broke off."""
+        await self._pool.close(politely=error is None or isinstance(error, Exception))
+
+    async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
+        try:
+            await self.attempt(delivery, timeout=timeout)
+            while delivery.next_at is not None:
+                await self._pool.sleep(delivery.next_at - self.policy.clock())
+                await self.attempt(delivery, timeout=timeout)
+        except BaseException as error:
+            tell(error, delivery, self.policy.clock())
+            raise
+        return delivery
+
+
+async def send(  # noqa: PLR0913 - aiosmtplib.send's signature
+    message: Message | str | bytes,
+    /,
+    *,
+    sender: str | None = None,
+    recipients: str | Sequence[str] | None = None,
+    mail_options: Sequence[str] | None = None,
+    rcpt_options: Sequence[str] | None = None,
+    hostname: str | None = "localhost",
+    port: int | None = None,
+    username: str | bytes | None = None,
+    password: str | bytes | None = None,
+    oauth_token_generator: SMTPTokenGenerator | None = None,
+    local_hostname: str | None = None,
+    source_address: tuple[str, int] | None = None,
+    timeout: float | None = 60,
+    use_tls: bool = False,
+    start_tls: bool | None = None,
+    validate_certs: bool = True,
+    client_cert: str | None = None,
+    client_key: str | None = None,
+    tls_context: ssl.SSLContext | None = None,
+    cert_bundle: str | None = None,
+    socket_path: SocketPathType | None = None,
+    sock: socket.socket | None = None,
+    policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
+) -> tuple[dict[str, SMTPResponse], str]:
+    """Connect, send one message until every recipient has its end, and disconnect: `aiosmtplib.send`, with a policy.
+
+    Arguments, return value and exceptions are aiosmtplib's; see `RetryingSMTP.send_message` for what retrying adds. With
+    a username each connection begins with AUTH, over TLS or loopback only.
+
+    Raises:
+        aiosmtplib.SMTPException: nobody was accepted.
+        ValueError, TypeError: an argument is wrong; nothing was sent.
+    """
+    client = aiosmtplib.SMTP(
+        hostname=hostname,
+        port=port,
+        username=username,
+        password=password,
+        oauth_token_generator=oauth_token_generator,
+        local_hostname=local_hostname,
+        source_address=source_address,
+        timeout=timeout,
+        use_tls=use_tls,
+        start_tls=start_tls,
+        validate_certs=validate_certs,
+        client_cert=client_cert,
+        client_key=client_key,
+        tls_context=tls_context,
+        cert_bundle=cert_bundle,
+        socket_path=socket_path,
+        sock=sock,
+    )
+    async with RetryingSMTP(client, policy) as smtp:
+        delivery = await smtp.deliver(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        )
+    return conclude(delivery, policy.clock())

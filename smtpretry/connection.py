@@ -1,0 +1,285 @@
+"""One aiosmtplib client kept usable: connect, EHLO, TLS, AUTH, close. The only room that knows credentials.
+
+A connection is told what the session needs (`needs_tls`, `needs_auth`); `prepare` brings it about, each time anew after
+a reconnect. A step that fails raises `Failed`, which says at which stage, and with which reply.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import aiosmtplib
+from aiosmtplib.typing import Default
+
+from .reply import NO_REPLY, Reply, Stage
+
+CleartextAuth = Literal["never", "loopback", "always"]
+Timeout = float | Literal[Default.token] | None
+
+
+class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never leaves the package
+    """A step of the session or of the transaction failed.
+
+    Attributes:
+        stage: which step.
+        reply: what the server said; its code is `NO_REPLY` where no valid reply came.
+        error: what aiosmtplib raised where no reply came; None where the reply tells all.
+        final: whether this is our own refusal, which nothing that the server may say later changes.
+    """
+
+    def __init__(self, stage: Stage, reply: Reply, error: Exception | None = None, *, final: bool = False) -> None:
+        super().__init__(stage, reply)
+        self.stage, self.reply, self.error, self.final = stage, reply, error, final
+
+    @classmethod
+    def silently(cls, stage: Stage, error: Exception, *, final: bool = False) -> Failed:
+        """No reply came; the error says what did."""
+        return cls(stage, Reply.of(NO_REPLY, str(error) or type(error).__name__), error, final=final)
+
+
+class Credentials:
+    """What to log in with. Shows nothing of it."""
+
+    def __init__(
+        self,
+        username: str | bytes | None = None,
+        password: str | bytes | None = None,
+        oauth_token_generator: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        if password is not None and oauth_token_generator is not None:
+            msg = "password and oauth_token_generator exclude each other: which one shall log in?"
+            raise ValueError(msg)
+        if username is None and (password is not None or oauth_token_generator is not None):
+            msg = "a password or a token generator needs a username="
+            raise ValueError(msg)
+        if username is not None and password is None and oauth_token_generator is None:
+            msg = "a username needs a password= or an oauth_token_generator="
+            raise ValueError(msg)
+        if oauth_token_generator is not None and not callable(oauth_token_generator):
+            msg = "oauth_token_generator is a coroutine function that returns a token"
+            raise TypeError(msg)
+        self.username, self.password, self.oauth_token_generator = username, password, oauth_token_generator
+
+    @classmethod
+    def of(cls, client: aiosmtplib.SMTP) -> Credentials:
+        """What the client itself was given."""
+        username, password, generator = client._login_username, client._login_password, client._oauth_token_generator  # noqa: SLF001
+        if username is not None and generator is None and password is None:
+            password = ""  # as aiosmtplib does
+        return cls(username, password, generator)
+
+    def __bool__(self) -> bool:
+        return self.username is not None
+
+    @property
+    def token(self) -> bool:
+        """Whether a token logs in, not a password."""
+        return self.oauth_token_generator is not None
+
+
+class Connection:
+    """An aiosmtplib client and what is known of its session."""
+
+    def __init__(self, client: aiosmtplib.SMTP, credentials: Credentials, cleartext_auth: CleartextAuth) -> None:
+        # aiosmtplib has no public name for these settings of a client. Its connect() would act on them by itself: log in
+        # over a clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
+        self.client = client
+        self._start_tls: bool | None = client._start_tls_on_connect  # noqa: SLF001
+        self.credentials = credentials or Credentials.of(client)
+        self.needs_auth = bool(self.credentials) and not credentials  # aiosmtplib logs in at once with the client's own
+        self.cleartext_auth = cleartext_auth
+        self.needs_tls = False
+        self.authenticated = False
+        self.used = client.is_connected  # whether a transaction ended on it: then it may have died since
+        self._refreshed = False
+        self._refused: tuple[str | bytes | None, Reply] | None = None  # the secret that the last AUTH failed with
+
+    @property
+    def is_open(self) -> bool:
+        return self.client.is_connected
+
+    @property
+    def is_tls(self) -> bool:
+        return self.is_open and self.client.get_transport_info("sslcontext") is not None
+
+    async def prepare(self, timeout: Timeout = Default.token) -> None:
+        """Bring the session to where a transaction can begin. Raises `Failed`."""
+        if not self.is_open:
+            await self.connect(timeout)
+        if self.client.is_ehlo_or_helo_needed:
+            await self._greet(timeout)
+        if self.needs_tls and self.obstacle_to_tls() is None:
+            await self._encrypt(timeout)
+        if self.needs_auth and self.obstacle_to_auth() is None:
+            if self._can_encrypt:
+                await self._encrypt(timeout)
+            if self.obstacle_to_auth() is None:
+                await self._log_in(timeout)
+
+    async def connect(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
+        """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""
+        self.authenticated = self.used = self._refreshed = False
+        port = self.client.port
+        if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
+            port = 587  # aiosmtplib's own default for start_tls=True
+        with self.at(Stage.CONNECT):
+            banner = await self.client.connect(
+                port=port, start_tls=False, username=None, password=None, oauth_token_generator=None, timeout=timeout
+            )
+        await self._greet(timeout)
+        if self._start_tls or (self._start_tls is None and self._can_encrypt):
+            await self._encrypt(timeout)
+        return banner
+
+    def obstacle_to_tls(self) -> str | None:
+        """Why STARTTLS cannot be done now; None where it can."""
+        if self.is_tls:
+            return "the session is encrypted already"
+        if self.is_open and not self._can_encrypt:
+            return "the server offers no STARTTLS"
+        return None
+
+    def obstacle_to_auth(self) -> str | None:
+        """Why AUTH cannot be done now; None where it can (over TLS first, where that is offered)."""
+        if not self.credentials:
+            return "no credentials are configured: give username= and password=, or oauth_token_generator="
+        if self.authenticated:
+            return "the session was logged in already"
+        if self.is_open and not self._can_encrypt:
+            if not self.is_tls and not self._may_be_clear:
+                return (
+                    "the credentials were not sent, because the connection is in the clear and the server offers no TLS: "
+                    'use TLS, or cleartext_auth="always"'
+                )
+            if self._mechanism is None:
+                return "the server offers no AUTH mechanism that the credentials fit"
+        return None
+
+    def obstacle_to_refresh(self) -> str | None:
+        """Why another token cannot be asked for now; None where it can."""
+        if not self.credentials.token:
+            return "no oauth_token_generator is configured"
+        return "the server refused a fresh token, too" if self._refreshed else None
+
+    def refresh(self) -> None:
+        """Ask for another token at the next `prepare`, once a connection."""
+        self._refreshed = True
+
+    async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2) -> Reply:
+        """Send a command; return its reply where the first digit is the expected one (RFC 5321 §4.2.1), or raise `Failed`."""
+        with self.at(stage):
+            code, message = await self.client.execute_command(*words, timeout=timeout)
+        return self.judge(stage, code, message, expect)
+
+    def judge(self, stage: Stage, code: int, message: str, expect: int = 2) -> Reply:
+        """Return a reply whose first digit is the expected one; raise `Failed` for a refusal and for what makes no sense."""
+        reply = Reply.of(code, message)
+        if self.client.protocol is not None and self.client.protocol._buffer:  # noqa: SLF001 - nothing public shows it
+            reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
+        if reply.code // 100 == expect:
+            return reply
+        if reply.code // 100 in (4, 5):
+            raise Failed(stage, reply)
+        self.abort()
+        raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, f"unexpected reply: {reply}"))
+
+    async def reset(self, timeout: Timeout = Default.token) -> None:
+        """End the open transaction with RSET, or the connection where that fails. Raises nothing: it follows a refusal."""
+        if self.is_open:
+            try:
+                await self.command(Stage.MAIL, b"RSET", timeout=timeout)
+            except Failed:
+                self.abort()
+
+    async def quit(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
+        """Send QUIT and close, whatever the server says to it. Raises aiosmtplib's errors."""
+        try:
+            return await self.client.quit(timeout=timeout)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""
+        if self.client.transport is not None:
+            self.client.transport.abort()  # type: ignore[attr-defined] # asyncio's transports for streams have it
+        self.client.close()
+
+    @property
+    def _can_encrypt(self) -> bool:
+        return self.is_open and not self.is_tls and self.client.supports_extension("starttls")
+
+    @property
+    def _may_be_clear(self) -> bool:
+        if self.cleartext_auth != "loopback":
+            return self.cleartext_auth == "always"
+        peer = self.client.get_transport_info("peername")
+        if isinstance(peer, tuple):
+            return ipaddress.ip_address(peer[0].partition("%")[0]).is_loopback
+        return isinstance(peer, (str, bytes))  # a Unix domain socket
+
+    @property
+    def _mechanism(self) -> str | None:
+        """The one mechanism to use. In the clear (loopback, or as told) one that hides the password goes first."""
+        if self.credentials.token:
+            wanted: tuple[str, ...] = ("xoauth2",)
+        elif self.is_tls:
+            wanted = ("plain", "login", "cram-md5")
+        else:
+            wanted = ("cram-md5", "plain", "login")
+        return next((name for name in wanted if name in self.client.server_auth_methods), None)
+
+    async def _greet(self, timeout: Timeout) -> None:
+        """EHLO; HELO only where the server does not know EHLO (RFC 5321 §3.2), never where it is just busy."""
+        try:
+            with self.at(Stage.EHLO):
+                await self.client.ehlo(timeout=timeout)
+        except Failed as failed:
+            if failed.reply.code // 100 != 5 or not self.is_open:  # noqa: PLR2004
+                raise
+            try:
+                with self.at(Stage.EHLO):
+                    await self.client.helo(timeout=timeout)
+            except Failed:
+                raise failed from None
+
+    async def _encrypt(self, timeout: Timeout) -> None:
+        """STARTTLS, and EHLO anew: what was offered before counts no more (RFC 3207 §4.2)."""
+        with self.at(Stage.STARTTLS):
+            if not self._can_encrypt:
+                msg = "SMTP STARTTLS extension not supported by server."
+                raise aiosmtplib.SMTPNotSupported(msg)
+            await self.client.starttls(timeout=timeout)
+        await self._greet(timeout)
+
+    async def _log_in(self, timeout: Timeout) -> None:
+        """One AUTH command (RFC 4954 §4). A token that was refused is not sent again."""
+        username, secret = self.credentials.username, self.credentials.password
+        if self.credentials.oauth_token_generator is not None:
+            secret = await self.credentials.oauth_token_generator()
+            if self._refused and self._refused[0] == secret:
+                raise Failed(Stage.AUTH, self._refused[1], final=True)
+        log_in = getattr(self.client, f"auth_{self._mechanism}".replace("-", ""))
+        try:
+            with self.at(Stage.AUTH):
+                await log_in(username, secret, timeout=timeout)
+        except Failed as failed:
+            self._refused = secret, failed.reply
+            raise
+        self.authenticated, self._refreshed, self._refused = True, False, None
+
+    @contextmanager
+    def at(self, stage: Stage) -> Iterator[None]:
+        """Turn what aiosmtplib raises into `Failed`; close a connection on which no valid reply came."""
+        try:
+            yield
+        except aiosmtplib.SMTPNotSupported as error:
+            raise Failed.silently(stage, error, final=True) from error
+        except aiosmtplib.SMTPResponseException as error:
+            self.judge(stage, error.code, error.message)
+            raise  # unreachable where aiosmtplib and RFC 5321 agree on what a success is
+        except (aiosmtplib.SMTPException, OSError) as error:  # ssl.SSLError is an OSError
+            self.abort()
+            raise Failed.silently(stage, error) from error

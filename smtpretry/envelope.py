@@ -1,0 +1,116 @@
+"""From a message and its arguments to a `Delivery`: checked before anything is sent, and the same bytes ever after."""
+
+from __future__ import annotations
+
+import email.message
+import email.utils
+import re
+from collections.abc import Iterable, Sequence
+
+from aiosmtplib.email import extract_recipients, extract_sender, flatten_message, parse_address
+from aiosmtplib.protocol import normalize_message_line_endings
+
+from .delivery import Delivery, Outcome
+
+Message = email.message.EmailMessage | email.message.Message
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HEADER_SECTION = re.compile(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+")
+_HAS = {name: re.compile(rb"^" + name + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE) for name in (b"Message-ID", b"Date")}
+
+
+def prepare(
+    message: Message | str | bytes,
+    *,
+    sender: str | None = None,
+    recipients: str | Sequence[str] | None = None,
+    mail_options: Iterable[str] | None = None,
+    rcpt_options: Iterable[str] | None = None,
+) -> Delivery:
+    """Make a `Delivery` of a message and aiosmtplib's arguments; sender and recipients default to its headers.
+
+    A message object is written as 7-bit MIME, which every server takes. A Message-ID (its domain is the sender's) and a
+    Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same bytes.
+
+    Raises:
+        ValueError: no sender, no recipient, an address or an option with a control character, a str outside ASCII.
+        TypeError: a message, an address or options of another type.
+    """
+    if isinstance(message, email.message.Message):
+        sender = extract_sender(message) if sender is None else sender
+        recipients = extract_recipients(message) if recipients is None else recipients
+    elif not isinstance(message, (str, bytes)):
+        msg = f"message is an email.message.EmailMessage, str or bytes, not {type(message).__name__}"
+        raise TypeError(msg)
+    if sender is None:
+        msg = "no sender: the message has no From header, and sender= was not given"
+        raise ValueError(msg)
+    recipients = [recipients] if isinstance(recipients, str) else list(recipients or ())
+    if not recipients:
+        msg = "no recipients: the message has no To, Cc or Bcc header, and recipients= was not given"
+        raise ValueError(msg)
+    mailboxes: dict[str, str] = {}
+    for recipient in recipients:
+        local, _, domain = _mailbox(recipient).rpartition("@")
+        mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
+    mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
+    utf8 = not (_mailbox(sender).isascii() and all(mailbox.isascii() for mailbox in mailboxes))
+    if utf8 and not any(option.lower() == "smtputf8" for option in mail_options):
+        mail_options = (*mail_options, "SMTPUTF8")
+    return Delivery(
+        sender=sender,
+        outcomes={recipient: Outcome() for recipient in mailboxes.values()},
+        message=_identified(_bytes(message, utf8=utf8), sender),
+        mail_options=mail_options,
+        rcpt_options=rcpt_options,
+    )
+
+
+def _mailbox(address: str) -> str:
+    """The bare mailbox; one with a control character could add a command to the session."""
+    if not isinstance(address, str):
+        msg = f"an address is a str, not {address!r}"
+        raise TypeError(msg)
+    if _CONTROL.search(address):
+        msg = f"address {address!r} has a line break or another control character"
+        raise ValueError(msg)
+    return parse_address(address)
+
+
+def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
+    if isinstance(options, str):
+        msg = f"{name} is a list of options, not the string {options!r}"
+        raise TypeError(msg)
+    options = tuple(options or ())
+    for option in options:
+        if not option.isascii() or _CONTROL.search(option):
+            msg = f"{name} has {option!r}, which is no ESMTP parameter"
+            raise ValueError(msg)
+    return options
+
+
+def _bytes(message: Message | str | bytes, *, utf8: bool) -> bytes:
+    if isinstance(message, email.message.Message):
+        return flatten_message(message, utf8=utf8, cte_type="7bit")
+    if isinstance(message, bytes):
+        return message
+    if not message.isascii():
+        msg = "the message is a str with characters outside ASCII: pass bytes, or an EmailMessage to send_message"
+        raise ValueError(msg)
+    return message.encode("ascii")
+
+
+def _identified(message: bytes, sender: str) -> bytes:
+    """The message with CRLF line ends, a Message-ID and a Date."""
+    message = normalize_message_line_endings(message)
+    section = _HEADER_SECTION.match(message)
+    header = section[0] if section else b""
+    added = b""
+    if not _HAS[b"Message-ID"].search(header):
+        domain = parse_address(sender).rpartition("@")[2]
+        added += f"Message-ID: {email.utils.make_msgid(domain=domain if domain.isascii() and domain else 'localhost')}\r\n".encode()
+    if not _HAS[b"Date"].search(header):
+        added += f"Date: {email.utils.format_datetime(email.utils.localtime())}\r\n".encode()
+    if not section and added and not message.startswith(b"\r\n"):
+        added += b"\r\n"  # a body alone: it needs the empty line before it
+    return added + message

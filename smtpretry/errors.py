@@ -1,0 +1,165 @@
+"""What the caller gets to catch: aiosmtplib's own exceptions, and the few that it has no name for.
+
+    aiosmtplib.SMTPException
+     ├─ UncertainDelivery             the line broke after the final dot; each is also the aiosmtplib error that happened:
+     │   ├─ UncertainDisconnected       (SMTPServerDisconnected)
+     │   ├─ UncertainTimeout            (SMTPReadTimeoutError)
+     │   └─ UncertainResponse           (SMTPDataError)
+     └─ SMTPServerDisconnected
+         └─ ClientClosed              aclose() was called, or `async with` ended, while the send was waiting
+
+Whatever comes out of a send carries the `Delivery` as `exc.delivery`, and its story as a note (PEP 678).
+"""
+
+from __future__ import annotations
+
+import smtplib
+import aiosmtplib
+from aiosmtplib import SMTPResponse
+
+from .delivery import Delivery, Outcome, Status
+from .reply import NO_REPLY, Reply, Stage
+
+
+class UncertainDelivery(aiosmtplib.SMTPException):
+    """Nobody knows whether the message was taken, and the policy says not to send it again (RFC 1047)."""
+
+    delivery: Delivery
+
+
+class UncertainDisconnected(UncertainDelivery, aiosmtplib.SMTPServerDisconnected):
+    """The connection was lost after the final dot."""
+
+
+class UncertainTimeout(UncertainDelivery, aiosmtplib.SMTPReadTimeoutError):
+    """No reply came in time after the final dot."""
+
+
+class UncertainResponse(UncertainDelivery, aiosmtplib.SMTPDataError):
+    """What came after the final dot was no reply."""
+
+
+class ClientClosed(aiosmtplib.SMTPServerDisconnected):
+    """The client was closed before every recipient had its end: `exc.delivery` holds what is pending."""
+
+    delivery: Delivery
+
+
+def tell(error: BaseException, delivery: Delivery, now: float) -> None:
+    """Attach the delivery and its story to what comes out of a send."""
+    error.delivery = delivery  # type: ignore[attr-defined] # as promised for every exception of a send
+    error.add_note(delivery.story(now))
+
+
+def conclude(delivery: Delivery, now: float) -> tuple[dict[str, SMTPResponse], str]:
+    """What aiosmtplib's send methods return for a delivery that has ended.
+
+    Raises what aiosmtplib would have raised, where nobody was accepted.
+    """
+    failed = {
+        who: outcome for who, outcome in delivery.outcomes.items() if outcome.status in (Status.REFUSED, Status.UNCERTAIN)
+    }
+    if len(failed) == len(delivery.outcomes):
+        error = _exception(delivery.sender, failed)
+        tell(error, delivery, now)
+        raise error
+    return {who: _response(outcome) for who, outcome in failed.items()}, delivery.response
+
+
+def _response(outcome: Outcome) -> SMTPResponse:
+    reply = outcome.reply or Reply(NO_REPLY)
+    return SMTPResponse(reply.code, reply.message)
+
+
+def exception_of(stage: Stage | None, reply: Reply, error: Exception | None, sender: str = "", recipient: str = "") -> Exception:
+    """The exception that aiosmtplib has for a failure: what it raised itself, or the one for a reply at its stage."""
+    if error is not None:
+        return error
+    code, message = reply.code, reply.message
+    if code == NO_REPLY:
+        return aiosmtplib.SMTPServerDisconnected(message)
+    if stage is Stage.RCPT:
+        return aiosmtplib.SMTPRecipientRefused(code, message, recipient)
+    if stage is Stage.MAIL:
+        return aiosmtplib.SMTPSenderRefused(code, message, sender)
+    return _BY_STAGE.get(stage, aiosmtplib.SMTPResponseException)(code, message)
+
+
+_BY_STAGE: dict[Stage | None, type[aiosmtplib.SMTPResponseException]] = {
+    Stage.CONNECT: aiosmtplib.SMTPConnectResponseError,
+    Stage.EHLO: aiosmtplib.SMTPHeloError,
+    Stage.AUTH: aiosmtplib.SMTPAuthenticationError,
+    Stage.DATA: aiosmtplib.SMTPDataError,
+    Stage.END_OF_DATA: aiosmtplib.SMTPDataError,
+}
+
+
+def _exception(sender: str, failed: dict[str, Outcome]) -> Exception:
+    """The refusals, where every recipient has its own; else what became of a whole transaction."""
+    refused = list[aiosmtplib.SMTPRecipientRefused]()
+    whole: Exception | None = None
+    for who, outcome in failed.items():
+        reply = outcome.reply or Reply(NO_REPLY)
+        if outcome.status is Status.UNCERTAIN:
+            return _uncertain(reply, outcome.error)
+        error = exception_of(outcome.stage, reply, outcome.error, sender, who)
+        if isinstance(error, aiosmtplib.SMTPRecipientRefused):
+            refused.append(error)
+        else:
+            whole = error
+    return whole or aiosmtplib.SMTPRecipientsRefused(refused)
+
+
+def _uncertain(reply: Reply, error: Exception | None) -> UncertainDelivery:
+    if isinstance(error, aiosmtplib.SMTPTimeoutError):
+        return UncertainTimeout(reply.message)
+    if isinstance(error, aiosmtplib.SMTPResponseException):
+        return UncertainResponse(reply.code, reply.message)
+    return UncertainDisconnected(reply.message)
+
+
+def read(error: BaseException) -> list[tuple[Stage, Reply]]:
+    """What a server said, in an exception of aiosmtplib or smtplib, or in one that was raised because of it.
+
+    Empty where there is no such thing in it, or where no other attempt would change it. A connection that was lost at a
+    moment that the exception does not tell counts as lost after the final dot.
+    """
+    seen = set[int]()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
+            return [] if hasattr(link, "delivery") else _read(link)
+        seen.add(id(link))
+        link = link.__cause__ or link.__context__
+    return []
+
+
+def _read(error: aiosmtplib.SMTPException | smtplib.SMTPException) -> list[tuple[Stage, Reply]]:
+    match error:
+        case aiosmtplib.SMTPRecipientsRefused():
+            return [(Stage.RCPT, Reply.of(one.code, one.message)) for one in error.recipients]
+        case smtplib.SMTPRecipientsRefused():
+            return [(Stage.RCPT, Reply.of(*said)) for said in error.recipients.values()]
+        case aiosmtplib.SMTPResponseException():
+            return [(_stage(error), Reply.of(error.code, error.message))]
+        case smtplib.SMTPResponseException():
+            return [(_stage(error), Reply.of(error.smtp_code, error.smtp_error))]
+        case aiosmtplib.SMTPConnectError():
+            return [(Stage.CONNECT, Reply.of(NO_REPLY, str(error)))]
+        case aiosmtplib.SMTPServerDisconnected() | aiosmtplib.SMTPTimeoutError() | smtplib.SMTPServerDisconnected():
+            return [(Stage.END_OF_DATA, Reply.of(NO_REPLY, str(error)))]
+        case _:
+            return []
+
+
+def _stage(error: Exception) -> Stage:
+    return next((stage for kinds, stage in _STAGES.items() if isinstance(error, kinds)), Stage.MAIL)
+
+
+_STAGES = {
+    (aiosmtplib.SMTPConnectResponseError, smtplib.SMTPConnectError): Stage.CONNECT,
+    (aiosmtplib.SMTPHeloError, smtplib.SMTPHeloError): Stage.EHLO,
+    (aiosmtplib.SMTPAuthenticationError, smtplib.SMTPAuthenticationError): Stage.AUTH,
+    (aiosmtplib.SMTPRecipientRefused,): Stage.RCPT,
+    (aiosmtplib.SMTPDataError, smtplib.SMTPDataError): Stage.END_OF_DATA,
+}

@@ -1,0 +1,190 @@
+"""What to do about a reply, how long to wait, and when to give up: `RetryPolicy`, a value that does no I/O."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import KW_ONLY, dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING, Literal, Self
+
+import tenacity
+
+from .reply import NO_REPLY, Reply, Stage
+from .rules import DEFAULT_RULES, Action, Rule, Scope
+
+if TYPE_CHECKING:
+    from tenacity.stop import StopBaseT
+    from tenacity.wait import WaitBaseT
+
+_EVERYTHING = frozenset(Action)
+
+_BY_STAGE = {
+    Stage.CONNECT: Scope.SERVER,
+    Stage.EHLO: Scope.SERVER,
+    Stage.STARTTLS: Scope.SERVER,
+    Stage.AUTH: Scope.SERVER,
+    Stage.MAIL: Scope.MESSAGE,
+    Stage.RCPT: Scope.RECIPIENT,
+    Stage.DATA: Scope.MESSAGE,
+    Stage.END_OF_DATA: Scope.MESSAGE,
+}
+
+# What holds where no row matches, whatever rules a policy has (RFC 5321 §4.2.1: the first digit tells).
+_UNMATCHED = (
+    Rule(code=NO_REPLY, action=Action.RECONNECT, why="No valid reply came.", source="RFC 5321 §4.5.4.1"),
+    Rule(code=range(400, 500), action=Action.RETRY, why="A transient refusal.", source="RFC 5321 §4.2.1"),
+    Rule(action=Action.FAIL, why="A permanent refusal.", source="RFC 5321 §4.2.1"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do about one reply: the action, whom it concerns, the wait in seconds, and the row that says so."""
+
+    action: Action
+    scope: Scope
+    wait: float
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """The rules, the backoff and the limits. A frozen value: share it between clients, tasks and threads.
+
+    Args:
+        rules: the table, first match wins. Put your own rows in front: ``(Rule(...), *DEFAULT_RULES)``.
+        wait: any tenacity wait: the backoff in seconds by the number of the attempt, where neither the server nor the
+            row names a delay. The default (60 s, doubling to 15 min, up to 6 s of jitter) is made for greylisting
+            (RFC 6647 §5: a retry after a minute to an hour passes; RFC 5321 §4.5.4.1 asks for patience).
+        stop: any tenacity stop, on top of the two limits below; None for these alone.
+        give_up_after: how long after the first attempt the last one may begin; None for no limit. A computed wait is
+            cut so that the last attempt falls on it; a delay that the server names beyond it ends the wait at once.
+        max_attempts: how many attempts each recipient gets; None for no limit.
+        on_uncertain: what to do where the line broke after the final dot and before the reply. "resend" is what
+            RFC 5321 §4.5.3.2.6 and RFC 1047 ask of a client (at least once); "raise" is at most once.
+        sleep: how to wait, a coroutine function of seconds; None for the event loop's own. For tests.
+        clock: what time it is, in seconds since the epoch. For tests.
+
+    Raises:
+        ValueError: a wait below zero, a limit that is not positive, an unknown `on_uncertain`.
+        TypeError: rules that are no `Rule`, a wait or stop that cannot be called, a limit of another type.
+    """
+
+    rules: tuple[Rule, ...] = DEFAULT_RULES
+    _: KW_ONLY
+    wait: WaitBaseT = tenacity.wait_exponential(multiplier=60, max=900) + tenacity.wait_random(0, 6)
+    stop: StopBaseT | None = None
+    give_up_after: timedelta | None = timedelta(hours=1)
+    max_attempts: int | None = None
+    on_uncertain: Literal["resend", "raise"] = "resend"
+    sleep: Callable[[float], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
+    clock: Callable[[], float] = field(default=time.time, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse at once what would fail in the middle of a delivery."""
+        if isinstance(self.rules, Rule) or not all(isinstance(rule, Rule) for rule in self.rules):
+            msg = f"rules is a tuple of Rule, not {self.rules!r}"
+            raise TypeError(msg)
+        object.__setattr__(self, "rules", tuple(self.rules))
+        if not callable(self.wait) or (self.stop is not None and not callable(self.stop)):
+            msg = "wait and stop are tenacity's, such as tenacity.wait_fixed(60) and tenacity.stop_after_attempt(5)"
+            raise (ValueError if isinstance(self.wait, (int, float)) and self.wait < 0 else TypeError)(msg)
+        if not float(self.wait(self._state(attempt=1, elapsed=0.0))) >= 0:  # NaN is none either
+            msg = f"wait gives a negative number of seconds: {self.wait!r}"
+            raise ValueError(msg)
+        if self.give_up_after is not None and not isinstance(self.give_up_after, timedelta):
+            msg = f"give_up_after is a timedelta or None, not {self.give_up_after!r}"
+            raise TypeError(msg)
+        if self.give_up_after is not None and self.give_up_after <= timedelta(0):
+            msg = f"give_up_after is a positive timedelta, not {self.give_up_after!r}"
+            raise ValueError(msg)
+        if self.max_attempts is not None and not isinstance(self.max_attempts, int):
+            msg = f"max_attempts is a number of attempts or None, not {self.max_attempts!r}"
+            raise TypeError(msg)
+        if self.max_attempts is not None and self.max_attempts < 1:
+            msg = f"max_attempts is at least 1, not {self.max_attempts}"
+            raise ValueError(msg)
+        if self.on_uncertain not in ("resend", "raise"):
+            msg = f'on_uncertain is "resend" or "raise", not {self.on_uncertain!r}'
+            raise ValueError(msg)
+
+    @classmethod
+    def interactive(cls) -> Self:
+        """For a request handler: waits of seconds (1, 2, 4, 8 and so on with jitter), half a minute in all."""
+        return cls(
+            wait=tenacity.wait_exponential(multiplier=1, max=8) + tenacity.wait_random(0, 0.5),
+            give_up_after=timedelta(seconds=30),
+        )
+
+    def decide(
+        self,
+        reply: Reply,
+        stage: Stage,
+        *,
+        able: Collection[Action] = _EVERYTHING,
+        token: bool = False,
+        attempt: int = 1,
+        elapsed: float = 0.0,
+        error: BaseException | None = None,
+    ) -> Decision:
+        """Decide what a reply means. No I/O.
+
+        Args:
+            reply: what the server said.
+            stage: when it said it.
+            able: the actions that the session can take now; a row that asks for another falls to its `otherwise`.
+            token: whether the session logs in with an OAuth token.
+            attempt: the number of the attempt that met the reply, from 1: what the backoff goes by.
+            elapsed: seconds since the first attempt began.
+            error: the exception that stands for the reply, for tenacity waits that look at it.
+
+        The wait is the delay that the server names, else 0 where there is nothing to wait for, else the backoff, or the
+        row's own wait where that is longer and still before the deadline.
+        """
+        rule = next(
+            rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token)
+        )
+        action, scope = rule.action, rule.scope or _BY_STAGE[stage]
+        if action not in able:
+            action = rule.otherwise or (Action.FAIL if reply.code // 100 == 5 else Action.RETRY)  # noqa: PLR2004 - RFC 5321 §4.2.1
+        if action not in (Action.RETRY, Action.RECONNECT):
+            return Decision(action, scope, 0.0, rule)
+        if reply.retry_after is not None:
+            return Decision(action, scope, reply.retry_after, rule)
+        if rule.wait == 0 and action is rule.action:
+            return Decision(action, scope, 0.0, rule)
+        wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self._left(elapsed)
+        if rule.wait is not None and wait < rule.wait < left:
+            wait = rule.wait
+        elif scope is not Scope.SERVER and 0 < left < wait:  # a server's pause is not one delivery's to shorten
+            wait = left
+        return Decision(action, scope, wait, rule)
+
+    def backoff(self, *, attempt: int, elapsed: float, error: BaseException | None = None) -> float:
+        """The seconds that `wait` computes after so many attempts in so many seconds; never below zero."""
+        return max(0.0, float(self.wait(self._state(attempt=attempt, elapsed=elapsed, error=error))))
+
+    def gives_up(self, *, attempt: int, elapsed: float, wait: float) -> bool:
+        """Whether another attempt after `wait` seconds is one too many, given `attempt` attempts in `elapsed` seconds."""
+        return (
+            (self.max_attempts is not None and attempt >= self.max_attempts)
+            or wait > self._left(elapsed)
+            or (self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)))
+        )
+
+    def _left(self, elapsed: float) -> float:
+        return math.inf if self.give_up_after is None else self.give_up_after.total_seconds() - elapsed
+
+
+    def _state(
+        self, *, attempt: int, elapsed: float, wait: float = 0.0, error: BaseException | None = None
+    ) -> tenacity.RetryCallState:
+        """What tenacity's waits and stops look at, made anew each time: a shared one would mix up the counts."""
+        state = tenacity.RetryCallState(tenacity.AsyncRetrying(), fn=None, args=(), kwargs={})
+        state.attempt_number = attempt
+        state.outcome = tenacity.Future.construct(attempt, error or Exception(), has_exception=True)
+        state.outcome_timestamp = state.start_time + elapsed
+        state.upcoming_sleep = wait
+        return state

@@ -1,0 +1,276 @@
+"""What a server said and when: `Reply` and `Stage`.
+
+No I/O, no asyncio, no aiosmtplib in here: plain functions of plain values.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+NO_REPLY: Final = -1
+"""The code of a `Reply` that stands for silence: the line broke, timed out or was no SMTP (aiosmtplib's own -1)."""
+
+CODES: Final = range(200, 600)
+"""The codes that a server's reply can have (RFC 5321 §4.2)."""
+
+READ: Final = 1000
+"""How many characters of a text are looked at for a meaning; real replies say it earlier (RFC 5321 §4.5.3.1.5)."""
+
+_SHOWN = 500  # characters of `str(reply)`
+
+
+class Stage(Enum):
+    """When the server said it: the step of the session or of the transaction (RFC 5321 §3.1-3.3, 3207, 4954)."""
+
+    CONNECT = "CONNECT"
+    EHLO = "EHLO"
+    STARTTLS = "STARTTLS"
+    AUTH = "AUTH"
+    MAIL = "MAIL"
+    RCPT = "RCPT"
+    DATA = "DATA"
+    END_OF_DATA = "END_OF_DATA"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply of a server (RFC 5321 §4.2), its enhanced status (RFC 2034, 3463) taken out of the text.
+
+    Attributes:
+        code: 200 to 599, or `NO_REPLY` (-1) where nothing valid was said: then `text` tells what happened instead.
+        enhanced: the enhanced status, such as "4.2.0", or None. A status that leads every line is taken out of the
+            text; one that stands within it, as in qmail's "no such user (#5.1.1)", is left there as well.
+        text: what a person reads, free of control characters; a line feed stands between the lines of a multi-line
+            reply.
+    """
+
+    code: int
+    enhanced: str | None = None
+    text: str = ""
+
+    @classmethod
+    def of(cls, code: int, message: str | bytes) -> Reply:
+        """The reply that aiosmtplib (or smtplib, in bytes) holds as a code and a message. Never raises.
+
+        A code that no server can have sent becomes `NO_REPLY`.
+        """
+        if isinstance(message, bytes):
+            message = message.decode(errors="replace")
+        text = _clean(message)
+        if code not in CODES:
+            return cls(NO_REPLY, None, text)
+        lines = text.split("\n")
+        leading = {_status(line) for line in lines}
+        if len(leading) == 1 and (enhanced := leading.pop()):
+            bare = "\n".join(line[len(enhanced) :].lstrip() for line in lines)
+            if _within(bare) is None:
+                return cls(int(code), enhanced, bare)
+        return cls(int(code), _within(text), text)
+
+    @classmethod
+    def parse(cls, line: str) -> Reply:
+        r"""Read a reply as it stands in a log: ``"450 4.2.0 Greylisted for 300 seconds"``.
+
+        The lines of a multi-line reply ("550-5.1.1 No such user", "550 5.1.1 See ...") may be given as they came, or
+        joined by spaces into one, as mail logs hold them.
+
+        Raises:
+            ValueError: the text does not begin with a reply code from 200 to 599; the message says what is wrong.
+        """
+        line = _clean(line)
+        if not line:
+            msg = "no reply: the line is empty"
+            raise ValueError(msg)
+        begin = _BEGIN.match(line)
+        if begin is None:
+            msg = f"no reply: {_cut(line, 60)!r} does not begin with a three-digit code, a space and a text"
+            raise ValueError(msg)
+        code, rest = int(begin[1]), line[begin.end() :]
+        if code not in CODES:
+            msg = f"no reply: its code is from 200 to 599, not {code}"
+            raise ValueError(msg)
+        if begin[2] == "-":
+            status = _status(rest)
+            status = rf"(?={re.escape(status)}(?:\s|$))" if status else ""
+            rest = re.sub(rf"\s{code}(?:[ -]|$){status}", "\n", rest)
+        return cls.of(code, re.sub(rf"\n{code}(?:[ -]|(?=\n|$))", "\n", rest))
+
+    @property
+    def message(self) -> str:
+        """The text as the server wrote it, with the enhanced status on each line: aiosmtplib's `message`."""
+        if self.enhanced is None or _within(self.text) == self.enhanced:
+            return self.text
+        return "\n".join(f"{self.enhanced} {line}".rstrip() for line in self.text.split("\n"))
+
+    @property
+    def retry_after(self) -> float | None:
+        """The delay in seconds that the text names ("Greylisted for 300 seconds", "come back in 00:05:00"), or None.
+
+        None as well for zero, for more than five days (the longest that a mail is kept trying, RFC 5321 §4.5.4.1), and
+        for numbers that are no delay: limits ("10 messages per hour"), times gone by ("in the last 10 minutes"), the
+        time of day, counters, addresses and links.
+        """
+        words = [_NAME if _OPAQUE.search(word) else word for word in self.text[:READ].split()]
+        if (found := _DELAY.search(" ".join(words))) is None:
+            return None
+        seconds = _seconds(next(group for group in found.groups() if group is not None))
+        return seconds if 0 < seconds <= _LONGEST else None
+
+    def __str__(self) -> str:
+        """One clean line, for logs and notes; a long text is cut."""
+        text = _cut(self.message.replace("\n", " "), _SHOWN)
+        if self.code == NO_REPLY:
+            return f"no reply ({text})" if text else "no reply"
+        return f"{self.code} {text}".rstrip()
+
+
+# --- Reading the status -----------------------------------------------------------------------------------------------
+
+_ENHANCED = r"[245]\.\d{1,3}\.\d{1,3}"
+_LEADING = re.compile(rf"({_ENHANCED})(?=\s|$)", re.ASCII)
+# "5.7.1: Denied", "'5.1.1 <bob@example.com>... User unknown'", "no such user (#5.1.1)", "denied [5.7.1]"
+_INLINE = re.compile(rf"(?:^['\"]?|#|[(\[])({_ENHANCED})\b(?!\.\d)", re.ASCII)
+_BEGIN = re.compile(r"(\d{3})([ -]|(?=\n|$))", re.ASCII)
+
+
+def _status(line: str) -> str | None:
+    """The enhanced status that leads a line."""
+    found = _LEADING.match(line)
+    return found and found[1]
+
+
+def _within(text: str) -> str | None:
+    """The enhanced status that stands within a text."""
+    found = _INLINE.search(text, 0, READ)
+    return found and found[1]
+
+
+# --- Cleaning ---------------------------------------------------------------------------------------------------------
+
+_ESCAPES = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]?")
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xa0\u2028\u2029]")  # all but the line feed
+_INVISIBLE = re.compile("[\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")  # direction marks and kin
+_UNDECODED = re.compile("[\ud800-\udfff]")
+
+
+def _clean(text: str) -> str:
+    """Text that can neither steer a terminal nor forge a line of a log, and that any codec can write."""
+    text = _ESCAPES.sub("", text)
+    text = _UNDECODED.sub("\ufffd", _INVISIBLE.sub("", _CONTROLS.sub(" ", text)))
+    return "\n".join(line.strip() for line in text.strip().split("\n"))
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+# --- Reading the delay ------------------------------------------------------------------------------------------------
+#
+# A duration alone is no delay ("unable to deliver in 840 minutes"): a phrase around it must say so. Each phrase below
+# is one way of saying so. All repetitions are bounded: the time is linear in the text.
+
+_LONGEST = 5 * 86400.0  # seconds
+_NAME = "@"  # stands for a word that is no language: an address, a link, a time stamp, an id
+_OPAQUE = re.compile(r"[@\\]|://|\d\.\d+\.\d|\d-\d+-\d|:\w*:\w*:")
+_CLOCK = r"\d{1,3}:[0-5]\d:[0-5]\d"
+_NUMBERS = {
+    word: float(number)
+    for number, words in enumerate(
+        "a an one eine einer einem une un una uno um uma|two zwei deux dos due|three drei trois tres tre|four|"
+        "five fünf cinq cinco cinque|six|seven|eight|nine|ten zehn dix diez dieci dez|eleven|twelve|||fifteen".split("|"),
+        start=1,
+    )
+    for word in words.split()
+} | {"twenty": 20.0, "thirty": 30.0, "forty": 40.0, "forty-five": 45.0, "sixty": 60.0, "ninety": 90.0}
+_UNITS = {
+    0.001: r"ms|msecs?|milliseconds?",
+    1.0: r"s|secs?|seconds?|second\(s\)|sekunden?|secondes?|segundos?|secondi|seconden|секунд\w?",
+    60.0: r"m|mins?|minutes?|minute\(s\)|minuten?|minutos?|minuti|минут\w?",
+    3600.0: r"h|hrs?|hours?|hour\(s\)|stunden?|heures?|horas?|or[ae]|uur|час\w{0,2}",
+    86400.0: r"d|days?|day\(s\)|tage?n?|jours?|d[ií]as?|giorn[io]|dag(?:en)?|дн\w{1,2}|день",
+    604800.0: r"w|weeks?",
+}
+_FIGURES = r"\d{1,7}(?:[.,]\d{1,3})?"
+_WORDS = rf"\b(?:half\s+an?|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
+# "5 minutes", "30s", "an hour", but not "as": a unit of one letter stands behind figures alone.
+_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b))(?:{'|'.join(_UNITS.values())})(?![^\W\d])"
+_DURATION = (
+    rf"((?>(?<!after ){_CLOCK}(?!\s?(?:[ap]m|utc|gmt|[-+]\d)\b)"
+    rf"|\d{{1,2}}:\d\d(?=\s?(?:min|hour))"
+    rf"|(?:\d{{1,6}}\s?(?:-|–|to|or|bis)\s?)?{_PIECE}(?:\s?(?:,|&|and|und|et|y|e|и)?\s?{_PIECE}){{0,3}}))"
+    rf"(?!\s?(?:ago|old|period|window|interval)\b)"
+)
+# Words between a cue and a duration: none of a number, a new sentence, or something that happened before.
+_GAP = r"(?:(?!exceed|time(?:d |-)?out|unable|fail|gave|sent|receiv|last|past|per\b)[^\d;!?.]|\.(?=\S)){0,60}?"
+_SHORT_GAP = r"(?:\s+[^\W\d]+){0,4}?\s+"
+_ABOUT = (
+    r"[^\w-]{0,3}(?:(?:about|approx(?:imately|\.)?|around|roughly|~|another|an?\s+additional|a\s+further|at\s+least|minimum"
+    r"|a\s+minimum\s+of|the\s+(?:next|following|first)|next|up\s+to|no\s+(?:less|sooner)\s+than|etwa|ca\.?|environ)"
+    r"\s*){0,2}"
+)
+_AGAIN = (
+    r"re-?try(?:ing)?|re-?tried|try(?:ing)?|again|re-?sen[dt](?:ing)?|resubmit\w*|re-?attempt\w*|next\s+attempt|back"
+    r"|return|re-?connect|re-?deliver\w*|re-?queued?|r[ée]essa\w+|erneut|versuch\w*|nuevo|int[eé]nt\w+|novamente|tent[ea]"
+    r"|opnieuw|riprova\w*"
+)
+_HELD = (
+    r"(?:block|bann?|lock|suspend|throttl|limit|deferr?|delay|reject|paus|black-?list|disabl|quarantin|restrict|penali[sz])"
+    r"ed|den(?:y|ied)|(?:auto-?)?(?:block|ban)"
+)
+_PHRASES = (
+    # try again in 5 minutes; resend after an hour; come back in 00:05:00; retry is allowed after 300 s
+    rf"(?<!many )\b(?:{_AGAIN})\b{_GAP}(?:\b(?:in|after|en|em|nach|over|not\s(?:before|earlier\sthan))\b|(?<=later\s)\(){_ABOUT}{_DURATION}",
+    rf"\b(?:{_AGAIN})\W{{1,3}}{_DURATION}\s+(?:later|from\s+now)\b",
+    # in 5 minutes try again; after 300 seconds, please retry
+    rf"(?:^|[.;:!,(]\s?|please\s|bitte\s)(?:in|after|nach|en)\s{_ABOUT}{_DURATION},?\s(?:please\s)?(?:{_AGAIN})\b",
+    # через 5 минут; dans 10 minutes
+    rf"\b(?:dans|через|tra|fra){_ABOUT}{_DURATION}",
+    # greylisted for 300 seconds; greylisting (5 min); greylisting delay: 60s
+    rf"\bgr[ea]y-?\s?list\w*{_GAP}\b(?:for|in|after|of|is|w[aä]hrend|für|pour|por){_ABOUT}{_DURATION}",
+    # blocked for 10 minutes; temporarily rejected for the next hour
+    rf"\b(?:{_HELD}){_SHORT_GAP}(?:for|during)\b{_ABOUT}{_DURATION}",
+    # wait 60 seconds; please wait for another 5 minutes; delay: 30s; greylisting 300 s; retry interval is 5 min
+    rf"\b(?:wait|delay|defer|pause|hold(?:\soff)?|sleep|back-?\s?off|cool-?\s?down|slow\sdown|retry|penalty|lockout|ban"
+    rf"|gr[ea]y-?list\w*|waiting)(?:\s(?:time|period|interval|duration|delay))?(?:\s(?:is|of|for))?{_ABOUT}{_DURATION}",
+    # limit expires in 45 seconds; quota resets in 3 hours; will be accepted after 5 min
+    rf"\b(?:expires|expire|resets?|renews?|ends|lifted|un(?:block|ban|lock)\w*|resumes?"
+    rf"|will\sbe\s(?!delet|bounc|return|reject|remov|discard)\w+){_SHORT_GAP}(?:in|after)\b{_ABOUT}{_DURATION}",
+    # 45 seconds remaining; 300 s before retrying; 5 minutes until you can send again
+    rf"\b{_DURATION}\s(?:remain(?:ing|s)?|left|to\s(?:go|wait)|delay"
+    rf"|before\s(?:re-?\w+|you|next|trying|sending|another|attempting)|until\s(?:re\w+|you|next|un\w+))\b",
+    # remaining: 45 s; time left 2m30s
+    rf"\b(?:remaining|time\sleft)(?:\s(?:time|delay|wait))?(?:\sis)?\W{{1,3}}{_DURATION}",
+    # retry-after: 300; seconds left: 45
+    r"\bretry[-_]?(?:after|in)\W{1,4}(\d{1,7})(?=\s?(?:$|[.,;:)\]}\"']))",
+    r"\bretry\s(?:after|in)\s?[:=]\s?(\d{1,7})(?=\s?(?:$|[.,;:)\]}\"']))",
+    r"\b(?:seconds|secs)\s(?:remaining|left|to\swait)\s?[:=]\s?(\d{1,7})\b",
+)
+_DELAY = re.compile("|".join(_PHRASES), re.IGNORECASE)
+_PIECES = re.compile(
+    rf"(?:({_FIGURES})[\s-]{{0,2}}|({_WORDS})[\s-](?!\w\b))"
+    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?![^\W\d])",
+    re.IGNORECASE,
+)
+
+
+def _seconds(duration: str) -> float:
+    """A duration as `_DURATION` finds it, in seconds: "00:05:00", "1 hour 2 minutes", "5-10 min" (the longer), "300"."""
+    if ":" in duration:
+        hours, minutes, *rest = map(int, duration.split(":"))
+        return hours * 3600.0 + minutes * 60.0 + rest[0] if rest else hours * 60.0 + minutes
+    if duration.isdecimal():
+        return float(duration)
+    total = 0.0
+    for figures, word, *units in _PIECES.findall(duration):
+        total += _number(figures or word) * next(size for size, unit in zip(_UNITS, units, strict=True) if unit)
+    return total
+
+
+def _number(word: str) -> float:
+    if word[0].isdecimal():
+        whole, _, part = word.partition(",")
+        return float(whole + part if len(part) == 3 else word.replace(",", "."))  # noqa: PLR2004 - "1,800" against "1,5"
+    return 0.5 if word[:4].lower() == "half" else _NUMBERS[word.lower()]

@@ -1,0 +1,133 @@
+"""One mail transaction: MAIL, a RCPT for each recipient, DATA (RFC 5321 §3.3). A refusal or a fault raises `Failed`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import aiosmtplib
+from aiosmtplib import SMTPResponse
+from aiosmtplib.email import quote_address
+from aiosmtplib.typing import Default
+
+from .connection import Connection, Failed, Timeout
+from .reply import Reply, Stage
+
+if TYPE_CHECKING:
+    from aiosmtplib.protocol import SMTPProtocol
+
+    from .delivery import Delivery
+
+_PERIOD = re.compile(rb"(?m)^\.")
+_CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, final dot and all
+
+
+class Transaction:
+    """The steps, to be taken in this order: `mail`, `rcpt` as often as wanted, `data`."""
+
+    def __init__(self, connection: Connection, delivery: Delivery, timeout: Timeout = Default.token) -> None:
+        self.connection = connection
+        self.delivery = delivery
+        self.timeout = timeout
+        self.dot_sent = False  # from here on the message may have been taken, whatever happens
+
+    async def mail(self) -> Reply:
+        """Open the transaction. Fails for good where the server lacks an extension that the message cannot do without."""
+        offers = self.connection.client.supports_extension
+        options = {option.partition("=")[0].lower(): option for option in self.delivery.mail_options}
+        if "smtputf8" in options and not offers("smtputf8"):
+            self._cannot("an address is not ASCII, and the server does not offer SMTPUTF8 (RFC 6531)")
+        if not self.delivery.message.isascii():
+            if not offers("8bitmime"):
+                self._cannot(
+                    "the message has 8-bit bytes, and the server does not offer 8BITMIME (RFC 6152): "
+                    "give send_message an EmailMessage, which it writes as 7-bit MIME"
+                )
+            options.setdefault("body", "BODY=8BITMIME")
+        elif not offers("8bitmime"):
+            options.pop("body", None)
+        if offers("size"):
+            options.setdefault("size", f"SIZE={len(self.delivery.message)}")
+        return await self._command(Stage.MAIL, b"FROM:", self.delivery.sender, tuple(options.values()))
+
+    async def rcpt(self, recipient: str) -> Reply:
+        """Offer one recipient."""
+        return await self._command(Stage.RCPT, b"TO:", recipient, self.delivery.rcpt_options)
+
+    async def data(self) -> Reply:
+        """Send the message; return the reply that accepts it.
+
+        A failure at DATA, or with a reply, means that the message was not taken. A failure at END_OF_DATA without a reply
+        means that nobody knows (RFC 1047).
+        """
+        await self.connection.command(Stage.DATA, b"DATA", timeout=self.timeout, expect=3)
+        client = self.connection.client
+        timeout = client.timeout if self.timeout is Default.token else self.timeout
+        body = _PERIOD.sub(b"..", self.delivery.message) + b".\r\n"
+        try:
+            with self.connection.at(Stage.DATA):
+                if client.protocol is None:
+                    raise aiosmtplib.SMTPServerDisconnected("Connection lost")
+                if len(body) > _CHUNK:
+                    code, message = await self._send_in_chunks(client.protocol, body, timeout)
+                else:
+                    client.protocol.write(body)
+                    self.dot_sent = True
+                    code, message = await client.protocol.read_response(timeout=timeout)
+        except Failed as failed:
+            failed.stage = self._stage
+            raise
+        if not self.dot_sent:
+            self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
+        return self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else 0)
+
+    async def _send_in_chunks(self, protocol: SMTPProtocol, body: bytes, timeout: float | None) -> SMTPResponse:
+        """Send a large body, the final dot when all else has gone; return at once what the server says meanwhile.
+
+        A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
+        """
+        transport = cast("asyncio.WriteTransport", protocol.transport)
+        transport.set_write_buffer_limits(high=0)  # drained means: with the kernel
+        writer = asyncio.StreamWriter(transport, protocol, None, asyncio.get_running_loop())
+        reading = asyncio.ensure_future(protocol.read_response())
+        try:
+            for start in range(0, len(body), _CHUNK):
+                protocol.write(body[start : start + _CHUNK])
+                self.dot_sent = start + _CHUNK >= len(body)
+                draining = asyncio.ensure_future(_drain(writer))
+                try:
+                    await _first({reading, draining}, timeout)
+                finally:
+                    draining.cancel()
+                if reading.done():
+                    break
+            await _first({reading}, timeout)
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    @property
+    def _stage(self) -> Stage:
+        return Stage.END_OF_DATA if self.dot_sent else Stage.DATA
+
+    async def _command(self, stage: Stage, keyword: bytes, address: str, options: Sequence[str]) -> Reply:
+        words = (stage.value.encode(), keyword + quote_address(address).encode(), *(option.encode() for option in options))
+        return await self.connection.command(stage, *words, timeout=self.timeout)
+
+    @staticmethod
+    def _cannot(why: str) -> NoReturn:
+        raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(why), final=True)
+
+
+async def _drain(writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):  # the reader tells why
+        await writer.drain()
+
+
+async def _first(futures: set[asyncio.Future[Any]], timeout: float | None) -> None:
+    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+    if not done:
+        raise aiosmtplib.SMTPReadTimeoutError("Timed out sending the message")
