@@ -25,22 +25,21 @@ _BEFORE_MAIL = (Stage.CONNECT, Stage.EHLO, Stage.STARTTLS, Stage.AUTH)
 _IN_TRANSACTION = (Stage.RCPT, Stage.DATA)  # where a refusal leaves one open
 _OURS = Decision(Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own."))
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
-_ONCE = (Action.AUTHENTICATE, Action.STARTTLS, Action.REFRESH_TOKEN)  # repairs that are made once a pass
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
 
 
 class Pass:
     """One attempt at a delivery over one connection.
 
-    `todo` holds the recipients that this pass still has to offer. Every turn of the loop in `run` either settles or defers
-    some of them, or makes a repair that no later turn of the same pass makes again: so it ends.
+    `todo` holds the recipients that this pass still has to offer. Every turn of the loop in `run` either settles or
+    defers some of them, or makes a repair that no later turn of the same pass makes again: so it ends.
     """
 
     def __init__(self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout) -> None:
         self.delivery, self.policy, self.pool, self.timeout = delivery, policy, pool, timeout
         self.todo: list[str] = []
         self.batch: int | None = None  # how many recipients the server takes in one transaction
-        self.repaired: set[Action | Rule] = set()
+        self.repaired: set[Action | Rule] = set()  # what was mended; the same is not mended again
         self.waits: dict[tuple[Scope, int, float | None], float] = {}  # so that those who wait alike go on together
         self.offered: str | None = None  # the recipient of the last RCPT
         self.suspect: str | None = None  # the same, where it was refused: if the line breaks next, that may be why
@@ -67,7 +66,7 @@ class Pass:
         group, taken = self._group(), list[str]()
         self.suspect = None
         try:
-            await connection.prepare(self.timeout)
+            await self._prepare(connection)
             await transaction.mail()
             await self._offer(connection, transaction, group, taken)
             if taken:
@@ -79,8 +78,16 @@ class Pass:
             await self._act(connection, failed, taken or group)
         except BaseException as error:
             if transaction.dot_sent:
-                self._doubt(taken, Failed(Stage.END_OF_DATA, Reply(NO_REPLY, text=f"broken off: {type(error).__name__}")))
+                self._doubt(
+                    taken, Failed(Stage.END_OF_DATA, Reply(NO_REPLY, text=f"broken off: {type(error).__name__}"))
+                )
             raise
+
+    async def _prepare(self, connection: Connection) -> None:
+        before = connection.authenticated
+        await connection.prepare(self.timeout)
+        if connection.authenticated is not None and connection.authenticated is not before:
+            self._note(Failed(Stage.AUTH, connection.authenticated), None, self.todo)
 
     def _group(self) -> list[str]:
         alone = self.delivery.outcomes[self.todo[0]].alone
@@ -125,35 +132,38 @@ class Pass:
         elif failed.stage in _IN_TRANSACTION:
             await connection.reset(self.timeout)
         self._note(failed, decision, concerned)
+        if failed.stage is Stage.END_OF_DATA and failed.reply.code == NO_REPLY:
+            self._doubt(concerned, failed)
         match decision.action:
-            case Action.AUTHENTICATE:
-                connection.needs_auth = True
-            case Action.STARTTLS:
-                connection.needs_tls = True
-            case Action.REFRESH_TOKEN:
-                connection.refresh()
-            case Action.SPLIT:
-                self.batch = self.batch if self.batch and self.batch < len(concerned) else len(concerned) // 2
-            case Action.RECONNECT:
-                self._reconnect(connection, failed, decision, concerned)
-            case Action.RETRY:
-                self._defer(concerned if decision.scope is Scope.RECIPIENT else self.todo, failed, decision)
             case Action.FAIL:
                 whom = concerned if decision.scope is Scope.RECIPIENT else self.delivery.pending
                 self._settle(whom, Status.REFUSED, failed)
-        self.repaired.add(decision.action)
+            case Action.RETRY:
+                self._defer(concerned if decision.scope is Scope.RECIPIENT else self.todo, failed, decision)
+            case Action.RECONNECT:
+                self._reconnect(connection, failed, decision, concerned)
+            case Action.SPLIT:
+                self.batch = self.batch if self.batch and self.batch < len(concerned) else len(concerned) // 2
+            case repair:
+                self._repair(connection, repair)
+
+    def _repair(self, connection: Connection, repair: Action) -> None:
+        """Tell the connection what the session needs; it is brought about before the next transaction."""
+        self.repaired.add(repair)
+        connection.needs_tls |= repair is Action.STARTTLS
+        connection.needs_auth |= repair is Action.AUTHENTICATE
+        if repair is Action.REFRESH_TOKEN:
+            connection.refresh()
 
     def _reconnect(self, connection: Connection, failed: Failed, decision: Decision, concerned: list[str]) -> None:
         """The connection is gone: go on at once over a new one where that promises something, else later."""
-        if failed.stage is Stage.END_OF_DATA and failed.reply.code == NO_REPLY:
-            self._doubt(concerned, failed)
-        elif decision.rule.wait == 0 and decision.rule not in self.repaired:
+        if decision.rule.wait == 0 and decision.rule not in self.repaired:
             self.repaired.add(decision.rule)
             return
-        elif self.suspect is not None and failed.stage in _IN_TRANSACTION:
+        if self.suspect is not None and failed.stage in _IN_TRANSACTION:
             self.delivery.outcomes[self.suspect].alone = True  # refused, and hung up on: the others go without it
             return
-        elif failed.stage is Stage.RCPT:
+        if failed.stage is Stage.RCPT:
             self.delivery.outcomes[concerned[0]].alone = True
             self._defer(concerned, failed, decision)
             self.unruly += 1
@@ -163,9 +173,12 @@ class Pass:
             return  # it had died since its last transaction
         self._defer(self.todo, failed, decision)
 
-    def _decide(self, connection: Connection, failed: Failed, concerned: Sequence[str], *, splittable: bool) -> Decision:
+    def _decide(
+        self, connection: Connection, failed: Failed, concerned: Sequence[str], *, splittable: bool
+    ) -> Decision:
         """Ask the policy, given what the session can still do."""
-        if failed.final:
+        if failed.final is not None:
+            self.delivery.cure = failed.final
             return _OURS
         obstacles = {
             Action.AUTHENTICATE: connection.obstacle_to_auth(),
@@ -173,7 +186,7 @@ class Pass:
             Action.REFRESH_TOKEN: connection.obstacle_to_refresh(),
             Action.SPLIT: None if splittable else "a single recipient is one too many",
         }
-        able = {a for a in Action if obstacles.get(a) is None and not (a in _ONCE and a in self.repaired)}
+        able = {action for action in Action if obstacles.get(action) is None and action not in self.repaired}
         decide = partial(
             self.policy.decide,
             failed.reply,
@@ -191,9 +204,11 @@ class Pass:
             self.pool.resume()
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
-        if failed.reply.retry_after is None:  # one jitter for all
-            shared = self.waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
-            decision = replace(decision, wait=shared)
+        if (
+            decision.action in (Action.RETRY, Action.RECONNECT) and failed.reply.retry_after is None
+        ):  # one jitter for all
+            wait = self.waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
+            decision = replace(decision, wait=wait)
         return decision
 
     def _put_aside(self, recipients: Sequence[str], failed: Failed, decision: Decision) -> None:
@@ -210,13 +225,13 @@ class Pass:
         attempt = max((self.delivery.outcomes[who].attempts for who in recipients), default=1)
         wait = decision.wait or self.policy.backoff(attempt=attempt, elapsed=self.delivery.elapsed(now))
         if decision.scope is Scope.SERVER:
-            self.pool.pause(now + wait, failed)
+            self.pool.pause(now + min(wait, self.policy.patience), failed)
         self._wait(recipients, failed, wait)
 
     def _wait(self, recipients: Sequence[str], failed: Failed, wait: float) -> None:
         """Take them out of this pass until then, or for good where the policy gives up."""
         now = self.policy.clock()
-        for who in list(recipients):
+        for who in [who for who in recipients if who in self.todo]:
             outcome = self.delivery.outcomes[who]
             if self.policy.gives_up(attempt=outcome.attempts, elapsed=self.delivery.elapsed(now), wait=wait):
                 self._settle([who], Status.REFUSED, failed)

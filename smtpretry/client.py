@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Self, get_args
 
 import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
 from .connection import CleartextAuth, Connection, Credentials, Failed, Timeout
-from .delivery import Delivery
 from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
 from .policy import RetryPolicy
@@ -20,9 +18,12 @@ from .pool import Pool
 if TYPE_CHECKING:
     import socket
     import ssl
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
+
+    from .delivery import Delivery
 
 
 class RetryingSMTP:
@@ -165,10 +166,10 @@ class RetryingSMTP:
 
         Raises what aiosmtplib's own `connect` raises.
         """
+        if self.is_connected:
+            msg = "SMTP instance is already connected"
+            raise aiosmtplib.SMTPException(msg)
         async with self._pool.lend() as connection:
-            if connection.is_open:
-                msg = "SMTP instance is already connected"
-                raise aiosmtplib.SMTPException(msg)
             try:
                 return await connection.connect(timeout)
             except Failed as failed:
@@ -215,7 +216,7 @@ class RetryingSMTP:
         return delivery
 
 
-async def send(  # noqa: PLR0913 - aiosmtplib.send's signature
+async def send(
     message: Message | str | bytes,
     /,
     *,
@@ -242,10 +243,10 @@ async def send(  # noqa: PLR0913 - aiosmtplib.send's signature
     sock: socket.socket | None = None,
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
 ) -> tuple[dict[str, SMTPResponse], str]:
-    """Connect, send one message until every recipient has its end, and disconnect: `aiosmtplib.send`, with a policy.
+    """Connect, send one message until every recipient has its end, disconnect: `aiosmtplib.send` with a policy.
 
-    Arguments, return value and exceptions are aiosmtplib's; see `RetryingSMTP.send_message` for what retrying adds. With
-    a username each connection begins with AUTH, over TLS or loopback only.
+    Arguments, return value and exceptions are aiosmtplib's; see `RetryingSMTP.send_message` for what retrying adds.
+    With a username each connection begins with AUTH, over TLS or loopback only.
 
     Raises:
         aiosmtplib.SMTPException: nobody was accepted.

@@ -7,14 +7,16 @@ a reconnect. A step that fails raises `Failed`, which says at which stage, and w
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import aiosmtplib
 from aiosmtplib.typing import Default
 
 from .reply import NO_REPLY, Reply, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
 
 CleartextAuth = Literal["never", "loopback", "always"]
 Timeout = float | Literal[Default.token] | None
@@ -27,17 +29,18 @@ class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never 
         stage: which step.
         reply: what the server said; its code is `NO_REPLY` where no valid reply came.
         error: what aiosmtplib raised where no reply came; None where the reply tells all.
-        final: whether this is our own refusal, which nothing that the server may say later changes.
+        final: why nothing that the server may say later changes it, where that is known on this side.
     """
 
-    def __init__(self, stage: Stage, reply: Reply, error: Exception | None = None, *, final: bool = False) -> None:
+    def __init__(self, stage: Stage, reply: Reply, error: Exception | None = None, *, final: str | None = None) -> None:
         super().__init__(stage, reply)
         self.stage, self.reply, self.error, self.final = stage, reply, error, final
 
     @classmethod
     def silently(cls, stage: Stage, error: Exception, *, final: bool = False) -> Failed:
         """No reply came; the error says what did."""
-        return cls(stage, Reply.of(NO_REPLY, str(error) or type(error).__name__), error, final=final)
+        why = getattr(error, "message", str(error)) or type(error).__name__
+        return cls(stage, Reply.of(NO_REPLY, why), error, final=why if final else None)
 
 
 class Credentials:
@@ -66,7 +69,8 @@ class Credentials:
     @classmethod
     def of(cls, client: aiosmtplib.SMTP) -> Credentials:
         """What the client itself was given."""
-        username, password, generator = client._login_username, client._login_password, client._oauth_token_generator  # noqa: SLF001
+        username, password = client._login_username, client._login_password  # noqa: SLF001 - see Connection
+        generator = client._oauth_token_generator  # noqa: SLF001
         if username is not None and generator is None and password is None:
             password = ""  # as aiosmtplib does
         return cls(username, password, generator)
@@ -84,25 +88,27 @@ class Connection:
     """An aiosmtplib client and what is known of its session."""
 
     def __init__(self, client: aiosmtplib.SMTP, credentials: Credentials, cleartext_auth: CleartextAuth) -> None:
-        # aiosmtplib has no public name for these settings of a client. Its connect() would act on them by itself: log in
-        # over a clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
+        # aiosmtplib has no public name for these settings of a client. Its connect() would act on them by itself: log
+        # in over a clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
         self.client = client
         self._start_tls: bool | None = client._start_tls_on_connect  # noqa: SLF001
         self.credentials = credentials or Credentials.of(client)
         self.needs_auth = bool(self.credentials) and not credentials  # aiosmtplib logs in at once with the client's own
         self.cleartext_auth = cleartext_auth
         self.needs_tls = False
-        self.authenticated = False
+        self.authenticated: Reply | None = None  # what the server said to the log-in of this session
         self.used = client.is_connected  # whether a transaction ended on it: then it may have died since
         self._refreshed = False
         self._refused: tuple[str | bytes | None, Reply] | None = None  # the secret that the last AUTH failed with
 
     @property
     def is_open(self) -> bool:
+        """Whether there is a connection, as far as this side knows."""
         return self.client.is_connected
 
     @property
     def is_tls(self) -> bool:
+        """Whether it is encrypted."""
         return self.is_open and self.client.get_transport_info("sslcontext") is not None
 
     async def prepare(self, timeout: Timeout = Default.token) -> None:
@@ -121,7 +127,7 @@ class Connection:
 
     async def connect(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
         """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""
-        self.authenticated = self.used = self._refreshed = False
+        self.authenticated, self.used, self._refreshed = None, False, False
         port = self.client.port
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
@@ -146,12 +152,12 @@ class Connection:
         """Why AUTH cannot be done now; None where it can (over TLS first, where that is offered)."""
         if not self.credentials:
             return "no credentials are configured: give username= and password=, or oauth_token_generator="
-        if self.authenticated:
+        if self.authenticated is not None:
             return "the session was logged in already"
         if self.is_open and not self._can_encrypt:
             if not self.is_tls and not self._may_be_clear:
                 return (
-                    "the credentials were not sent, because the connection is in the clear and the server offers no TLS: "
+                    "the credentials were not sent, for the connection is in the clear and the server offers no TLS: "
                     'use TLS, or cleartext_auth="always"'
                 )
             if self._mechanism is None:
@@ -169,13 +175,13 @@ class Connection:
         self._refreshed = True
 
     async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2) -> Reply:
-        """Send a command; return its reply where the first digit is the expected one (RFC 5321 §4.2.1), or raise `Failed`."""
+        """Send a command and `judge` its reply."""
         with self.at(stage):
             code, message = await self.client.execute_command(*words, timeout=timeout)
         return self.judge(stage, code, message, expect)
 
     def judge(self, stage: Stage, code: int, message: str, expect: int = 2) -> Reply:
-        """Return a reply whose first digit is the expected one; raise `Failed` for a refusal and for what makes no sense."""
+        """Return a reply whose first digit is the expected one (RFC 5321 §4.2.1); raise `Failed` for any other."""
         reply = Reply.of(code, message)
         if self.client.protocol is not None and self.client.protocol._buffer:  # noqa: SLF001 - nothing public shows it
             reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
@@ -187,7 +193,7 @@ class Connection:
         raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, f"unexpected reply: {reply}"))
 
     async def reset(self, timeout: Timeout = Default.token) -> None:
-        """End the open transaction with RSET, or the connection where that fails. Raises nothing: it follows a refusal."""
+        """End the open transaction: with RSET, or with the connection. Raises nothing, for it follows a refusal."""
         if self.is_open:
             try:
                 await self.command(Stage.MAIL, b"RSET", timeout=timeout)
@@ -260,15 +266,16 @@ class Connection:
         if self.credentials.oauth_token_generator is not None:
             secret = await self.credentials.oauth_token_generator()
             if self._refused and self._refused[0] == secret:
-                raise Failed(Stage.AUTH, self._refused[1], final=True)
+                raise Failed(Stage.AUTH, self._refused[1], final="the token generator gave the refused token again")
         log_in = getattr(self.client, f"auth_{self._mechanism}".replace("-", ""))
         try:
             with self.at(Stage.AUTH):
-                await log_in(username, secret, timeout=timeout)
+                self.authenticated = Reply.of(*await log_in(username, secret, timeout=timeout))
         except Failed as failed:
-            self._refused = secret, failed.reply
+            if failed.reply.code // 100 == 5:
+                self._refused = secret, failed.reply
             raise
-        self.authenticated, self._refreshed, self._refused = True, False, None
+        self._refreshed, self._refused = False, None
 
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""`retry`: the policy around any send call that raises the errors of aiosmtplib, smtplib or a library that wraps them."""
+"""`retry`: the policy around any send call that raises the errors of aiosmtplib, smtplib or what wraps them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _ABLE = frozenset({Action.RETRY, Action.RECONNECT, Action.FAIL})
 def retry(function: Function[P, T], /) -> Function[P, T]: ...
 @overload
 def retry(*, policy: RetryPolicy = ...) -> Callable[[Function[P, T]], Function[P, T]]: ...
-def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = RetryPolicy()) -> Any:  # noqa: B008, ANN401
+def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = RetryPolicy()) -> Any:  # noqa: B008
     """Call a coroutine function again where the SMTP error that it raises says "not now".
 
-    ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``. The error itself is looked at, then what it was raised from
-    (`__cause__`, `__context__`). It can call again and it can give up: it cannot log in, and it cannot know which of
-    several recipients were accepted, as `RetryingSMTP` does. A connection that was lost at a moment that the error does
+    ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``. The error itself is looked at, then what it was raised
+    from (`__cause__`, `__context__`). It can call again and it can give up: it cannot log in, and it cannot know which
+    of several recipients were accepted, as `RetryingSMTP` does. A connection that was lost at a moment that the error does
     not tell may have been lost after the message was taken: `on_uncertain` of the policy decides.
 
     Args:

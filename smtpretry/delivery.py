@@ -124,7 +124,9 @@ class Delivery:
     @property
     def next_at(self) -> float | None:
         """When to come again, in seconds since the epoch; None where every recipient has its end."""
-        return min((outcome.next_at for outcome in self.outcomes.values() if outcome.status is Status.PENDING), default=None)
+        return min(
+            (outcome.next_at for outcome in self.outcomes.values() if outcome.status is Status.PENDING), default=None
+        )
 
     def due(self, now: float) -> list[str]:
         """The recipients to offer in a pass that begins now; those that must go alone come last."""
@@ -135,7 +137,9 @@ class Delivery:
         """Seconds since it was first tried."""
         return 0.0 if self.began_at is None else now - self.began_at
 
-    def settle(self, recipients: Iterable[str], status: Status, stage: Stage, reply: Reply, error: Exception | None = None) -> None:
+    def settle(
+        self, recipients: Iterable[str], status: Status, stage: Stage, reply: Reply, error: Exception | None = None
+    ) -> None:
         """Give recipients their end. A refusal of what may have been taken before is no refusal: it stays uncertain."""
         for who in recipients:
             outcome = self.outcomes[who]

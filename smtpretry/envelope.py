@@ -5,12 +5,15 @@ from __future__ import annotations
 import email.message
 import email.utils
 import re
-from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from aiosmtplib.email import extract_recipients, extract_sender, flatten_message, parse_address
 from aiosmtplib.protocol import normalize_message_line_endings
 
 from .delivery import Delivery, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 Message = email.message.EmailMessage | email.message.Message
 
@@ -108,7 +111,8 @@ def _identified(message: bytes, sender: str) -> bytes:
     added = b""
     if not _HAS[b"Message-ID"].search(header):
         domain = parse_address(sender).rpartition("@")[2]
-        added += f"Message-ID: {email.utils.make_msgid(domain=domain if domain.isascii() and domain else 'localhost')}\r\n".encode()
+        name = email.utils.make_msgid(domain=domain if domain and domain.isascii() else "localhost")
+        added += f"Message-ID: {name}\r\n".encode()
     if not _HAS[b"Date"].search(header):
         added += f"Date: {email.utils.format_datetime(email.utils.localtime())}\r\n".encode()
     if not section and added and not message.startswith(b"\r\n"):

@@ -1,7 +1,7 @@
 """What the caller gets to catch: aiosmtplib's own exceptions, and the few that it has no name for.
 
     aiosmtplib.SMTPException
-     ├─ UncertainDelivery             the line broke after the final dot; each is also the aiosmtplib error that happened:
+     ├─ UncertainDelivery             the line broke after the final dot; each is the aiosmtplib error that happened:
      │   ├─ UncertainDisconnected       (SMTPServerDisconnected)
      │   ├─ UncertainTimeout            (SMTPReadTimeoutError)
      │   └─ UncertainResponse           (SMTPDataError)
@@ -14,6 +14,7 @@ Whatever comes out of a send carries the `Delivery` as `exc.delivery`, and its s
 from __future__ import annotations
 
 import smtplib
+
 import aiosmtplib
 from aiosmtplib import SMTPResponse
 
@@ -57,7 +58,9 @@ def conclude(delivery: Delivery, now: float) -> tuple[dict[str, SMTPResponse], s
     Raises what aiosmtplib would have raised, where nobody was accepted.
     """
     failed = {
-        who: outcome for who, outcome in delivery.outcomes.items() if outcome.status in (Status.REFUSED, Status.UNCERTAIN)
+        who: outcome
+        for who, outcome in delivery.outcomes.items()
+        if outcome.status in (Status.REFUSED, Status.UNCERTAIN)
     }
     if len(failed) == len(delivery.outcomes):
         error = _exception(delivery.sender, failed)
@@ -71,7 +74,9 @@ def _response(outcome: Outcome) -> SMTPResponse:
     return SMTPResponse(reply.code, reply.message)
 
 
-def exception_of(stage: Stage | None, reply: Reply, error: Exception | None, sender: str = "", recipient: str = "") -> Exception:
+def exception_of(
+    stage: Stage | None, reply: Reply, error: Exception | None, sender: str = "", recipient: str = ""
+) -> Exception:
     """The exception that aiosmtplib has for a failure: what it raised itself, or the one for a reply at its stage."""
     if error is not None:
         return error
@@ -134,7 +139,9 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
     return []
 
 
-def _read(error: aiosmtplib.SMTPException | smtplib.SMTPException) -> list[tuple[Stage, Reply]]:
+def _read(  # noqa: PLR0911 - one for each kind
+    error: aiosmtplib.SMTPException | smtplib.SMTPException,
+) -> list[tuple[Stage, Reply]]:
     match error:
         case aiosmtplib.SMTPRecipientsRefused():
             return [(Stage.RCPT, Reply.of(one.code, one.message)) for one in error.recipients]
@@ -153,7 +160,7 @@ def _read(error: aiosmtplib.SMTPException | smtplib.SMTPException) -> list[tuple
 
 
 def _stage(error: Exception) -> Stage:
-    return next((stage for kinds, stage in _STAGES.items() if isinstance(error, kinds)), Stage.MAIL)
+    return next((stage for kinds, stage in _STAGES.items() if isinstance(error, kinds)), Stage.END_OF_DATA)
 
 
 _STAGES = {
@@ -161,5 +168,5 @@ _STAGES = {
     (aiosmtplib.SMTPHeloError, smtplib.SMTPHeloError): Stage.EHLO,
     (aiosmtplib.SMTPAuthenticationError, smtplib.SMTPAuthenticationError): Stage.AUTH,
     (aiosmtplib.SMTPRecipientRefused,): Stage.RCPT,
-    (aiosmtplib.SMTPDataError, smtplib.SMTPDataError): Stage.END_OF_DATA,
+    (aiosmtplib.SMTPSenderRefused, smtplib.SMTPSenderRefused): Stage.MAIL,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Awaitable, Callable, Collection
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
@@ -15,10 +14,13 @@ from .reply import NO_REPLY, Reply, Stage
 from .rules import DEFAULT_RULES, Action, Rule, Scope
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Collection
+
     from tenacity.stop import StopBaseT
     from tenacity.wait import WaitBaseT
 
 _EVERYTHING = frozenset(Action)
+_GRACE = 0.1  # seconds that may pass between a decision and its wait
 
 _BY_STAGE = {
     Stage.CONNECT: Scope.SERVER,
@@ -143,9 +145,7 @@ class RetryPolicy:
         The wait is the delay that the server names, else 0 where there is nothing to wait for, else the backoff, or the
         row's own wait where that is longer and still before the deadline.
         """
-        rule = next(
-            rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token)
-        )
+        rule = next(rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token))
         action, scope = rule.action, rule.scope or _BY_STAGE[stage]
         if action not in able:
             action = rule.otherwise or (Action.FAIL if reply.code // 100 == 5 else Action.RETRY)  # noqa: PLR2004 - RFC 5321 §4.2.1
@@ -155,7 +155,7 @@ class RetryPolicy:
             return Decision(action, scope, reply.retry_after, rule)
         if rule.wait == 0 and action is rule.action:
             return Decision(action, scope, 0.0, rule)
-        wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self._left(elapsed)
+        wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self.patience - elapsed
         if rule.wait is not None and wait < rule.wait < left:
             wait = rule.wait
         elif scope is not Scope.SERVER and 0 < left < wait:  # a server's pause is not one delivery's to shorten
@@ -167,16 +167,17 @@ class RetryPolicy:
         return max(0.0, float(self.wait(self._state(attempt=attempt, elapsed=elapsed, error=error))))
 
     def gives_up(self, *, attempt: int, elapsed: float, wait: float) -> bool:
-        """Whether another attempt after `wait` seconds is one too many, given `attempt` attempts in `elapsed` seconds."""
+        """Whether one more attempt after `wait` seconds is too many, after `attempt` of them in `elapsed` seconds."""
         return (
             (self.max_attempts is not None and attempt >= self.max_attempts)
-            or wait > self._left(elapsed)
+            or wait > self.patience - elapsed + _GRACE
             or (self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)))
         )
 
-    def _left(self, elapsed: float) -> float:
-        return math.inf if self.give_up_after is None else self.give_up_after.total_seconds() - elapsed
-
+    @property
+    def patience(self) -> float:
+        """How long a delivery may take, in seconds."""
+        return math.inf if self.give_up_after is None else self.give_up_after.total_seconds()
 
     def _state(
         self, *, attempt: int, elapsed: float, wait: float = 0.0, error: BaseException | None = None

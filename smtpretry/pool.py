@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
 
 import aiosmtplib
 
-from .connection import Connection, Failed
 from .errors import ClientClosed
 
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from .connection import Connection, Failed
 
 _CLOSED = "the client was closed; `async with` opens it again"
+_QUIT_TIMEOUT = 5.0  # seconds
 
 
 class Pool:
@@ -107,8 +111,8 @@ class Pool:
 
     async def _hang_up(self, *, politely: bool) -> None:
         if self.connection.is_open and politely:
-            with suppress(aiosmtplib.SMTPException):  # whatever it says to QUIT, it was asked
-                await self.connection.quit()
+            with suppress(aiosmtplib.SMTPException, OSError):  # nothing depends on the answer
+                await self.connection.quit(_QUIT_TIMEOUT)
         self.connection.abort()
 
     def _belong_here(self) -> None:

@@ -1,10 +1,9 @@
-"""One mail transaction: MAIL, a RCPT for each recipient, DATA (RFC 5321 §3.3). A refusal or a fault raises `Failed`."""
+"""One mail transaction: MAIL, RCPT for each recipient, DATA (RFC 5321 §3.3). A refusal or a fault raises `Failed`."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -17,6 +16,8 @@ from .connection import Connection, Failed, Timeout
 from .reply import Reply, Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aiosmtplib.protocol import SMTPProtocol
 
     from .delivery import Delivery
@@ -35,7 +36,7 @@ class Transaction:
         self.dot_sent = False  # from here on the message may have been taken, whatever happens
 
     async def mail(self) -> Reply:
-        """Open the transaction. Fails for good where the server lacks an extension that the message cannot do without."""
+        """Open the transaction. Fails for good where the server lacks an extension that the message needs."""
         offers = self.connection.client.supports_extension
         options = {option.partition("=")[0].lower(): option for option in self.delivery.mail_options}
         if "smtputf8" in options and not offers("smtputf8"):
@@ -60,8 +61,8 @@ class Transaction:
     async def data(self) -> Reply:
         """Send the message; return the reply that accepts it.
 
-        A failure at DATA, or with a reply, means that the message was not taken. A failure at END_OF_DATA without a reply
-        means that nobody knows (RFC 1047).
+        A failure at DATA, or with a reply, means that the message was not taken. A failure at END_OF_DATA without a
+        reply means that nobody knows (RFC 1047).
         """
         await self.connection.command(Stage.DATA, b"DATA", timeout=self.timeout, expect=3)
         client = self.connection.client
@@ -70,7 +71,8 @@ class Transaction:
         try:
             with self.connection.at(Stage.DATA):
                 if client.protocol is None:
-                    raise aiosmtplib.SMTPServerDisconnected("Connection lost")
+                    msg = "Connection lost"
+                    raise aiosmtplib.SMTPServerDisconnected(msg)
                 if len(body) > _CHUNK:
                     code, message = await self._send_in_chunks(client.protocol, body, timeout)
                 else:
@@ -114,7 +116,11 @@ class Transaction:
         return Stage.END_OF_DATA if self.dot_sent else Stage.DATA
 
     async def _command(self, stage: Stage, keyword: bytes, address: str, options: Sequence[str]) -> Reply:
-        words = (stage.value.encode(), keyword + quote_address(address).encode(), *(option.encode() for option in options))
+        words = (
+            stage.value.encode(),
+            keyword + quote_address(address).encode(),
+            *(option.encode() for option in options),
+        )
         return await self.connection.command(stage, *words, timeout=self.timeout)
 
     @staticmethod
@@ -130,4 +136,5 @@ async def _drain(writer: asyncio.StreamWriter) -> None:
 async def _first(futures: set[asyncio.Future[Any]], timeout: float | None) -> None:
     done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     if not done:
-        raise aiosmtplib.SMTPReadTimeoutError("Timed out sending the message")
+        msg = "Timed out sending the message"
+        raise aiosmtplib.SMTPReadTimeoutError(msg)
