@@ -6,9 +6,10 @@ a reconnect. A step that fails raises `Failed`, which says at which stage, and w
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import aiosmtplib
 from aiosmtplib.typing import Default
@@ -16,10 +17,13 @@ from aiosmtplib.typing import Default
 from .reply import NO_REPLY, Reply, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Coroutine, Iterator
 
 CleartextAuth = Literal["never", "loopback", "always"]
 Timeout = float | Literal[Default.token] | None
+T = TypeVar("T")
+
+_NOTHING = 0  # the first digit of no reply
 
 
 class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never leaves the package
@@ -98,6 +102,8 @@ class Connection:
         self.needs_tls = False
         self.authenticated: Reply | None = None  # what the server said to the log-in of this session
         self.used = client.is_connected  # whether a transaction ended on it: then it may have died since
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
         self._refreshed = False
         self._refused: tuple[str | bytes | None, Reply] | None = None  # the secret that the last AUTH failed with
 
@@ -110,6 +116,16 @@ class Connection:
     def is_tls(self) -> bool:
         """Whether it is encrypted."""
         return self.is_open and self.client.get_transport_info("sslcontext") is not None
+
+    def watch(self) -> None:
+        """Remember who uses the connection now, for `heed`."""
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task else 0
+
+    def heed(self) -> None:
+        """Raise the cancellation that asyncio.wait_for swallowed, as Python 3.11's does when a reply comes with it."""
+        if self._task is not None and self._task.cancelling() > self._cancelling:
+            raise asyncio.CancelledError
 
     async def prepare(self, timeout: Timeout = Default.token) -> None:
         """Bring the session to where a transaction can begin. Raises `Failed`."""
@@ -132,8 +148,15 @@ class Connection:
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
         with self.at(Stage.CONNECT):
-            banner = await self.client.connect(
-                port=port, start_tls=False, username=None, password=None, oauth_token_generator=None, timeout=timeout
+            banner = await self._interruptibly(
+                self.client.connect(
+                    port=port,
+                    start_tls=False,
+                    username=None,
+                    password=None,
+                    oauth_token_generator=None,
+                    timeout=timeout,
+                )
             )
         await self._greet(timeout)
         if self._start_tls or (self._start_tls is None and self._can_encrypt):
@@ -190,7 +213,8 @@ class Connection:
         if reply.code // 100 in (4, 5):
             raise Failed(stage, reply)
         self.abort()
-        raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, f"unexpected reply: {reply}"))
+        why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
+        raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
 
     async def reset(self, timeout: Timeout = Default.token) -> None:
         """End the open transaction: with RSET, or with the connection. Raises nothing, for it follows a refusal."""
@@ -257,7 +281,7 @@ class Connection:
             if not self._can_encrypt:
                 msg = "SMTP STARTTLS extension not supported by server."
                 raise aiosmtplib.SMTPNotSupported(msg)
-            await self.client.starttls(timeout=timeout)
+            await self._interruptibly(self.client.starttls(timeout=timeout))
         await self._greet(timeout)
 
     async def _log_in(self, timeout: Timeout) -> None:
@@ -270,23 +294,37 @@ class Connection:
         log_in = getattr(self.client, f"auth_{self._mechanism}".replace("-", ""))
         try:
             with self.at(Stage.AUTH):
-                self.authenticated = Reply.of(*await log_in(username, secret, timeout=timeout))
+                self.authenticated = Reply.of(*await self._interruptibly(log_in(username, secret, timeout=timeout)))
         except Failed as failed:
             if failed.reply.code // 100 == 5:
                 self._refused = secret, failed.reply
             raise
         self._refreshed, self._refused = False, None
 
+    async def _interruptibly(self, steps: Coroutine[Any, Any, T]) -> T:
+        """Await several steps of aiosmtplib's in one; a cancellation in their midst is not swallowed (see `heed`)."""
+        task = asyncio.ensure_future(steps)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)
+            if not task.cancelled():
+                task.exception()  # seen, or the loop would complain
+            raise
+        return task.result()
+
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:
         """Turn what aiosmtplib raises into `Failed`; close a connection on which no valid reply came."""
+        self.heed()
         try:
             yield
         except aiosmtplib.SMTPNotSupported as error:
             raise Failed.silently(stage, error, final=True) from error
         except aiosmtplib.SMTPResponseException as error:
-            self.judge(stage, error.code, error.message)
-            raise  # unreachable where aiosmtplib and RFC 5321 agree on what a success is
+            self.judge(stage, error.code, error.message, expect=_NOTHING)
         except (aiosmtplib.SMTPException, OSError) as error:  # ssl.SSLError is an OSError
             self.abort()
             raise Failed.silently(stage, error) from error

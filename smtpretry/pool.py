@@ -67,8 +67,10 @@ class Pool:
                 raise ClientClosed(_CLOSED)
             if self._idle is not None:
                 self._idle.cancel()
+            self.connection.watch()
             try:
                 yield self.connection
+                self.connection.heed()
             except BaseException:
                 self.connection.abort()
                 raise

@@ -20,6 +20,8 @@ every message, except where a script says otherwise::
 Needs the extra ``testing``.
 """
 
+# ruff: noqa: N802, SLF001 - aiosmtpd finds commands by their names; a server and its sessions know each other
+
 from __future__ import annotations
 
 import asyncio
@@ -406,7 +408,8 @@ class ScriptedServer:
         server, self._server = self._server, None
         server.close()
         await asyncio.gather(*[session.drop() for session in self._sessions], return_exceptions=True)
-        await asyncio.sleep(0)  # the transports close their sockets in the loop's next round
+        for _ in range(3):  # one round of the loop closes a socket, one more tells TLS, and the next the session
+            await asyncio.sleep(0)
         await server.wait_closed()
 
     aclose = stop
@@ -665,6 +668,12 @@ class _Session(aiosmtpd.SMTP):
 
     # The commands, where aiosmtpd's own will not do
 
+    def _getaddr(self, arg: str) -> tuple[str | None, str | None]:
+        try:
+            return super()._getaddr(arg)
+        except Exception:  # noqa: BLE001 - the standard library's parser fails in many ways; the client gets 553
+            return None, None
+
     async def handle_EHLO(
         self, _server: object, session: aiosmtpd.Session, _envelope: object, hostname: str, responses: list[str]
     ) -> list[str]:
@@ -785,7 +794,7 @@ def no_wait(policy: RetryPolicy | None = None) -> NoWait:
             await asyncio.sleep(0)
             while min(asleep) != me:  # noqa: ASYNC110 - no event: it is to take no time, and one round of the loop each
                 await asyncio.sleep(0)
-            now = max(now, me[0])
+            now = me[0]
         finally:
             asleep.remove(me)
 

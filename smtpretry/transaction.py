@@ -93,13 +93,12 @@ class Transaction:
         """
         transport = cast("asyncio.WriteTransport", protocol.transport)
         transport.set_write_buffer_limits(high=0)  # drained means: with the kernel
-        writer = asyncio.StreamWriter(transport, protocol, None, asyncio.get_running_loop())
         reading = asyncio.ensure_future(protocol.read_response())
         try:
             for start in range(0, len(body), _CHUNK):
                 protocol.write(body[start : start + _CHUNK])
                 self.dot_sent = start + _CHUNK >= len(body)
-                draining = asyncio.ensure_future(_drain(writer))
+                draining = asyncio.ensure_future(_drain(protocol))
                 try:
                     await _first({reading, draining}, timeout)
                 finally:
@@ -128,9 +127,9 @@ class Transaction:
         raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(why), final=True)
 
 
-async def _drain(writer: asyncio.StreamWriter) -> None:
+async def _drain(protocol: SMTPProtocol) -> None:
     with suppress(ConnectionError):  # the reader tells why
-        await writer.drain()
+        await protocol._drain_helper()  # noqa: SLF001 - a StreamWriter around it would close the transport in the end
 
 
 async def _first(futures: set[asyncio.Future[Any]], timeout: float | None) -> None:

@@ -1,0 +1,262 @@
+"""`python -m smtpretry` tells what the table says about a reply, for people and for machines."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from smtpretry.__main__ import main
+from smtpretry.rules import DEFAULT_RULES, markdown_table
+
+GREYLISTED = "450 4.2.0 <bob@example.com>: Greylisted for 300 seconds"
+
+
+@pytest.fixture
+def explain(capsys, monkeypatch):
+    """Run `explain` on arguments or on standard input; gives exit code, standard output and standard error."""
+
+    def run(*arguments, stdin=""):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = main(["explain", *arguments])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def facts(explain, *arguments, stdin=""):
+    code, out, err = explain("--json", *arguments, stdin=stdin)
+    assert (code, err) == (0, "")
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_a_reply_is_explained(explain):
+    """Action, scope, wait, stage, reason, source and row, in a few lines."""
+    code, out, err = explain(GREYLISTED)
+    row = next(number for number, rule in enumerate(DEFAULT_RULES, start=1) if "Greylisting" in rule.why)
+    assert (code, err) == (0, "")
+    assert [re.sub(r"\s+", " ", line).strip() for line in out.splitlines()] == [
+        GREYLISTED,
+        "action RETRY",
+        "scope RECIPIENT",
+        "wait 300 s (named by the server)",
+        "stage RCPT (guessed; --stage says another)",
+        f"why {DEFAULT_RULES[row - 1].why}",
+        f"source {DEFAULT_RULES[row - 1].source}",
+        f"row {row} of {len(DEFAULT_RULES)} (4xx, 5xx by its words: 'Greylist')",
+    ]
+
+
+def test_the_same_for_machines(explain):
+    """One JSON object a line, with the same facts."""
+    (fact,) = facts(explain, GREYLISTED)
+    assert fact["row"] in range(1, len(DEFAULT_RULES) + 1)
+    assert fact | {"row": 0, "why": "", "source": ""} == {
+        "reply": GREYLISTED,
+        "code": 450,
+        "enhanced": "4.2.0",
+        "text": "<bob@example.com>: Greylisted for 300 seconds",
+        "stage": "RCPT",
+        "stage_is": "guessed",
+        "action": "RETRY",
+        "otherwise": None,
+        "scope": "RECIPIENT",
+        "wait": 300,
+        "wait_is": "named by the server",
+        "row": 0,
+        "matches": "4xx, 5xx by its words",
+        "words": "Greylist",
+        "why": "",
+        "source": "",
+    }
+
+
+@pytest.mark.parametrize("stage", ["rcpt", "RCPT", "mail", "end-of-data", "END_OF_DATA", "connect"])
+def test_the_stage_can_be_told(explain, stage):
+    """In any case, with a hyphen or an underscore."""
+    (fact,) = facts(explain, "452", "--stage", stage)
+    assert (fact["stage"], fact["stage_is"]) == (stage.upper().replace("-", "_"), "given")
+    assert fact["action"] == ("SPLIT" if stage.lower() == "rcpt" else "RETRY")
+
+
+@pytest.mark.parametrize(
+    ("reply", "stage"),
+    [
+        ("535 5.7.8 Authentication failed", "AUTH"),
+        ("454 4.7.0 Temporary authentication failure", "AUTH"),
+        ("454 4.7.1 Relay access denied", "RCPT"),
+        ("530 5.7.0 Authentication required", "MAIL"),
+        ("550 5.1.1 User unknown", "RCPT"),
+    ],
+)
+def test_a_stage_that_nobody_tells_is_guessed(explain, reply, stage):
+    """By the code; and the output says that it is a guess."""
+    (fact,) = facts(explain, reply)
+    assert (fact["stage"], fact["stage_is"]) == (stage, "guessed")
+
+
+POSTFIX = "Nov 24 09:00:00 mx postfix/smtp[42]: 4F1: to=<bob@example.com>, relay=mx[192.0.2.1]:25, delay=1, status="
+EXIM = "1qXy-0004 == bob@example.com R=dnslookup T=remote_smtp defer (-44): SMTP error from remote mail server after "
+
+
+@pytest.mark.parametrize(
+    ("line", "reply", "stage"),
+    [
+        (f"{POSTFIX}deferred (host mx[192.0.2.1] said: 450 a b (in reply to RCPT TO command))", "450 a b", "RCPT"),
+        (f"{POSTFIX}bounced (host mx said: 550-a 550 b (in reply to end of DATA command))", "550 a b", "END_OF_DATA"),
+        (f"{POSTFIX}deferred (host mx[192.0.2.1] refused to talk to me: 421 4.3.2 busy)", "421 4.3.2 busy", "CONNECT"),
+        (f"{EXIM}RCPT TO:<bob@example.com>: 450 4.2.0 Greylisted", "450 4.2.0 Greylisted", "RCPT"),
+        (f"{EXIM}pipelined MAIL FROM:<a@b>: 452 full", "452 full", "MAIL"),
+        (f"{EXIM}end of data: 554 spam", "554 spam", "END_OF_DATA"),
+        ("sendmail[7]: to=<bob@example.com>, dsn=4.2.0, stat=Deferred: 450 4.2.0 a", "450 4.2.0 a", None),
+        ("aiosmtplib.errors.SMTPDataError: (554, '5.7.1 Spam\\n5.7.1 no')", "554 5.7.1 Spam 5.7.1 no", None),
+        ("smtplib.SMTPSenderRefused: (530, b'5.7.0 Log in', 'a@b')", "530 5.7.0 Log in", None),
+        ("refused by the server: 550 5.1.1 User unknown", "550 5.1.1 User unknown", None),
+    ],
+    ids=["rcpt", "data", "banner", "exim", "exim-mail", "exim-data", "sendmail", "aiosmtplib", "smtplib", "any"],
+)
+def test_a_reply_is_found_in_a_line_of_a_log(explain, line, reply, stage):
+    """Postfix, Exim, sendmail and Python each wrap it in their own way, and most tell the stage."""
+    (fact,) = facts(explain, stdin=line + "\n")
+    assert fact["reply"] == reply
+    assert (fact["stage"], fact["stage_is"]) == (stage, "told") if stage else fact["stage_is"] == "guessed"
+
+
+def test_many_replies_come_from_standard_input(explain):
+    """One a line; empty lines do not count."""
+    replies = facts(explain, stdin=f"{GREYLISTED}\n\n530 Authentication required\r\n421 bye")
+    assert [fact["action"] for fact in replies] == ["RETRY", "AUTHENTICATE", "RECONNECT"]
+
+
+def test_a_line_without_a_reply_is_named_and_the_others_are_explained(explain):
+    """The error names line and cause on standard error, and the exit code is 2 at the end."""
+    code, out, err = explain(stdin="450 one\nhello\n999 two\n451 three\n")
+    assert code == 2
+    assert out.count("action") == 2
+    assert err.splitlines() == [
+        "line 2: no reply: 'hello' does not begin with a three-digit code, a space and a text",
+        "line 3: no reply: its code is from 200 to 599, not 999",
+    ]
+
+
+def test_an_argument_without_a_reply_is_named(explain):
+    """An empty argument too."""
+    code, out, err = explain("", "450 one")
+    assert code == 2
+    assert "RETRY" in out
+    assert err == "argument 1: no reply: the line is empty\n"
+
+
+def test_what_a_session_cannot_do_is_told(explain):
+    """A repair has a way out: what happens where there are no credentials, or no TLS."""
+    assert "AUTHENTICATE (or FAIL, where the session cannot)" in explain("454 4.7.1 Relay access denied")[1]
+    assert "SPLIT (or RETRY, where the session cannot)" in explain("452 4.5.3 Too many recipients")[1]
+
+
+@pytest.mark.parametrize(
+    ("reply", "wait_is"),
+    [
+        ("450 xyzzy", "the backoff before the second attempt"),
+        ("452 4.2.2 over quota", "this row's"),
+        ("421 idle", "nothing to wait for"),
+        ("550 5.1.1 User unknown", None),
+    ],
+)
+def test_where_the_wait_comes_from_is_told(explain, reply, wait_is):
+    """The server, the row, or the backoff."""
+    (fact,) = facts(explain, reply)
+    assert fact["wait_is"] == wait_is
+
+
+def test_an_unknown_reply_has_a_reason_too(explain):
+    """Where no row matches, what holds is told."""
+    _, out, _ = explain("450 xyzzy")
+    assert "RFC 5321 §4.2.1" in out
+    assert "none: what holds where no row matches" in out
+
+
+def test_an_acceptance_is_no_refusal(explain):
+    """There is nothing to do about a 250."""
+    assert explain("250 2.0.0 Ok") == (0, "250 2.0.0 Ok\n    The server accepts: nothing to do.\n", "")
+    (fact,) = facts(explain, "250 2.0.0 Ok")
+    assert fact["action"] is None
+
+
+def test_an_unknown_stage_is_refused(explain, capsys):
+    """The error names the stages."""
+    with pytest.raises(SystemExit) as error:
+        explain("450", "--stage", "quit")
+    assert error.value.code == 2
+    assert "'quit' is none of connect, ehlo, starttls, auth, mail, rcpt, data, end-of-data" in capsys.readouterr().err
+
+
+def test_the_table_is_printed(capsys):
+    """Every row with its number, reason and source; with --patterns its words too."""
+    assert main(["rules"]) == 0
+    plain = capsys.readouterr().out
+    unwrapped = re.sub(r"\s+", " ", plain)
+    for number, rule in enumerate(DEFAULT_RULES, start=1):
+        assert re.search(rf"^ *{number}  ", plain, re.MULTILINE)
+        assert f"{rule.why} [{rule.source}]" in unwrapped
+    assert r"\b" not in plain
+    assert main(["rules", "--patterns"]) == 0
+    assert r"text: \bgr[ea]y[- ]?list" in capsys.readouterr().out
+
+
+def test_the_table_is_written_into_a_page(capsys, tmp_path):
+    """Between the marks, again and again, and nothing else of the page changes."""
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- rules -->\nold\n<!-- /rules -->\nafter\n", encoding="utf-8")
+    for _ in range(2):
+        assert main(["rules", "--into", str(page)]) == 0
+        text = page.read_text(encoding="utf-8")
+        assert text == f"before\n<!-- rules -->\n{markdown_table()}<!-- /rules -->\nafter\n"
+    assert main(["rules", "--markdown"]) == 0
+    assert capsys.readouterr().out == markdown_table()
+
+
+def test_a_page_without_marks_is_left_alone(capsys, tmp_path):
+    """The error names the file and what is missing."""
+    page = tmp_path / "README.md"
+    page.write_text("nothing here\n", encoding="utf-8")
+    assert main(["rules", "--into", str(page)]) == 2
+    assert f"{page}: no line <!-- rules -->" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "nothing here\n"
+
+
+def run(*arguments, stdin=b"", **environment):
+    return subprocess.run(  # noqa: S603 - our own
+        [sys.executable, "-m", "smtpretry", *arguments],
+        input=stdin,
+        capture_output=True,
+        check=False,
+        env={"PYTHONPATH": os.pathsep.join(sys.path), **environment},
+    )
+
+
+def test_any_bytes_may_come_and_any_terminal_may_read():
+    """A log that is no UTF-8 on a terminal that knows ASCII alone does no harm."""
+    done = run("explain", stdin=b"450 Gr\xfc\xdfe \x1b[31m\n", LC_ALL="C", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"action  RETRY" in done.stdout
+    assert b"\x1b" not in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """`explain | head -1` ends without a word."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "smtpretry", "explain"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        process.stdout.close()
+        process.stdout = None
+        _, err = process.communicate(b"450 busy\n" * 2000)
+    assert err == b""

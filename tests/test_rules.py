@@ -1,0 +1,614 @@
+"""The table decides as an experienced postmaster who read the reply would, and each row says why."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+import re
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smtpretry.policy import RetryPolicy
+from smtpretry.reply import NO_REPLY, READ, Reply, Stage
+from smtpretry.rules import DEFAULT_RULES, Action, Rule, Scope, markdown_table
+
+POLICY = RetryPolicy()
+ROOT = Path(__file__).parents[1]
+AUTH, MAIL, RCPT, DATA, END = Stage.AUTH, Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_DATA
+EVERYTHING = frozenset(Action)
+
+
+def decide(line, stage=RCPT, **facts):
+    return POLICY.decide(Reply.parse(line), stage, **facts)
+
+
+def action(line, stage=RCPT, **facts):
+    return decide(line, stage, **facts).action.name
+
+
+# --- A row ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"code": 199}, "from 200 to 599"),
+        ({"code": 600}, "from 200 to 599"),
+        ({"code": 0}, "from 200 to 599"),
+        ({"code": range(500, 700)}, "from 200 to 599"),
+        ({"code": (450, 4500)}, "from 200 to 599"),
+        ({"code": ()}, "can match nothing"),
+        ({"code": range(500, 400)}, "can match nothing"),
+        ({"enhanced": ()}, "can match nothing"),
+        ({"enhanced": "4.2"}, "an enhanced status is of class"),
+        ({"enhanced": "3.2.2"}, "an enhanced status is of class"),
+        ({"enhanced": "4.2.2222"}, "an enhanced status is of class"),
+        ({"enhanced": "4.2.2 "}, "an enhanced status is of class"),
+        ({"enhanced": "*"}, "an enhanced status is of class"),
+        ({"enhanced": ("4.2.2", "four")}, "an enhanced status is of class"),
+        ({"code": NO_REPLY, "enhanced": "4.2.2"}, "can match nothing"),
+        ({"text": "("}, "text is no regular expression"),
+        ({"text": ""}, "text is empty"),
+        ({"unless": "["}, "unless is no regular expression"),
+        ({"unless": ""}, "unless is empty"),
+        ({"text": "a", "unless": "a"}, "can match nothing"),
+        ({"stages": ()}, "can match nothing"),
+        ({"stages": iter(())}, "can match nothing"),
+        ({"wait": -1}, "0 or more"),
+        ({"wait": math.inf}, "finite"),
+        ({"wait": math.nan}, "finite"),
+        ({"otherwise": Action.AUTHENTICATE}, "RETRY, RECONNECT or FAIL"),
+    ],
+)
+def test_a_rule_that_cannot_be_meant_is_refused_at_once(fields, cause):
+    """What can match nothing, or can be no reply's, is a ValueError that says so where it is written."""
+    with pytest.raises(ValueError, match=re.escape(cause)):
+        Rule(**({"action": Action.RETRY} | fields))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"action": "RETRY"},
+        {"action": None},
+        {"code": "450"},
+        {"code": 450.0},
+        {"code": True},
+        {"code": [450]},
+        {"code": ("450",)},
+        {"enhanced": 4},
+        {"enhanced": ["4.2.2"]},
+        {"enhanced": (4,)},
+        {"text": b"greylisted"},
+        {"text": re.compile("greylisted")},
+        {"stages": Stage.RCPT},
+        {"stages": "RCPT"},
+        {"stages": ["RCPT"]},
+        {"wait": "60"},
+        {"wait": True},
+        {"scope": "SERVER"},
+        {"otherwise": "FAIL"},
+        {"token": 1},
+        {"why": None},
+        {"source": 5321},
+    ],
+)
+def test_a_value_of_another_type_is_refused_at_once(fields):
+    """A TypeError names the field."""
+    (name,) = fields
+    with pytest.raises(TypeError, match=rf"^{name} is"):
+        Rule(**({"action": Action.RETRY} | fields))
+
+
+def test_what_a_rule_leaves_out_matches_everything():
+    """A rule with an action alone is about every reply at every stage."""
+    rule = Rule(action=Action.RETRY)
+    assert all(rule.matches(Reply(code), stage) for code in (NO_REPLY, 250, 421, 550) for stage in Stage)
+
+
+@pytest.mark.parametrize(
+    ("fields", "matching", "others"),
+    [
+        ({"code": 450}, ["450 a"], ["451 a", "550 a"]),
+        ({"code": (450, 451)}, ["450 a", "451 a"], ["452 a"]),
+        ({"code": range(400, 500)}, ["400 a", "499 a"], ["399 a", "500 a"]),
+        ({"enhanced": "4.2.2"}, ["450 4.2.2 a"], ["450 4.2.22 a", "550 5.2.2 a", "450 a", "450 4.2.1 a"]),
+        ({"enhanced": "x.7.26"}, ["421 4.7.26 a", "550 5.7.26 a"], ["550 5.7.2 a", "550 5.7.261 a"]),
+        ({"enhanced": "4.7.*"}, ["450 4.7.1 a", "450 4.7.650 a"], ["450 4.2.1 a", "550 5.7.1 a"]),
+        ({"enhanced": ("4.2.2", "4.3.1")}, ["450 4.2.2 a", "452 4.3.1 a"], ["450 4.3.2 a"]),
+        ({"enhanced": "5.1.1"}, ["550 no such user (#5.1.1)"], ["550 no such user (#5.1.2)"]),
+        ({"text": "grey.?listed"}, ["450 GREY-Listed", "450-You are grey\n450 listed"], ["450 blacklisted"]),
+        ({"text": "many", "unless": "hour"}, ["452 too many"], ["452 too many this Hour", "452 enough"]),
+    ],
+)
+def test_a_rule_matches_what_it_names(fields, matching, others):
+    """Code, status and text each narrow the rule down; case and line breaks do not matter."""
+    rule = Rule(action=Action.RETRY, **fields)
+    assert [line for line in matching if not rule.matches(Reply.parse(line), RCPT)] == []
+    assert [line for line in others if rule.matches(Reply.parse(line), RCPT)] == []
+
+
+def test_a_rule_matches_at_its_stages_only():
+    """Any iterable names the stages, an iterator too, and it can be asked again and again."""
+    rule = Rule(action=Action.RETRY, stages=iter([Stage.MAIL, Stage.RCPT]))
+    for _ in range(2):
+        assert [stage for stage in Stage if rule.matches(Reply(450), stage)] == [Stage.MAIL, Stage.RCPT]
+
+
+def test_a_rule_for_tokens_matches_token_sessions_only():
+    """`token=True` is about sessions that log in with a token."""
+    rule = Rule(action=Action.REFRESH_TOKEN, token=True)
+    assert rule.matches(Reply(535), AUTH, token=True)
+    assert not rule.matches(Reply(535), AUTH)
+
+
+def test_a_rule_looks_at_the_beginning_of_a_text():
+    """What a server says after a thousand characters changes nothing, and costs nothing."""
+    rule = Rule(action=Action.RETRY, text="needle")
+    assert rule.matches(Reply(450, text=" " * (READ - 6) + "needle"), RCPT)
+    assert not rule.matches(Reply(450, text=" " * READ + "needle"), RCPT)
+
+
+def test_rules_are_values():
+    """Equal rules are equal and of one hash; they can be copied, pickled and put in a set."""
+    one = Rule(code=450, text="busy", stages=[Stage.MAIL, Stage.RCPT], action=Action.RETRY)
+    two = Rule(code=450, text="busy", stages=(Stage.RCPT, Stage.MAIL), action=Action.RETRY)
+    assert one == two == pickle.loads(pickle.dumps(one)) == copy.deepcopy(one)  # noqa: S301 - our own
+    assert len({one, two}) == 1
+    assert one != Rule(code=450, text="busy", action=Action.RETRY)
+
+
+@pytest.mark.parametrize("rule", [*DEFAULT_RULES, Rule(action=Action.FAIL), Rule(action=Action.RETRY, wait=0)])
+def test_a_repr_is_how_a_rule_is_written(rule):
+    """It names what is given and nothing else, and evaluates to the same rule."""
+    names = {"Rule": Rule, "Action": Action, "Scope": Scope, "Stage": Stage, "range": range}
+    assert eval(repr(rule), {"__builtins__": {}}, names) == rule  # noqa: S307 - our own
+    assert "None" not in repr(rule)
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", DEFAULT_RULES, ids=range(1, len(DEFAULT_RULES) + 1))
+def test_each_row_says_why_and_who_says_so(rule):
+    """A support engineer can paste the reason into a ticket: one sentence, and its source."""
+    assert re.fullmatch(r"[A-Z].{20,130}\.", rule.why)
+    assert rule.source
+    assert "http" not in rule.source
+
+
+def test_a_row_with_a_wait_waits():
+    """A wait stands on rows that say "later", and nowhere else."""
+    assert {rule.action for rule in DEFAULT_RULES if rule.wait is not None} == {Action.RETRY, Action.RECONNECT}
+    assert {rule.action for rule in DEFAULT_RULES if rule.wait == 0} == {Action.RECONNECT}
+
+
+def test_no_row_stands_behind_one_that_takes_all_of_it():
+    """A row whose every reply an earlier row takes would never be read."""
+    for number, rule in enumerate(DEFAULT_RULES):
+        for earlier in DEFAULT_RULES[:number]:
+            if earlier.text or earlier.unless or earlier.token or earlier.enhanced or earlier.stages:
+                continue
+            codes = {rule.code} if isinstance(rule.code, int) else set(rule.code or range(200, 600))
+            taken = {earlier.code} if isinstance(earlier.code, int) else set(earlier.code or range(200, 600))
+            assert not codes <= taken, f"row {number + 1} stands behind {earlier}"
+
+
+def test_the_readme_table_is_the_table():
+    """The README's table is made from these rows: `python -m smtpretry rules --into README.md` makes it anew."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- rules -->\n(.*?)<!-- /rules -->", readme, re.DOTALL)
+    assert table == markdown_table()
+
+
+def test_the_markdown_table_has_a_row_for_each_rule():
+    """Each row stands there in its order with its reason and source, and no cell breaks the table."""
+    lines = markdown_table().splitlines()
+    assert len(lines) == 2 + len(DEFAULT_RULES)
+    for line, rule in zip(lines[2:], DEFAULT_RULES, strict=True):
+        assert line.endswith(f" {rule.why} | {rule.source} |")
+        assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", lines[0]))
+    custom = Rule(action=Action.RETRY, code=(NO_REPLY, 450), enhanced="4.2.*", token=True, why="a|b", source="c")
+    assert markdown_table([custom]).splitlines()[2] == (
+        r"| no reply, 450 4.2.* (token sessions) | any stage | RETRY | by stage | the backoff | a\|b | c |"
+    )
+
+
+@pytest.mark.parametrize("rule", DEFAULT_RULES, ids=range(1, len(DEFAULT_RULES) + 1))
+def test_a_hostile_text_costs_next_to_nothing(rule):
+    """32 KB of any of a row's own words, or of what its gaps let pass, are searched in no time: far below 50 ms."""
+    words = {
+        *re.findall(r"[a-z]{2,}", f"{rule.text} {rule.unless}"),
+        "too many 12",
+        "a" * 40,
+        "a.",
+        "-",
+        "<bob@example.com>",
+    }
+    for word in words:
+        text = f"{word} " * (32000 // (len(word) + 1))
+        reply = Reply(rule.code if isinstance(rule.code, int) else 450, None, text)
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            for stage in Stage:
+                rule.matches(reply, stage)
+            times.append((time.perf_counter() - began) / len(Stage))
+        assert min(times) < 0.05, word
+
+
+@given(code=st.integers(400, 599), status=st.none() | st.tuples(*[st.integers(0, 99)] * 2), text=st.text(max_size=300))
+@settings(deadline=None)
+def test_every_refusal_has_a_decision(code, status, text):
+    """Whatever is said, at whatever stage, something is done about it, and 421 always leaves the connection."""
+    enhanced = f"{code // 100}.{status[0]}.{status[1]}" if status else None
+    for stage in Stage:
+        decision = POLICY.decide(Reply(code, enhanced, text), stage)
+        assert decision.wait >= 0
+        assert decision.rule.why
+        if code == 421:
+            assert decision.action in {Action.RECONNECT, Action.STARTTLS}
+
+
+# --- Silence and hang-ups ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_silence_means_a_new_connection(stage):
+    """A lost connection, a time-out and a malformed reply are about the connection, at any stage."""
+    reply = Reply(NO_REPLY, text="Unexpected EOF received")
+    assert POLICY.decide(reply, stage).action is Action.RECONNECT
+
+
+@pytest.mark.parametrize("stage", [Stage.CONNECT, Stage.STARTTLS])
+def test_a_certificate_that_does_not_verify_is_final(stage):
+    """Reconnecting shows the same certificate."""
+    reply = Reply(NO_REPLY, text="[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
+    decision = POLICY.decide(reply, stage)
+    assert (decision.action, decision.scope) == (Action.FAIL, Scope.SERVER)
+
+
+@pytest.mark.parametrize("stage", Stage)
+@pytest.mark.parametrize(
+    "line", ["421", "421 4.3.0 closing connection", "421 5.7.1 blocked", "421 4.1.1 user unknown", "421 spam"]
+)
+def test_421_leaves_the_connection(line, stage):
+    """Whatever else a 421 says, and whenever."""
+    assert action(line, stage) == "RECONNECT"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "421 4.7.0 Error: too many connections from 192.0.2.1",
+        "421 4.3.2 Service not available, closing transmission channel",
+        "421 mail.example.com shutting down",
+        "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints",
+        "421 4.7.28 Gmail has detected an unusual rate of mail",
+    ],
+)
+def test_a_server_in_trouble_is_left_alone_by_all(line):
+    """A 421 about the whole server concerns every send to it, even in the middle of a transaction."""
+    assert decide(line, RCPT).scope is Scope.SERVER
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("421 4.4.2 mx.example.com Error: timeout exceeded", MAIL),
+        ("421 idle for too long", MAIL),
+        ("421 too many messages in this connection", MAIL),
+        ("452 4.5.3 Too many messages sent", MAIL),
+        ("452 4.4.5 Maximum number of messages per session exceeded.", MAIL),
+        (
+            "550 This message has exceeded the max number of messages per session. Open a new session and try again.",
+            END,
+        ),
+        ("452 Too many messages", MAIL),
+        ("450 Too many messages on this connection", RCPT),
+    ],
+)
+def test_a_used_up_connection_is_replaced_at_once(line, stage):
+    """Idle for too long, or as many messages as a session may carry: a new connection cures it, without waiting."""
+    decision = decide(line, stage)
+    assert (decision.action, decision.wait) == (Action.RECONNECT, 0)
+
+
+def test_postscreen_lets_in_on_the_next_connection():
+    """Postfix's postscreen says 450 4.3.2 to a client that it has tested, until that hangs up."""
+    assert action("450 4.3.2 Service currently unavailable") == "RECONNECT"
+
+
+# --- Log in, encrypt --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("530", MAIL),
+        ("530 5.7.0 Authentication required", MAIL),
+        ("530 5.5.1 Must issue an AUTH command first", MAIL),
+        ("530 Error: authentication Required", MAIL),
+        ("530 5.7.57 Client not authenticated to send mail", MAIL),
+        ("503 5.5.4 Error: send AUTH command first", MAIL),
+        ("503 5.5.1 You must authenticate first.", MAIL),
+        ("550 SMTP authentication is required.", RCPT),
+        ("550 relay not permitted", RCPT),
+        ("550 I cannot deliver mail for <bob@example.com>", RCPT),
+        ("553 5.7.1 <app@example.com>: Sender address rejected: not logged in", RCPT),
+        ("554 5.7.1 <mx[192.0.2.1]>: Client host rejected: Access denied", RCPT),
+        ("554 5.7.1 <bob@example.com>: Relay access denied", RCPT),
+        ("454 4.7.1 <bob@example.com>: Relay access denied", RCPT),
+    ],
+)
+def test_who_is_not_logged_in_logs_in(line, stage):
+    """However a server puts it; and where there is nothing to log in with, waiting does not help."""
+    assert action(line, stage) == "AUTHENTICATE"
+    assert action(line, stage, able=EVERYTHING - {Action.AUTHENTICATE}) == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("503 5.5.1 Error: already authenticated", AUTH),
+        ("503 5.7.0 Already authenticated, no identity changes permitted", MAIL),
+        ("502 5.7.0 Authentication not supported", AUTH),
+        ("503 5.5.1 Error: authentication not enabled", AUTH),
+        ("550 5.7.26 Unauthenticated email from example.com is not accepted due to domain's DMARC policy", END),
+        ("550 5.7.26 This mail has been blocked because the sender is unauthenticated (SPF, DKIM)", END),
+        ("550 5.7.9 The sender is unauthenticated. Yahoo requires all senders to authenticate with SPF or DKIM.", END),
+        ("550 5.7.1 This message does not have authentication information", END),
+        ("550 5.7.1 RESOLVER.RST.AuthRequired; authentication required", RCPT),
+    ],
+)
+def test_words_about_authentication_need_not_ask_for_a_log_in(line, stage):
+    """Sender authentication (SPF, DKIM, DMARC) and a second AUTH are no case for a password."""
+    assert action(line, stage) == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("530 5.7.0 Must issue a STARTTLS command first", MAIL),
+        ("530 Must issue a STARTTLS command first", AUTH),
+        ("451 5.7.3 STARTTLS is required to send mail", MAIL),
+        ("523 5.7.10 TLS is required", MAIL),
+        ("538 5.7.11 Encryption required for requested authentication mechanism", AUTH),
+        ("538 Error: Must issue a STARTTLS command first", AUTH),
+        ("550 5.7.10 Encryption needed", RCPT),
+        ("421 4.7.0 TLS required for RCPT domain, closing connection.", RCPT),
+    ],
+)
+def test_a_server_that_wants_tls_gets_tls(line, stage):
+    """Before MAIL, before AUTH, for one recipient's domain; by code, by status or by words."""
+    assert action(line, stage) == "STARTTLS"
+
+
+@pytest.mark.parametrize(
+    ("line", "stage", "expected"),
+    [
+        ("454 4.7.0 TLS not available due to local problem", Stage.STARTTLS, "RETRY"),
+        ("454 4.3.0 Try again later", AUTH, "RETRY"),
+        ("454 4.7.0 Temporary authentication failure", AUTH, "RETRY"),
+        ("454 Throttling failure: Maximum sending rate exceeded", END, "RETRY"),
+        ("454 4.7.1 <bob@example.com>: Relay access denied", RCPT, "AUTHENTICATE"),
+        ("454 5.5.1 STARTTLS not available", Stage.STARTTLS, "FAIL"),
+    ],
+)
+def test_454_means_different_things(line, stage, expected):
+    """TLS that is down, a password that cannot be checked, a throttle, a relay refused: by words and stage."""
+    assert action(line, stage) == expected
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "454 4.7.0 Temporary authentication failure",
+        "432 4.7.12 A password transition is needed",
+        "435 Unable to authenticate at present",
+        "450 4.7.1 Error: too many AUTH commands from 192.0.2.1",
+        "535 5.7.8 Error: authentication failed: Temporary authentication failure",
+        "535 5.7.8 Error: authentication failed: Connection lost to authentication server",
+    ],
+)
+def test_a_password_that_cannot_be_checked_is_not_a_wrong_one(line):
+    """The server is left alone for a while, and asked again."""
+    decision = decide(line, AUTH)
+    assert (decision.action, decision.scope) == (Action.RETRY, Scope.SERVER)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "535 5.7.8 Error: authentication failed",
+        "535 Incorrect authentication data",
+        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.",
+        "534 5.7.9 Please log in with your web browser and then try again...",
+        "534 5.7.14 <https://accounts.example.com/signin> Please log in via your web browser and then try again.",
+        "504 5.7.4 Unrecognized authentication type",
+    ],
+)
+def test_a_wrong_password_is_final(line):
+    """It is not tried again, whatever there is to do in a web browser."""
+    assert action(line, AUTH) == "FAIL"
+
+
+def test_a_refused_token_is_asked_for_again():
+    """535 in a session with a token, or in any where the server says that a token is the trouble."""
+    assert action("535 5.7.8 Username and Password not accepted", AUTH, token=True) == "REFRESH_TOKEN"
+    assert action("535 5.7.8 OAuth token expired.", AUTH) == "REFRESH_TOKEN"
+    assert action("535 5.7.3 Bearer token is invalid", AUTH) == "REFRESH_TOKEN"
+    assert action("535 5.7.8 x", AUTH, token=True, able=EVERYTHING - {Action.REFRESH_TOKEN}) == "FAIL"
+
+
+# --- Recipients and rates ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "452 4.5.3 Error: too many recipients",
+        "451 4.5.3 Too many recipients",
+        "450 Too many recipients",
+        "552 too many recipients",
+        "552 5.5.3 Maximum limit of 50 recipients reached",
+        "550 5.5.3 anything",
+        "452",
+        "552",
+        "452 4.5.3 Domain policy size per transaction exceeded, please try this recipient in a separate transaction.",
+        "451 4.3.0 Multiple destination domains per transaction is unsupported. Please try again.",
+    ],
+)
+def test_a_full_transaction_is_split(line):
+    """The recipients taken go now and the rest at once; where nobody was taken, only 4xx comes again."""
+    assert action(line) == "SPLIT"
+    alone = action(line, able=EVERYTHING - {Action.SPLIT})
+    assert alone == ("RETRY" if line[0] == "4" else "FAIL")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "452 Too many recipients received this hour",
+        "450 4.7.1 Error: too many recipients from 192.0.2.1",
+        "452 4.5.3 Too many recipients today",
+        "450 4.7.1 Error: too much mail from 192.0.2.1",
+        "454 Throttling failure: Daily message quota exceeded",
+        "550 5.4.5 Daily user sending quota exceeded.",
+        "550 5.7.0 Requested action not taken: too many emails per second",
+        "550 You reached a daily sending limit for your account",
+    ],
+)
+def test_a_rate_is_waited_for_by_the_whole_client(line):
+    """Too much in a time is no case for a split: nothing goes to that server for a while."""
+    decision = decide(line)
+    assert (decision.action, decision.scope) == (Action.RETRY, Scope.SERVER)
+
+
+def test_a_recipient_who_gets_too_much_is_alone_with_it():
+    """Gmail's rate of one user does not stop the mail to others."""
+    decision = decide("450 4.2.1 The user you are trying to contact is receiving mail too quickly.")
+    assert (decision.action, decision.scope) == (Action.RETRY, Scope.RECIPIENT)
+
+
+def test_452_to_mail_is_no_452_to_rcpt():
+    """Without a word, it is a full disk at MAIL and a full transaction at RCPT."""
+    assert action("452", MAIL) == "RETRY"
+    assert action("452 4.3.1 Insufficient system storage", RCPT) == "RETRY"
+
+
+@pytest.mark.parametrize(
+    ("line", "wait", "scope"),
+    [
+        ("452 4.2.2 The email account that you tried to reach is over quota.", 900, Scope.RECIPIENT),
+        ("450 Mailbox full", 900, Scope.RECIPIENT),
+        ("454 Throttling failure: Daily message quota exceeded", 600, Scope.SERVER),
+        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", 300, Scope.RECIPIENT),
+        ("452 4.3.1 Insufficient system storage", 300, Scope.SERVER),
+        ("450 4.2.0 <bob@example.com>: Recipient address rejected: Greylisted, see example.org", None, Scope.RECIPIENT),
+        ("450 4.7.1 Error: too much mail from 192.0.2.1", None, Scope.SERVER),
+        ("451 Temporary local problem", None, Scope.RECIPIENT),
+    ],
+)
+def test_kinds_of_trouble_differ_in_how_long_they_last(line, wait, scope):
+    """Rows say how long: a mailbox is cleared later than the DNS is back, and the backoff is made for greylisting."""
+    decision = decide(line)
+    assert (decision.action, decision.rule.wait, decision.scope) == (Action.RETRY, wait, scope)
+
+
+# --- Words against codes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "450 4.2.0 <bob@example.com>: Greylisted for 300 seconds",
+        "550 5.7.1 <bob@example.com>: greylisted, try again later",
+        "554 Greylisting in action",
+        "454 Falha temporaria, politica SoftFail (greylisting). (#5.7.1)",
+        "451 4.7.1 You do not seem to have a reverse DNS entry. You are greylisted for 20 minutes.",
+        "450 4.1.1 <bob@example.com>: Recipient address rejected: unverified address: still verifying",
+        "450 4.1.1 <bob@example.com>: Recipient address rejected: unverified address: Connection timed out",
+        "451 4.7.25 Temporary error validating reverse DNS.",
+        "450 4.2.1 Mailbox disabled, not accepting messages",
+        "451 4.3.5 Server configuration problem",
+        "450 4.1.8 <app@example.com>: Sender address rejected: Domain not found",
+        "554 Your message was received but it could not be saved. Please retry later.",
+    ],
+)
+def test_what_passes_is_waited_for(line):
+    """Greylisting, a check under way, and what the server itself calls temporary, whatever the code."""
+    assert action(line) == "RETRY"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "450 4.1.1 <bob@example.com>: Recipient address rejected: User unknown in virtual alias table",
+        "450 unknown user",
+        "450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]",
+        "450 4.7.1 Client host rejected: cannot find your reverse hostname, [192.0.2.1]",
+        "451 See https://cr.yp.to/docs/smtplf.html.",
+        "454 4.7.0 Invalid base64 data",
+        "450 5.1.1 no such thing",
+        "403 You are not authorized to send from that email address",
+        "450 4.1.10 null MX",
+    ],
+)
+def test_what_does_not_heal_is_not_waited_for(line):
+    """A 4xx that will be the same tomorrow is final today."""
+    assert action(line) == "FAIL"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "550 5.1.1 <bob@example.com>: Recipient address rejected: User unknown",
+        "552 5.2.2 Mailbox full",
+        "552 5.3.4 Message size exceeds fixed limit",
+        "550 The sending IP (192.0.2.1) is listed. Please resolve this and retry.",
+        "552 5.2.2 The mailbox is full. Create a shorter message body or remove attachments and try sending it again.",
+        "554 The domain is not reachable. Please check the domain and try again (-1915321397:308:-2147467259)",
+        "550 5.7.28 There is an unusual rate of unsolicited mail originating from your IP address.",
+        "554 4.4.7 Message expired: unable to deliver in 840 minutes.",
+        "550 4.2.0 contradictory",
+        "550 This server only accepts mail for local recipients",
+        "550 Too many invalid recipients in this session",
+        "550 Mail from temporary email addresses is not accepted",
+        "501 5.7.11 Syntax error (no parameters allowed)",
+        "523 5.7.10 SMTP protocol violation, no commands allowed to pipeline after STARTTLS.",
+        "550",
+    ],
+)
+def test_a_refusal_that_means_it_is_final(line):
+    """Advice to repair something and try again, and numbers of messages, are no promise that waiting helps."""
+    assert action(line) == "FAIL"
+
+
+@pytest.mark.parametrize("code", [400, 450, 499])
+@pytest.mark.parametrize("stage", Stage)
+def test_a_4xx_that_nobody_knows_comes_again(code, stage):
+    """The first digit decides where nothing else does."""
+    assert action(f"{code} xyzzy", stage) == "RETRY"
+
+
+@pytest.mark.parametrize("code", [505, 550, 599])
+@pytest.mark.parametrize("stage", Stage)
+def test_a_5xx_that_nobody_knows_is_final(code, stage):
+    """The first digit decides where nothing else does."""
+    assert action(f"{code} xyzzy", stage) == "FAIL"
+
+
+def test_the_rules_of_an_application_come_first():
+    """A row in front of the table decides before it."""
+    mine = Rule(code=550, text="over for today", action=Action.RETRY, wait=7200, why="They open at eight.")
+    policy = RetryPolicy(rules=(mine, *DEFAULT_RULES), give_up_after=None)
+    reply = Reply.parse("550 5.7.1 Over for today")
+    assert policy.decide(reply, RCPT).rule is mine
+    assert policy.decide(reply, RCPT).wait == 7200
+    assert policy.decide(Reply.parse("550 5.7.1 Over"), RCPT).action is Action.FAIL
