@@ -126,8 +126,9 @@ class Pass:
             concerned = list(self.todo)
         elif failed.stage is Stage.RCPT and self.offered is not None:
             concerned = [self.offered]
-        decision = self._decide(connection, failed, concerned, splittable=len(concerned) > 1)
-        if decision.action is Action.RECONNECT:
+        splittable = len(concerned) > 1 and failed.stage not in _BEFORE_MAIL
+        decision = self._decide(connection, failed, concerned, splittable=splittable)
+        if Action.RECONNECT in (decision.action, decision.rule.otherwise):
             connection.abort()
         elif failed.stage in _IN_TRANSACTION:
             await connection.reset(self.timeout)
@@ -193,6 +194,7 @@ class Pass:
             failed.stage,
             able=able,
             token=connection.credentials.token,
+            login=Action.AUTHENTICATE in able,
             elapsed=self.delivery.elapsed(self.policy.clock()),
             error=failed.error,
         )

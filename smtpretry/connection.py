@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import aiosmtplib
+from aiosmtplib.auth import auth_login_encode, auth_plain_encode, auth_xoauth2_encode
 from aiosmtplib.typing import Default
 
 from .reply import NO_REPLY, Reply, Stage
@@ -24,6 +25,10 @@ Timeout = float | Literal[Default.token] | None
 T = TypeVar("T")
 
 _NOTHING = 0  # the first digit of no reply
+_TELLING = 4  # characters; a shorter secret would be found in any text
+# Settings of an aiosmtplib client that have no public name. Its connect() would act on them by itself: log in over a
+# clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
+_SETTINGS = ("port", "_start_tls_on_connect", "_login_username", "_login_password", "_oauth_token_generator")
 
 
 class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never leaves the package
@@ -69,6 +74,7 @@ class Credentials:
             msg = "oauth_token_generator is a coroutine function that returns a token"
             raise TypeError(msg)
         self.username, self.password, self.oauth_token_generator = username, password, oauth_token_generator
+        self._forms = list[str]()
 
     @classmethod
     def of(cls, client: aiosmtplib.SMTP) -> Credentials:
@@ -87,13 +93,26 @@ class Credentials:
         """Whether a token logs in, not a password."""
         return self.oauth_token_generator is not None
 
+    def carry(self, secret: str | bytes) -> None:
+        """Remember in which forms the secret goes over the line, for `redact`."""
+        username = self.username or ""
+        forms = [
+            auth_plain_encode(username, secret),
+            *auth_login_encode(b"", secret),
+            auth_xoauth2_encode(username, secret),
+        ]
+        plain = secret if isinstance(secret, bytes) else secret.encode()
+        self._forms = [form.decode(errors="replace") for form in (*forms, plain) if len(form) >= _TELLING]
+
+    def redact(self, text: str) -> str:
+        """A text of the server's, or word that it is not shown: some repeat a command in their reply."""
+        return "(not shown: it repeats the credentials)" if any(form in text for form in self._forms) else text
+
 
 class Connection:
     """An aiosmtplib client and what is known of its session."""
 
     def __init__(self, client: aiosmtplib.SMTP, credentials: Credentials, cleartext_auth: CleartextAuth) -> None:
-        # aiosmtplib has no public name for these settings of a client. Its connect() would act on them by itself: log
-        # in over a clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
         self.client = client
         self._start_tls: bool | None = client._start_tls_on_connect  # noqa: SLF001
         self.credentials = credentials or Credentials.of(client)
@@ -105,7 +124,7 @@ class Connection:
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._refreshed = False
-        self._refused: tuple[str | bytes | None, Reply] | None = None  # the secret that the last AUTH failed with
+        self._refused: tuple[str, Reply] | None = None  # the token that the last AUTH was refused with
 
     @property
     def is_open(self) -> bool:
@@ -129,12 +148,10 @@ class Connection:
 
     async def prepare(self, timeout: Timeout = Default.token) -> None:
         """Bring the session to where a transaction can begin. Raises `Failed`."""
-        if not self.is_open:
+        if self.is_open:
+            await self._secure(timeout)
+        else:
             await self.connect(timeout)
-        if self.client.is_ehlo_or_helo_needed:
-            await self._greet(timeout)
-        if self.needs_tls and self.obstacle_to_tls() is None:
-            await self._encrypt(timeout)
         if self.needs_auth and self.obstacle_to_auth() is None:
             if self._can_encrypt:
                 await self._encrypt(timeout)
@@ -147,20 +164,20 @@ class Connection:
         port = self.client.port
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
-        with self.at(Stage.CONNECT):
-            banner = await self._interruptibly(
-                self.client.connect(
-                    port=port,
-                    start_tls=False,
-                    username=None,
-                    password=None,
-                    oauth_token_generator=None,
-                    timeout=timeout,
-                )
-            )
-        await self._greet(timeout)
-        if self._start_tls or (self._start_tls is None and self._can_encrypt):
-            await self._encrypt(timeout)
+        given = {name: getattr(self.client, name) for name in _SETTINGS}
+        step_by_step: dict[str, Any] = {
+            "start_tls": False,
+            "username": None,
+            "password": None,
+            "oauth_token_generator": None,
+        }
+        try:
+            with self.at(Stage.CONNECT):
+                banner = await self._interruptibly(self.client.connect(port=port, **step_by_step, timeout=timeout))
+        finally:
+            for name, value in given.items():  # connect() remembers what it is told
+                setattr(self.client, name, value)
+        await self._secure(timeout)
         return banner
 
     def obstacle_to_tls(self) -> str | None:
@@ -205,12 +222,12 @@ class Connection:
 
     def judge(self, stage: Stage, code: int, message: str, expect: int = 2) -> Reply:
         """Return a reply whose first digit is the expected one (RFC 5321 §4.2.1); raise `Failed` for any other."""
-        reply = Reply.of(code, message)
+        reply = Reply.of(code, self.credentials.redact(message))
         if self.client.protocol is not None and self.client.protocol._buffer:  # noqa: SLF001 - nothing public shows it
             reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
         if reply.code // 100 == expect:
             return reply
-        if reply.code // 100 in (4, 5):
+        if reply.is_transient or reply.is_permanent:
             raise Failed(stage, reply)
         self.abort()
         why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
@@ -226,16 +243,22 @@ class Connection:
 
     async def quit(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
         """Send QUIT and close, whatever the server says to it. Raises aiosmtplib's errors."""
+        transport = self.client.transport  # which the client lets go of at once, and TLS takes its time to close
         try:
             return await self.client.quit(timeout=timeout)
         finally:
+            self._drop(transport)
             self.abort()
 
     def abort(self) -> None:
         """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""
-        if self.client.transport is not None:
-            self.client.transport.abort()  # type: ignore[attr-defined] # asyncio's transports for streams have it
+        self._drop(self.client.transport)
         self.client.close()
+
+    @staticmethod
+    def _drop(transport: asyncio.BaseTransport | None) -> None:
+        if transport is not None:
+            transport.abort()  # type: ignore[attr-defined] # every transport that writes has it
 
     @property
     def _can_encrypt(self) -> bool:
@@ -261,13 +284,22 @@ class Connection:
             wanted = ("cram-md5", "plain", "login")
         return next((name for name in wanted if name in self.client.server_auth_methods), None)
 
+    async def _secure(self, timeout: Timeout) -> None:
+        """EHLO where it is due, and TLS where the client is set to it or the server wants it: never on without it."""
+        if self.client.is_ehlo_or_helo_needed:
+            await self._greet(timeout)
+        if not self.is_tls:
+            welcome = self._start_tls is None or self.needs_tls
+            if self._start_tls or (welcome and self._can_encrypt):
+                await self._encrypt(timeout)
+
     async def _greet(self, timeout: Timeout) -> None:
         """EHLO; HELO only where the server does not know EHLO (RFC 5321 §3.2), never where it is just busy."""
         try:
             with self.at(Stage.EHLO):
                 await self.client.ehlo(timeout=timeout)
         except Failed as failed:
-            if failed.reply.code // 100 != 5 or not self.is_open:  # noqa: PLR2004
+            if not failed.reply.is_unknown_command:
                 raise
             try:
                 with self.at(Stage.EHLO):
@@ -286,20 +318,22 @@ class Connection:
 
     async def _log_in(self, timeout: Timeout) -> None:
         """One AUTH command (RFC 4954 §4). A token that was refused is not sent again."""
-        username, secret = self.credentials.username, self.credentials.password
-        if self.credentials.oauth_token_generator is not None:
-            secret = await self.credentials.oauth_token_generator()
-            if self._refused and self._refused[0] == secret:
-                raise Failed(Stage.AUTH, self._refused[1], final="the token generator gave the refused token again")
         log_in = getattr(self.client, f"auth_{self._mechanism}".replace("-", ""))
+        token = None
+        if self.credentials.oauth_token_generator is not None:
+            token = await self.credentials.oauth_token_generator()
+            if self._refused and self._refused[0] == token:
+                raise Failed(Stage.AUTH, self._refused[1], final="the token generator gave the refused token again")
+        secret = self.credentials.password if token is None else token
+        self.credentials.carry(secret or "")
         try:
             with self.at(Stage.AUTH):
-                self.authenticated = Reply.of(*await self._interruptibly(log_in(username, secret, timeout=timeout)))
+                accepted = await self._interruptibly(log_in(self.credentials.username, secret, timeout=timeout))
         except Failed as failed:
-            if failed.reply.code // 100 == 5:
-                self._refused = secret, failed.reply
+            if token is not None and failed.reply.is_permanent:
+                self._refused = token, failed.reply
             raise
-        self._refreshed, self._refused = False, None
+        self.authenticated, self._refreshed, self._refused = self.judge(Stage.AUTH, *accepted), False, None
 
     async def _interruptibly(self, steps: Coroutine[Any, Any, T]) -> T:
         """Await several steps of aiosmtplib's in one; a cancellation in their midst is not swallowed (see `heed`)."""

@@ -28,8 +28,8 @@ def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = Re
 
     ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``. The error itself is looked at, then what it was raised
     from (`__cause__`, `__context__`). It can call again and it can give up: it cannot log in, and it cannot know which
-    of several recipients were accepted, as `RetryingSMTP` does. A connection that was lost at a moment that the error does
-    not tell may have been lost after the message was taken: `on_uncertain` of the policy decides.
+    of several recipients were accepted, as `RetryingSMTP` does. A connection that was lost at a moment that the error
+    does not tell may have been lost after the message was taken: `on_uncertain` of the policy decides.
 
     Args:
         function: the coroutine function to wrap.

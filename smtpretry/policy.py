@@ -127,6 +127,7 @@ class RetryPolicy:
         *,
         able: Collection[Action] = _EVERYTHING,
         token: bool = False,
+        login: bool = False,
         attempt: int = 1,
         elapsed: float = 0.0,
         error: BaseException | None = None,
@@ -138,6 +139,7 @@ class RetryPolicy:
             stage: when it said it.
             able: the actions that the session can take now; a row that asks for another falls to its `otherwise`.
             token: whether the session logs in with an OAuth token.
+            login: whether it is known that the session could log in, and has not done so.
             attempt: the number of the attempt that met the reply, from 1: what the backoff goes by.
             elapsed: seconds since the first attempt began.
             error: the exception that stands for the reply, for tenacity waits that look at it.
@@ -145,10 +147,10 @@ class RetryPolicy:
         The wait is the delay that the server names, else 0 where there is nothing to wait for, else the backoff, or the
         row's own wait where that is longer and still before the deadline.
         """
-        rule = next(rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token))
+        rule = next(rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token, login=login))
         action, scope = rule.action, rule.scope or _BY_STAGE[stage]
         if action not in able:
-            action = rule.otherwise or (Action.FAIL if reply.code // 100 == 5 else Action.RETRY)  # noqa: PLR2004 - RFC 5321 §4.2.1
+            action = rule.otherwise or (Action.FAIL if reply.is_permanent else Action.RETRY)
         if action not in (Action.RETRY, Action.RECONNECT):
             return Decision(action, scope, 0.0, rule)
         if reply.retry_after is not None:

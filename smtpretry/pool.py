@@ -88,7 +88,7 @@ class Pool:
         finally:
             self._sleepers.discard(sleeper)
             sleeper.cancel()
-        if self.closed:
+        if sleeper.cancelled():
             raise ClientClosed(_CLOSED)
         sleeper.result()
 

@@ -99,6 +99,26 @@ class Reply:
         return cls.of(code, re.sub(rf"\n{code}(?:[ -]|(?=\n|$))", "\n", rest))
 
     @property
+    def is_positive(self) -> bool:
+        """Whether the first digit says that the command was carried out (RFC 5321 §4.2.1)."""
+        return self.code // 100 == 2  # noqa: PLR2004
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the first digit says "not now" (RFC 5321 §4.2.1)."""
+        return self.code // 100 == 4  # noqa: PLR2004
+
+    @property
+    def is_permanent(self) -> bool:
+        """Whether the first digit says "not so" (RFC 5321 §4.2.1)."""
+        return self.code // 100 == 5  # noqa: PLR2004
+
+    @property
+    def is_unknown_command(self) -> bool:
+        """Whether the server does not know the command or has not got it (RFC 5321 §4.2.4)."""
+        return self.code in (500, 502)
+
+    @property
     def message(self) -> str:
         """The text as the server wrote it, with the enhanced status on each line: aiosmtplib's `message`."""
         if self.enhanced is None or _within(self.text) == self.enhanced:
@@ -198,20 +218,20 @@ _NUMBERS = {
 }
 _UNITS = {
     0.001: r"ms|msecs?|milliseconds?",
-    1.0: r"s|secs?|seconds?|second\(s\)|sekunden?|secondes?|segundos?|secondi|seconden|секунд\w?",
-    60.0: r"m|mins?|minutes?|minute\(s\)|minuten?|minutos?|minuti|минут\w?",
-    3600.0: r"h|hrs?|hours?|hour\(s\)|stunden?|heures?|horas?|or[ae]|uur|час\w{0,2}",
-    86400.0: r"d|days?|day\(s\)|tage?n?|jours?|d[ií]as?|giorn[io]|dag(?:en)?|дн\w{1,2}|день",
+    1.0: r"s|secs?|seconds?|sekunden?|secondes?|segundos?|secondi|seconden|секунд\w?",
+    60.0: r"m|mins?|minutes?|minuten?|minutos?|minuti|минут\w?",
+    3600.0: r"h|hrs?|hours?|stunden?|heures?|horas?|or[ae]|uur|час\w{0,2}",
+    86400.0: r"d|days?|tage?n?|jours?|d[ií]as?|giorn[io]|dag(?:en)?|дн\w{1,2}|день",
     604800.0: r"w|weeks?",
 }
 _FIGURES = r"\d{1,7}(?:[.,]\d{1,3})?"
 _WORDS = rf"\b(?:half\s+an?|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
 # "5 minutes", "30s", "an hour", but not "as": a unit of one letter stands behind figures alone.
-_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b))(?:{'|'.join(_UNITS.values())})(?![^\W\d])"
+_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b))(?:{'|'.join(_UNITS.values())})(?:\(s\))?(?![^\W\d])"
 _DURATION = (
     rf"((?>(?<!after ){_CLOCK}(?!\s?(?:[ap]m|utc|gmt|[-+]\d)\b)"
     rf"|\d{{1,2}}:\d\d(?=\s?(?:min|hour))"
-    rf"|(?:\d{{1,6}}\s?(?:-|\u2013|to|or|bis)\s?)?{_PIECE}(?:\s?(?:,|:|&|and|und|et|y|e|и)?\s?{_PIECE}){{0,3}}))"
+    rf"|(?:\d{{1,6}}\s?(?:-|\u2013|to|or|bis)\s?)?{_PIECE}(?:\s?(?:,|&|and|und|et|y|e|и)?\s?{_PIECE}){{0,3}}))"
     rf"(?!\s?(?:ago|old|period|window|interval)\b)"
 )
 # Words between a cue and a duration: none of a number, a new sentence, or something that happened before.
@@ -273,7 +293,7 @@ _PHRASES = (
 _DELAY = re.compile("|".join(_PHRASES), re.IGNORECASE)
 _PIECES = re.compile(
     rf"(?:({_FIGURES})[\s-]{{0,2}}|({_WORDS})[\s-](?!\w\b))"
-    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?![^\W\d])",
+    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?:\(s\))?(?![^\W\d])",
     re.IGNORECASE,
 )
 

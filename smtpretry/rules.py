@@ -71,6 +71,7 @@ class Rule:
         unless: a regular expression that must not be found there ("too many recipients", unless "this hour").
         stages: when it was said, any iterable of `Stage`.
         token: True for sessions that log in with an OAuth token only.
+        login: True for sessions that could log in and have not done so only: what is final for all others.
         scope: whom it concerns; None for the stage's own (RCPT: the recipient; CONNECT, EHLO, STARTTLS, AUTH: the
             server; else the message).
         wait: seconds that such trouble lasts at least, 0 where there is nothing to wait for; None for the backoff of
@@ -94,6 +95,7 @@ class Rule:
     unless: str | None = None
     stages: Iterable[Stage] | None = None
     token: bool = False
+    login: bool = False
     scope: Scope | None = None
     wait: float | None = None
     otherwise: Action | None = None
@@ -109,6 +111,7 @@ class Rule:
         _check(self.otherwise, Action, "otherwise", optional=True)
         _check(self.scope, Scope, "scope", optional=True)
         _check(self.token, bool, "token")
+        _check(self.login, bool, "login")
         _check(self.why, str, "why")
         _check(self.source, str, "source")
         if self.otherwise is not None and self.otherwise not in _LAST_RESORTS:
@@ -154,9 +157,9 @@ class Rule:
             msg = f"wait is a finite number of seconds, 0 or more, not {self.wait!r}"
             raise ValueError(msg)
 
-    def matches(self, reply: Reply, stage: Stage, *, token: bool = False) -> bool:
-        """Whether this row is about that reply, said at that stage, in a session that logs in with a token or not."""
-        if self.token and not token:
+    def matches(self, reply: Reply, stage: Stage, *, token: bool = False, login: bool = False) -> bool:
+        """Whether this row is about that reply, said at that stage, in such a session."""
+        if (self.token and not token) or (self.login and not login):
             return False
         if self.stages is not None and stage not in self.stages:
             return False
@@ -242,8 +245,8 @@ _4XX, _5XX, _REFUSALS = range(400, 500), range(500, 600), range(400, 600)
 _TRANSACTION = (Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_DATA)
 _FILLING = (Stage.RCPT, Stage.DATA, Stage.END_OF_DATA)
 
-_REQUIRED = r"(?:required|needed|mandatory|necessary|first)\b"
-_MUST = r"\b(?:must|need to|have to|please|should|first)\b"
+_REQUIRED = r"(?:requi\w{0,2}red|needed|mandatory|necessary|first)\b"
+_MUST = r"\b(?:must|need to|have to|please|should|first)\b(?! not)"
 _FORBIDDEN = r"(?:denied|not (?:permitted|allowed|authori[sz]ed)|prohibited|refused|is disabled)\b"
 _CANNOT = (
     r"\b(?:unable|not (?:permitted|allowed|authori[sz]ed|configured)|can ?not|can't|won't|will not"
@@ -301,7 +304,7 @@ _WINDOW = _any(  # what says that a limit is one of time, and not of this sessio
 _WITHIN = r".{0,80}\b(?:this|per|an?|each|every|one|last|past) ?"
 _QUOTA = _any(
     r"\b(?:hour|hourly|daily|day)\b.{0,24}\b(?:limit|quota)\b|\bfor the day\b",
-    r"\b(?:sending|submission|throttling) ?(?:limit|quota) ?(?:exceed|reached)",
+    r"\b(?:sending|submission|throttling|count) ?(?:limit|quota) ?(?:exceed|reached)",
     r"\b(?:exceed|reach)(?:s|ed|ing)?\b.{0,30}\b(?:sending|submission) (?:limit|quota)",
     _LIMIT + _WITHIN + r"(?:hour|day|24 ?h\w*)\b|" + _LIMIT + r".{0,40}\btoday\b",
 )
@@ -317,7 +320,7 @@ _MAILBOX = r"\b(?:mail ?box|inbox|over ?quota|storage)\b"
 _FOR_NOW = _any(
     r"\btempor(?:ar|är)\w*\b(?! e?-?mail| address| domain)|\btransient\b|\bdeferred\b",
     r"\b(?:try|retry|resend|send|come|again|attempt\w*)\b.{0,24}\blater\b|\blater\b.{0,8}\btry",
-    r"\b(?:try|retry) again (?:in|after|soon|shortly)\b",
+    r"\b(?:try|retry) (?:again )?(?:in|after|soon|shortly)\b",
     r"\bplus tard\b|\bm[aá]s tarde\b|\bsp[aä]ter\b",
 )
 _GREYLIST = r"\bgr[ea]y[- ]?list"
@@ -332,7 +335,7 @@ _LOG_IN = _any(
     r"\brequires? (?:\w{1,20} )?(?:auth\w*|log-?in)\b",
     _MUST + r".{0,12}\b(?:log ?in|log on|authenticate|be authenticated|(?:issue|send|use|do) (?:an )?auth)\b",
     _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
-    r"\bnot logged[- ]in\b|\blog ?in first\b",
+    r"\bnot logged[- ]in\b|\blog ?in first\b|\bunauthenticated senders?\b.{0,8}\bnot allowed",
     r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
 )
 _RELAY = _any(
@@ -340,7 +343,7 @@ _RELAY = _any(
     _CANNOT + r"(?: to)? relay\b",
     r"\bno relay|\bnot a relay\b",
     r"\bcannot deliver mail for\b",  # Haraka, for whom it does not relay
-    r"\bclient host rejected: access denied",  # Postfix's submission service, for who is not logged in
+    r"\bclient host rejected: access denied",  # Postfix, where a submission service checks the client first
 )
 _NO_NAME = _any(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
@@ -369,11 +372,13 @@ _TOO_BIG = _any(
 )
 _BUSY = _any(
     r"\b(?:concurrent|simultaneous|many|maximum|number of)\b.{0,30}\b(?:connections?|sessions?)\b|\btrop de connexions",
-    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\bnot accepting\b",
-    r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|busy|not (?:available|accepting)|overload\w*|refused)",
+    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
+)
+_STORAGE = _any(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
     r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system full",
 )
+_OUT_OF_SERVICE = r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)"
 _BLOCKED = _any(
     r"\bblock(?:ed|list)|\bblack-?list|\b(?:rbl|dnsbl)\b|\blisted\b|\bbanned\b",
     r"spamhaus|spamcop|\breputation\b|\bpolicy restrictions",
@@ -398,10 +403,11 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(code=421, text=_SESSION_LIMIT, action=Action.RECONNECT, wait=0,
          why="This connection has carried as much as the server allows: go on with a new one.",
          source="Exim specification: smtp_accept_max_per_connection"),
-    Rule(code=421, text=_any(r"\bidle\b", _TIMEOUT), unless=r"deferred|upstream|proxy", action=Action.RECONNECT, wait=0,
+    Rule(code=421, text=_any(r"\bidle\b|\binactiv", _TIMEOUT), unless=r"deferred|upstream|proxy",
+         action=Action.RECONNECT, wait=0,
          why="The server closed a connection on which nothing came in time: nothing is wrong with a new one.",
          source="RFC 5321 §4.5.3.2.7"),
-    Rule(code=421, text=_any(_BUSY, _QUOTA, _RATE, r"\btemporarily deferred", r"\bunusual rate"),
+    Rule(code=421, text=_any(_BUSY, _STORAGE, _OUT_OF_SERVICE, _QUOTA, _RATE, r"\btemporarily deferred|\bunusual rate"),
          action=Action.RECONNECT, scope=Scope.SERVER,
          why="The server is busy, full, going down, or has had too much from here: leave it alone for a while.",
          source="RFC 5321 §3.8; Google: Gmail SMTP errors and codes (4.7.0, 4.7.28); Yahoo: SMTP error codes (TSS04)"),
@@ -409,7 +415,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
          why="The server closes this connection and may take the message on another one, later.",
          source="RFC 5321 §3.8, §4.2.2"),
 
-    # 2. What can mean one thing only, whatever the words.
+    # 2. What can mean one thing only.
     Rule(code=(500, 501, 502, 504, 555), unless=_any(_TLS, _LOG_IN), action=Action.FAIL,
          why="The server does not know the command or its parameters, and will not the next time.",
          source="RFC 5321 §4.2.2"),
@@ -465,6 +471,10 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(code=_REFUSALS, text=_LOG_IN, stages=_TRANSACTION, action=Action.AUTHENTICATE, otherwise=Action.FAIL,
          why="The server takes mail from clients that are logged in only.",
          source="RFC 4954 §6 (530)"),
+    Rule(code=554, enhanced="5.7.1", text=r"\brejected: access denied", login=True, stages=_TRANSACTION,
+         action=Action.AUTHENTICATE, otherwise=Action.FAIL,
+         why="The server takes mail from clients that are logged in only, or refuses this address for good.",
+         source="Postfix: master.cf, submission (permit_sasl_authenticated,reject)"),
     Rule(code=_REFUSALS, text=_RELAY, unless=_FOR_NOW, stages=_TRANSACTION,
          action=Action.AUTHENTICATE, otherwise=Action.FAIL,
          why="The server does not relay for strangers: log in, or ask the responsible server; waiting does not help.",
@@ -491,7 +501,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(code=_4XX, text=r"\bclosing (?:the |smtp )?(?:connection|transmission|channel)", action=Action.RECONNECT,
          why="The server closes this connection and may take the message on another one, later.",
          source="RFC 5321 §3.8; Google: Gmail SMTP errors and codes (451 4.4.2 Timeout - closing connection)"),
-    Rule(code=450, enhanced="4.3.2", text=r"\bservice currently unavailable", action=Action.RECONNECT,
+    Rule(code=450, enhanced="4.3.2", text=r"\bservice currently unavailable", action=Action.RECONNECT, wait=0,
          why="Postfix's postscreen has tested this client, and lets it in on its next connection.",
          source="Postfix: POSTSCREEN_README (after-220 tests)"),
     Rule(code=_5XX, enhanced="x.2.2", unless=r"submission", action=Action.FAIL,
@@ -508,7 +518,8 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(code=_REFUSALS, text=_RATE, unless=_any(_MAILBOX, r"\bunusual rate"), action=Action.RETRY, scope=Scope.SERVER,
          why="Too much at once, or within a minute: the limit passes soon.",
          source="Postfix: anvil_rate_time_unit (60 s); Amazon SES: 454 Throttling failure, Maximum sending rate"),
-    Rule(code=_5XX, text=_FOR_NOW, stages=(*_TRANSACTION, Stage.CONNECT, Stage.EHLO), action=Action.RETRY,
+    Rule(code=_5XX, text=_FOR_NOW, unless=r"\bpermanently\b|\bwill not succeed|\bdo not\b",
+         stages=(*_TRANSACTION, Stage.CONNECT, Stage.EHLO), action=Action.RETRY,
          why="The code says for ever and the words say for now: the words, written for this case, are believed.",
          source="RFC 3463 §2 (persistent transient failure); Orange: OFR/LPN codes"),
     Rule(code=_5XX, text=r"\btemporar|\bconnection lost to auth|\binternal (?:server )?error|\bbackend",
@@ -551,18 +562,25 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(code=(534, 535), stages=[Stage.AUTH], action=Action.FAIL,
          why="The server refuses the user name or the password, or wants another way to log in.",
          source="RFC 4954 §6; Google: Gmail SMTP errors and codes (5.7.8, 5.7.9); Microsoft: NDR codes (5.7.139)"),
-    Rule(code=530, action=Action.AUTHENTICATE, otherwise=Action.FAIL,
+    Rule(code=530, unless=r"\b(?:name|address|domain|recipient)\b.{0,16}\b(?:not valid|invalid)|\bspam\b|\bblocked\b",
+         action=Action.AUTHENTICATE, otherwise=Action.FAIL,
          why="The server takes mail from clients that are logged in only.",
          source="RFC 4954 §6 (530)"),
     Rule(code=_4XX, enhanced=("x.4.3", "x.1.8", "x.1.2"), action=Action.RETRY, wait=300,
          why="The server cannot find a domain in the DNS now.",
          source="RFC 3463 §3.5; Postfix: minimal_backoff_time (300 s)"),
-    Rule(code=_4XX, enhanced=("x.3.1", "x.3.2", "x.4.5"), action=Action.RETRY, scope=Scope.SERVER, wait=300,
-         why="The server is full, overloaded, or takes no messages now.",
-         source="RFC 3463 §3.4, §3.5; Postfix: minimal_backoff_time (300 s)"),
-    Rule(code=_4XX, text=_BUSY, action=Action.RETRY, scope=Scope.SERVER, wait=300,
-         why="The server is full, overloaded, or takes no messages now.",
+    Rule(code=_4XX, enhanced="x.3.1", action=Action.RETRY, scope=Scope.SERVER, wait=300,
+         why="The server's disk or memory is full, which takes a while to clear.",
+         source="RFC 3463 §3.4; Postfix: minimal_backoff_time (300 s)"),
+    Rule(code=_4XX, text=_STORAGE, action=Action.RETRY, scope=Scope.SERVER, wait=300,
+         why="The server's disk or memory is full, which takes a while to clear.",
          source="RFC 5321 §4.2.2 (452); Postfix: minimal_backoff_time (300 s)"),
+    Rule(code=_4XX, enhanced=("x.3.2", "x.4.5"), action=Action.RETRY, scope=Scope.SERVER,
+         why="The server is overloaded, or takes no messages now.",
+         source="RFC 3463 §3.4, §3.5; Microsoft: SMTP submission limits (432 4.3.2)"),
+    Rule(code=_4XX, text=_BUSY, action=Action.RETRY, scope=Scope.SERVER,
+         why="The server is overloaded, or takes no messages now.",
+         source="RFC 5321 §3.8, §4.2.2"),
     Rule(code=_5XX, enhanced=("x.1.7", "x.1.8"), action=Action.FAIL, scope=Scope.MESSAGE,
          why="The sender's address is wrong, or its domain does not exist.",
          source="RFC 3463 §3.2"),
@@ -611,7 +629,7 @@ def described(rule: Rule) -> dict[str, str]:
     else:
         wait = ""
     return {
-        "reply": reply + " (token sessions)" * rule.token,
+        "reply": reply + " (token sessions)" * rule.token + " (not logged in yet)" * rule.login,
         "at": "any stage" if rule.stages is None else ", ".join(stage.name for stage in Stage if stage in rule.stages),
         "action": action,
         "whom": "by stage" if rule.scope is None else rule.scope.name,

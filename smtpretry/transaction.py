@@ -92,7 +92,7 @@ class Transaction:
         A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
         """
         transport = cast("asyncio.WriteTransport", protocol.transport)
-        transport.set_write_buffer_limits(high=0)  # drained means: with the kernel
+        transport.set_write_buffer_limits(high=1, low=0)  # drained is: with the kernel (at 0, TLS never resumes)
         reading = asyncio.ensure_future(protocol.read_response())
         try:
             for start in range(0, len(body), _CHUNK):

@@ -36,8 +36,6 @@ EACH_SECOND = RetryPolicy(wait=tenacity.wait_fixed(1), give_up_after=SOON)
 TWICE = RetryPolicy(wait=tenacity.wait_fixed(0.1), give_up_after=SOON, max_attempts=2)
 AFTER_THE_GREYLIST = RetryPolicy(wait=tenacity.wait_fixed(6), give_up_after=SOON, max_attempts=2)
 
-GREYLIST = RetryPolicy(wait=tenacity.wait_fixed(6), max_attempts=2)
-
 GREYLIST = "check_policy_service unix:private/postgrey"
 SAY_530 = "check_recipient_access static:{530 5.7.0 Authentication required}"
 LOGIN = {"smtpd_sasl_auth_enable": "yes"}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from smtpretry.reply import NO_REPLY, Reply
 
 MESSY = st.text(st.characters(), max_size=400)  # lone surrogates, controls and all
-WORDS = """450 4.2.0 5.1.1 (#5.7.1) greylisted try again wait retry in for after late later per last an hour minutes seconds
-s h 5 10 1,5 00:05:00 -1 0 bob@example.com https://example.com/5 192.0.2.1 : ( ) , . !"""
+WORDS = """450 4.2.0 5.1.1 (#5.7.1) greylisted try again wait retry in for after late later per last an hour minutes
+seconds s h 5 10 1,5 00:05:00 -1 0 bob@example.com https://example.com/5 192.0.2.1 : ( ) , . !"""
 FRAGMENTS = st.sampled_from([*WORDS.split(), "\n", "\r", "\t", "", "\x1b[31m"])
 SENTENCES = st.lists(FRAGMENTS, max_size=40).map(" ".join)
 
@@ -296,6 +296,8 @@ def test_a_hostile_text_costs_next_to_nothing(text):
         ("retry in 23 hours 59 minutes 59 seconds", 86399),
         ("retry in 1 day, 2 hours and 3 minutes", 93780),
         ("retry in 14m59s", 899),
+        ("retry in 14m : 59s", 840),
+        ("retry in 1 hour(s) 5 minute(s)", 3900),
         ("retry in 5-10 minutes", 600),
         ("retry in 1.5 hours", 5400),
         ("retry in 1,800 seconds", 1800),

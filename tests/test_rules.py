@@ -512,6 +512,8 @@ def test_452_to_mail_is_no_452_to_rcpt():
         ("452 4.3.1 Insufficient system storage", 300, Scope.SERVER),
         ("450 4.2.0 <bob@example.com>: Recipient address rejected: Greylisted, see example.org", None, Scope.RECIPIENT),
         ("450 4.7.1 Error: too much mail from 192.0.2.1", None, Scope.SERVER),
+        ("451 4.4.5 High load, try again later", None, Scope.SERVER),
+        ("451 Service temporarily unavailable, please try again later", None, Scope.RECIPIENT),
         ("451 Temporary local problem", None, Scope.RECIPIENT),
     ],
 )
@@ -575,6 +577,9 @@ def test_what_does_not_heal_is_not_waited_for(line):
         "552 5.2.2 The mailbox is full. Create a shorter message body or remove attachments and try sending it again.",
         "554 The domain is not reachable. Please check the domain and try again (-1915321397:308:-2147467259)",
         "550 5.7.28 There is an unusual rate of unsolicited mail originating from your IP address.",
+        "553 5.7.1 [TSS09] All messages from 192.0.2.1 will be permanently deferred; Retrying will NOT succeed.",
+        "530 From/Sender name is not valid",
+        "503 5.5.1 Invalid command: Must not issue an AUTH command now",
         "554 4.4.7 Message expired: unable to deliver in 840 minutes.",
         "550 4.2.0 contradictory",
         "550 This server only accepts mail for local recipients",
@@ -588,6 +593,46 @@ def test_what_does_not_heal_is_not_waited_for(line):
 def test_a_refusal_that_means_it_is_final(line):
     """Advice to repair something and try again, and numbers of messages, are no promise that waiting helps."""
     assert action(line) == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("line", "stage", "reason"),
+    [
+        ("502 Command not implemented", MAIL, "does not know the command"),
+        ("502 5.5.1 Not implemented, try again later", MAIL, "does not know the command"),
+        ("554 5.5.0 Syntax error in the body, try again later", END, "how this client speaks SMTP"),
+        ("451 4.4.7 Delivery time expired", END, "gave up after its own retries"),
+        ("550 5.7.30 REQUIRETLS support required", MAIL, "gave up after its own retries, or cannot give"),
+        ("552 5.3.4 Too much for one day: limit of 10 MB per day", MAIL, "larger than"),
+        ("550 Message too big!", MAIL, "larger than"),
+        ("550 5.7.26 This mail is deferred", END, "fails SPF, DKIM, DMARC or reverse DNS"),
+        ("550 SPF check failed, try again later", END, "does not pass SPF, DKIM or DMARC"),
+        ("550 5.7.57 Anonymous submission", MAIL, "Exchange takes mail from clients that are logged in"),
+        ("550 5.7.64 TenantAttribution; Relay Access Denied", RCPT, "inside its own organisation"),
+        ("552 5.2.2 Mailbox full, try again later", RCPT, "mailbox is full"),
+        ("535 5.7.8 Authentication failed", AUTH, "user name or the password"),
+        ("550 5.1.8 Sender domain not found", MAIL, "sender's address is wrong"),
+        ("550 5.1.1 xyzzy", RCPT, "no such mailbox or domain"),
+        ("550 No such user here", RCPT, "no such mailbox"),
+        ("554 Blocked using zen.spamhaus.org", RCPT, "block list"),
+        ("554 5.6.0 xyzzy", END, "does not take this content"),
+        ("554 5.7.1 xyzzy", END, "policy forbids"),
+        ("503 Bad sequence of commands", DATA, "at the wrong moment"),
+        ("550 4.2.0 xyzzy", RCPT, "contradict each other"),
+        ("452 4.3.1 Full", MAIL, "disk or memory is full"),
+        ("452 Insufficient system storage", MAIL, "disk or memory is full"),
+        ("451 Too many concurrent connections here", MAIL, "at once"),
+        ("450 Server busy", MAIL, "overloaded"),
+        ("451 4.4.5 xyzzy", MAIL, "overloaded"),
+        ("451 4.4.2 Timeout - closing connection", END, "closes this connection"),
+    ],
+)
+def test_a_refusal_is_told_with_its_reason(line, stage, reason):
+    """Kinds of refusals have a reason of their own, and one that means it is no less final for a "later" in it."""
+    decision = decide(line, stage)
+    assert reason in decision.rule.why
+    if line[0] == "5" and "Exchange takes mail from clients" not in reason:
+        assert decision.action is Action.FAIL
 
 
 @pytest.mark.parametrize("code", [400, 450, 499])

@@ -213,6 +213,34 @@ async def test_survives_a_broken_connection(stage: str, fault: str) -> None:
         assert everybody_once(server, ANN, BOB, CAT)
 
 
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [
+        ("CONNECT", "250 hello"),
+        ("CONNECT", "354 hello"),
+        ("EHLO", "220 hello"),
+        ("EHLO", "354 hello"),
+        ("STARTTLS", "250 go on"),
+        ("AUTH", "250 welcome"),
+        ("AUTH", "334 YWJj"),
+        ("MAIL", "354 go on"),
+        ("RCPT", "354 go on"),
+        ("DATA", "250 ok"),
+        ("END_OF_DATA", "354 go on"),
+    ],
+)
+@virtually
+async def test_survives_a_reply_that_makes_no_sense(stage: str, reply: str) -> None:
+    """A reply of the wrong kind is like none: the client is out of step with the server, and starts over."""
+    async with talk(**SETTINGS["server"], credentials=SETTINGS["credentials"]) as (server, smtp):
+        server.on(stage, reply, times=1, accepted=False)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB])
+        assert delivery.accepted == [ANN, BOB]
+        assert everybody_once(server, ANN, BOB)
+        assert server.connections >= 2
+        assert all(mail.connection != 1 for mail in server.messages)
+
+
 @pytest.mark.parametrize("fault", ["421", "421 left open", "fin", "rst", "stall", "garbage", "half, then fin"])
 @virtually
 async def test_a_break_after_some_were_accepted_concerns_the_others_only(fault: str) -> None:
