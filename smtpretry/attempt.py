@@ -133,8 +133,7 @@ class Pass:
         elif failed.stage in _IN_TRANSACTION:
             await connection.reset(self.timeout)
         self._note(failed, decision, concerned)
-        if failed.stage is Stage.END_OF_DATA and failed.reply.code == NO_REPLY:
-            self._doubt(concerned, failed)
+        self._learn(connection, failed, decision, concerned)
         match decision.action:
             case Action.FAIL:
                 whom = concerned if decision.scope is Scope.RECIPIENT else self.delivery.pending
@@ -147,6 +146,14 @@ class Pass:
                 self.batch = self.batch if self.batch and self.batch < len(concerned) else len(concerned) // 2
             case repair:
                 self._repair(connection, repair)
+
+    def _learn(self, connection: Connection, failed: Failed, decision: Decision, concerned: Sequence[str]) -> None:
+        """Take in what is true whatever is done about it."""
+        if failed.stage is Stage.END_OF_DATA and failed.reply.code == NO_REPLY:
+            self._doubt(concerned, failed)
+        about_log_ins = decision.rule.stages is not None and decision.rule.action in (Action.FAIL, Action.REFRESH_TOKEN)
+        if failed.stage is Stage.AUTH and about_log_ins:
+            connection.remember(failed.reply)
 
     def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""
@@ -165,9 +172,10 @@ class Pass:
             self.delivery.outcomes[self.suspect].alone = True  # refused, and hung up on: the others go without it
             return
         if failed.stage is Stage.RCPT:
-            self.delivery.outcomes[concerned[0]].alone = True
+            outcome = self.delivery.outcomes[concerned[0]]
+            self.unruly += not outcome.alone  # one that is known for it says nothing about the server
+            outcome.alone = True
             self._defer(concerned, failed, decision)
-            self.unruly += 1
             if self.unruly < _UNRULY:
                 return
         elif connection.used and failed.stage in _FIRST_COMMANDS:
@@ -234,11 +242,13 @@ class Pass:
         """Take them out of this pass until then, or for good where the policy gives up."""
         now = self.policy.clock()
         for who in [who for who in recipients if who in self.todo]:
-            outcome = self.delivery.outcomes[who]
+            outcome, last = self.delivery.outcomes[who], failed
+            if failed.stage is Stage.RCPT and who != self.offered and outcome.stage and outcome.reply:
+                last = Failed(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
             if self.policy.gives_up(attempt=outcome.attempts, elapsed=self.delivery.elapsed(now), wait=wait):
-                self._settle([who], Status.REFUSED, failed)
+                self._settle([who], Status.REFUSED, last)
             else:
-                outcome.stage, outcome.reply, outcome.error = failed.stage, failed.reply, failed.error
+                outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error
                 outcome.next_at = now + wait
                 self.todo.remove(who)
 

@@ -70,6 +70,10 @@ class Credentials:
         if username is not None and password is None and oauth_token_generator is None:
             msg = "a username needs a password= or an oauth_token_generator="
             raise ValueError(msg)
+        for name, value in (("username", username), ("password", password)):
+            if value is not None and not isinstance(value, (str, bytes)):
+                msg = f"{name} is str or bytes, not {type(value).__name__}"
+                raise TypeError(msg)
         if oauth_token_generator is not None and not callable(oauth_token_generator):
             msg = "oauth_token_generator is a coroutine function that returns a token"
             raise TypeError(msg)
@@ -116,7 +120,9 @@ class Connection:
         self.client = client
         self._start_tls: bool | None = client._start_tls_on_connect  # noqa: SLF001
         self.credentials = credentials or Credentials.of(client)
-        self.needs_auth = bool(self.credentials) and not credentials  # aiosmtplib logs in at once with the client's own
+        self.needs_auth = self._must_log_in = (
+            bool(self.credentials) and not credentials
+        )  # aiosmtplib: with its own, always
         self.cleartext_auth = cleartext_auth
         self.needs_tls = False
         self.authenticated: Reply | None = None  # what the server said to the log-in of this session
@@ -124,7 +130,8 @@ class Connection:
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._refreshed = False
-        self._refused: tuple[str, Reply] | None = None  # the token that the last AUTH was refused with
+        self._sent: str | bytes = ""  # what the last AUTH was made with
+        self._refused: tuple[str | bytes, Reply] | None = None
 
     @property
     def is_open(self) -> bool:
@@ -152,15 +159,20 @@ class Connection:
             await self._secure(timeout)
         else:
             await self.connect(timeout)
-        if self.needs_auth and self.obstacle_to_auth() is None:
+        if self.needs_auth and self.authenticated is None:
             if self._can_encrypt:
                 await self._encrypt(timeout)
-            if self.obstacle_to_auth() is None:
+            obstacle = self.obstacle_to_auth()
+            if obstacle is None:
                 await self._log_in(timeout)
+            elif self._must_log_in:
+                raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
 
     async def connect(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
         """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""
         self.authenticated, self.used, self._refreshed = None, False, False
+        if not self.credentials.token:
+            self._refused = None  # servers have been seen to refuse a good password while they could not check it
         port = self.client.port
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
@@ -209,6 +221,10 @@ class Connection:
         if not self.credentials.token:
             return "no oauth_token_generator is configured"
         return "the server refused a fresh token, too" if self._refreshed else None
+
+    def remember(self, refusal: Reply) -> None:
+        """Never send the refused token again, nor the refused password on this connection."""
+        self._refused = self._sent, refusal
 
     def refresh(self) -> None:
         """Ask for another token at the next `prepare`, once a connection."""
@@ -317,22 +333,18 @@ class Connection:
         await self._greet(timeout)
 
     async def _log_in(self, timeout: Timeout) -> None:
-        """One AUTH command (RFC 4954 §4). A token that was refused is not sent again."""
+        """One AUTH command (RFC 4954 §4), and none with what was refused before."""
         log_in = getattr(self.client, f"auth_{self._mechanism}".replace("-", ""))
-        token = None
+        secret = self.credentials.password or ""
         if self.credentials.oauth_token_generator is not None:
-            token = await self.credentials.oauth_token_generator()
-            if self._refused and self._refused[0] == token:
-                raise Failed(Stage.AUTH, self._refused[1], final="the token generator gave the refused token again")
-        secret = self.credentials.password if token is None else token
-        self.credentials.carry(secret or "")
-        try:
-            with self.at(Stage.AUTH):
-                accepted = await self._interruptibly(log_in(self.credentials.username, secret, timeout=timeout))
-        except Failed as failed:
-            if token is not None and failed.reply.is_permanent:
-                self._refused = token, failed.reply
-            raise
+            secret = await self.credentials.oauth_token_generator()
+        if self._refused and self._refused[0] == secret:
+            what = "token that the generator gave" if self.credentials.token else "password"
+            raise Failed(Stage.AUTH, self._refused[1], final=f"the {what} is the one that the server refused before")
+        self._sent = secret
+        self.credentials.carry(secret)
+        with self.at(Stage.AUTH):
+            accepted = await self._interruptibly(log_in(self.credentials.username, secret, timeout=timeout))
         self.authenticated, self._refreshed, self._refused = self.judge(Stage.AUTH, *accepted), False, None
 
     async def _interruptibly(self, steps: Coroutine[Any, Any, T]) -> T:

@@ -39,6 +39,9 @@ def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = Re
         TypeError: `function` is no coroutine function.
         Whatever the function raises, after the last call, with a note that tells how many calls were made.
     """
+    if not isinstance(policy, RetryPolicy):
+        msg = f"policy is a smtpretry.RetryPolicy, not {policy!r}"
+        raise TypeError(msg)
     if function is None:
         return functools.partial(retry, policy=policy)
     if not asyncio.iscoroutinefunction(function):

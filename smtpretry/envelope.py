@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Message = email.message.EmailMessage | email.message.Message
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec can write
 _HEADER_SECTION = re.compile(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+")
 _HAS = {name: re.compile(rb"^" + name + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE) for name in (b"Message-ID", b"Date")}
 
@@ -54,7 +54,11 @@ def prepare(
         raise ValueError(msg)
     mailboxes: dict[str, str] = {}
     for recipient in recipients:
-        local, _, domain = _mailbox(recipient).rpartition("@")
+        mailbox = _mailbox(recipient)
+        if not mailbox:
+            msg = f"no recipient: {recipient!r} holds no address"
+            raise ValueError(msg)
+        local, _, domain = mailbox.rpartition("@")
         mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
     mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
     utf8 = not (_mailbox(sender).isascii() and all(mailbox.isascii() for mailbox in mailboxes))
@@ -77,14 +81,17 @@ def _mailbox(address: str) -> str:
     if _CONTROL.search(address):
         msg = f"address {address!r} has a line break or another control character"
         raise ValueError(msg)
+    if len(email.utils.getaddresses([address])) > 1:
+        msg = f"{address!r} is more than one address: give a list of them"
+        raise ValueError(msg)
     return parse_address(address)
 
 
 def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
-    if isinstance(options, str):
-        msg = f"{name} is a list of options, not the string {options!r}"
+    options = options if isinstance(options, str) else tuple(options or ())
+    if isinstance(options, str) or not all(isinstance(option, str) for option in options):
+        msg = f"{name} is a list of str, not {options!r}"
         raise TypeError(msg)
-    options = tuple(options or ())
     for option in options:
         if not option.isascii() or _CONTROL.search(option):
             msg = f"{name} has {option!r}, which is no ESMTP parameter"

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from tenacity.wait import WaitBaseT
 
 _EVERYTHING = frozenset(Action)
+_SHORTEST = 1.0  # seconds that a named delay is taken for at least
+_TRUSTED = 3  # attempts; a server that names delays and goes on refusing is believed no more than the backoff
 _GRACE = 0.1  # seconds that may pass between a decision and its wait
 
 _BY_STAGE = {
@@ -144,8 +146,9 @@ class RetryPolicy:
             elapsed: seconds since the first attempt began.
             error: the exception that stands for the reply, for tenacity waits that look at it.
 
-        The wait is the delay that the server names, else 0 where there is nothing to wait for, else the backoff, or the
-        row's own wait where that is longer and still before the deadline.
+        The wait is the delay that the server names (after the third attempt the backoff, where that is longer); else 0
+        where there is nothing to wait for; else the backoff, or the row's own wait where that is longer and still
+        before the deadline.
         """
         rule = next(rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token, login=login))
         action, scope = rule.action, rule.scope or _BY_STAGE[stage]
@@ -153,12 +156,15 @@ class RetryPolicy:
             action = rule.otherwise or (Action.FAIL if reply.is_permanent else Action.RETRY)
         if action not in (Action.RETRY, Action.RECONNECT):
             return Decision(action, scope, 0.0, rule)
-        if reply.retry_after is not None:
-            return Decision(action, scope, reply.retry_after, rule)
+        named = reply.retry_after
+        if named is not None and attempt <= _TRUSTED:
+            return Decision(action, scope, max(named, _SHORTEST), rule)
         if rule.wait == 0 and action is rule.action:
             return Decision(action, scope, 0.0, rule)
         wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self.patience - elapsed
-        if rule.wait is not None and wait < rule.wait < left:
+        if named is not None:
+            wait = max(named, wait)
+        elif rule.wait is not None and wait < rule.wait < left:
             wait = rule.wait
         elif scope is not Scope.SERVER and 0 < left < wait:  # a server's pause is not one delivery's to shorten
             wait = left

@@ -129,9 +129,9 @@ class Reply:
     def retry_after(self) -> float | None:
         """The delay in seconds that the text names ("Greylisted for 300 seconds", "come back in 00:05:00"), or None.
 
-        None as well for zero, for more than five days (the longest that a mail is kept trying, RFC 5321 §4.5.4.1), and
-        for numbers that are no delay: limits ("10 messages per hour"), times gone by ("in the last 10 minutes"), the
-        time of day, counters, addresses and links.
+        None as well for zero, for more than five days (the longest that a mail is kept trying, RFC 5321
+        §4.5.4.1), and for numbers that are no delay: limits ("10 messages per hour"), times gone by ("in the last 10
+        minutes"), the time of day, counters, addresses and links.
         """
         words = [_NAME if _OPAQUE.search(word) else word for word in self.text[:READ].split()]
         if (found := _DELAY.search(" ".join(words))) is None:
@@ -287,7 +287,7 @@ _PHRASES = (
     # remaining: 45 s; time left 2m30s
     rf"\b(?:remaining|time\sleft)(?:\s(?:time|delay|wait))?(?:\sis)?\W{{1,3}}{_DURATION}",
     # retry-after: 300; retry in: 300; seconds left: 45
-    rf"\bretry(?:[-_]?(?:after|in)\W{{1,4}}|\s(?:after|in)\s?[:=]\s?){_BARE}",
+    rf"\bretry(?:[-_]?(?:after|in)[^\w-]{{1,4}}|\s(?:after|in)\s?[:=]\s?){_BARE}",
     rf"\b(?:seconds|secs)\s(?:remaining|left|to\swait)\s?[:=]\s?{_BARE}",
 )
 _DELAY = re.compile("|".join(_PHRASES), re.IGNORECASE)

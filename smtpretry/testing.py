@@ -530,6 +530,8 @@ class _Session(aiosmtpd.SMTP):
 
     def hang_up(self, reply: bytes, *, close: bool | str) -> None:
         """Say `reply` and close, now, whatever the client is doing."""
+        if self._writer.transport.is_closing():
+            return  # the client was first
         self._writer.write(reply)
         if close == "rst":
             self._reset()

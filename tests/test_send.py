@@ -15,8 +15,24 @@ import aiosmtplib
 import pytest
 import tenacity
 import virtual
-from support import ANN, APP, BOB, BODY, CAT, DAN, EVE, GREYLISTED, PASSWORD, USER
-from support import letter, once, patient, talk, transactions, virtually
+from support import (
+    ANN,
+    APP,
+    BOB,
+    BODY,
+    CAT,
+    DAN,
+    EVE,
+    GREYLISTED,
+    PASSWORD,
+    USER,
+    letter,
+    once,
+    patient,
+    talk,
+    transactions,
+    virtually,
+)
 
 import smtpretry
 from smtpretry import NO_REPLY, Action, Delivery, RetryingSMTP, Stage, UncertainDelivery
@@ -135,7 +151,7 @@ async def test_default_waits_fit_greylisting() -> None:
 
 @virtually
 async def test_a_delay_that_the_server_names_replaces_the_computed_one() -> None:
-    """ "Greylisted for 300 seconds" is waited for, no longer and no shorter."""
+    """A "Greylisted for 300 seconds" is waited for, no longer and no shorter."""
     async with talk() as (server, smtp):
         server.on("RCPT", "450 4.2.0 Greylisted for 300 seconds", times=1)
         delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
@@ -474,7 +490,7 @@ async def test_a_single_recipient_that_is_too_many_is_tried_later() -> None:
 
 @virtually
 async def test_a_452_that_is_no_count_of_recipients_is_waited_for() -> None:
-    """ "452 4.3.1 Insufficient system storage" to a recipient is no reason to go on at once."""
+    """A "452 4.3.1 Insufficient system storage" to a recipient is no reason to go on at once."""
     async with talk() as (server, smtp):
         server.on("RCPT", BOB, "452 4.3.1 Insufficient system storage", times=1)
         delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB])
