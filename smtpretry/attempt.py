@@ -73,6 +73,8 @@ class Pass:
                 self._accept(taken, await transaction.data())
             else:
                 await connection.reset(self.timeout)
+                if self.suspect is not None and not connection.is_open:
+                    self.delivery.outcomes[self.suspect].alone = True
             connection.used = True
         except Failed as failed:
             await self._act(connection, failed, taken or group)

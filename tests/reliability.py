@@ -1,4 +1,4 @@
-"""The figures of the README's section on reliability: ``python -m tests.reliability`` prints them, in a minute or two.
+"""The figures of the README's section on reliability: ``python -m tests.reliability`` prints them, in some three minutes.
 
 The whole matrix of `faults.py`, tried with smtpretry in both of its modes, and with what is commonly written instead:
 tenacity around `aiosmtplib.send`. A mail is one message for one recipient; each cell has three.

@@ -43,6 +43,7 @@ KINDS: dict[str, list[tuple[str, str, int | None]]] = {
 }
 ENDS = {"never": 550, "always": 450, "resets": NO_REPLY, "hangs": 421, "slams": 550}  # refused so; the others get it
 VERBS = ["CONNECT", "EHLO", "STARTTLS", "AUTH", "MAIL", "RCPT", "DATA", "BODY", "END_OF_DATA", "RSET", "QUIT"]
+VERBS += ["END_OF_DATA"] * 6  # where the ends are hardest to tell
 EXAMPLES = int(os.environ.get("SMTPRETRY_MODEL_EXAMPLES", "40"))
 recipients = st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=4)
 messages = st.lists(recipients, min_size=1, max_size=4)

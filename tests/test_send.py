@@ -306,6 +306,21 @@ async def test_an_idle_421_is_not_the_answer_to_mail() -> None:
         assert len(delivery.attempts) == 1
 
 
+@pytest.mark.parametrize("reply", ["450 4.2.0 later", "550 5.1.1 who?"])
+@pytest.mark.parametrize("position", [0, 1, 2])
+@virtually
+async def test_a_recipient_that_is_refused_and_hung_up_on_does_not_stop_the_others(position: int, reply: str) -> None:
+    """Haraka says 450 and Exim 550 and then hang up: the others get the message at once, over another connection."""
+    others = [ANN, CAT]
+    async with talk() as (server, smtp):
+        server.on("RCPT", BOB, reply, close=True)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[*others[:position], BOB, *others[position:]])
+        assert delivery.accepted == others
+        assert {who: str(said) for who, said in delivery.refused.items()} == {BOB: reply}
+        assert everybody_once(server, *others)
+        assert all(delivery.outcomes[who].attempts == 1 for who in others)
+
+
 @virtually
 async def test_a_server_that_restarts_is_waited_for() -> None:
     """While nobody listens the message waits, and it goes through when the server is back."""
@@ -1077,3 +1092,15 @@ def test_no_wait_records_the_waits() -> None:
             assert policy.waits == [300, 300]
 
     asyncio.run(scenario())
+
+
+@virtually
+async def test_who_was_refused_and_hung_up_on_goes_alone() -> None:
+    """A recipient whose refusal ended the connection is offered in a transaction of its own from then on."""
+    async with talk(patient(max_attempts=2, wait=tenacity.wait_fixed(60))) as (server, smtp):
+        server.on("RCPT", ANN, GREYLISTED, times=1)
+        server.on("RCPT", BOB, GREYLISTED, close=True, times=2)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB])
+        assert delivery.accepted == [ANN]
+        assert list(delivery.refused) == [BOB]
+        assert transactions(server) == [[ANN, BOB], [ANN], [BOB]]
