@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .connection import Connection, Failed, Timeout
+from .connection import Connection, Failed, Said, Timeout
 from .delivery import Attempt, Delivery, Status, Step
 from .policy import Decision, RetryPolicy
 from .reply import NO_REPLY, Reply, Stage
@@ -23,7 +23,9 @@ _log = logging.getLogger("smtpretry")
 
 _BEFORE_MAIL = (Stage.CONNECT, Stage.EHLO, Stage.STARTTLS, Stage.AUTH)
 _IN_TRANSACTION = (Stage.RCPT, Stage.DATA)  # where a refusal leaves one open
-_OURS = Decision(Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own."))
+_OUR_OWN_REFUSAL = Decision(
+    Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
+)
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
 
@@ -73,34 +75,32 @@ class Pass:
                 self._accept(taken, await transaction.data())
             else:
                 await connection.reset(self.timeout)
-                if self.suspect is not None and not connection.is_open:
-                    self.delivery.outcomes[self.suspect].alone = True
-            connection.used = True
+                if not connection.is_open:
+                    self._set_apart(self.suspect)
+            connection.reused = True
         except Failed as failed:
             await self._act(connection, failed, taken or group)
         except BaseException as error:
             if transaction.dot_sent:
-                self._doubt(
-                    taken, Failed(Stage.END_OF_DATA, Reply(NO_REPLY, text=f"broken off: {type(error).__name__}"))
-                )
+                broken_off = Reply(NO_REPLY, text=f"broken off: {type(error).__name__}")
+                self._doubt(taken, Said(Stage.END_OF_DATA, broken_off))
             raise
 
     async def _prepare(self, connection: Connection) -> None:
         before = connection.authenticated
         await connection.prepare(self.timeout)
         if connection.authenticated is not None and connection.authenticated is not before:
-            self._note(Failed(Stage.AUTH, connection.authenticated), None, self.todo)
+            self._note(Said(Stage.AUTH, connection.authenticated), None, self.todo)
 
     def _group(self) -> list[str]:
-        alone = self.delivery.outcomes[self.todo[0]].alone
-        if alone:
+        if self.delivery.outcomes[self.todo[0]].alone:
             return self.todo[:1]
         return [who for who in self.todo if not self.delivery.outcomes[who].alone][: self.batch]
 
     async def _offer(
         self, connection: Connection, transaction: Transaction, group: Sequence[str], taken: list[str]
     ) -> None:
-        """RCPT for each of the group. A refusal concerns that recipient; the rest goes on."""
+        """RCPT for each of the group. A refusal concerns that recipient; the rest goes on, or goes without it."""
         for self.offered in group:
             try:
                 await transaction.rcpt(self.offered)
@@ -108,15 +108,17 @@ class Pass:
                 decision = self._decide(connection, failed, [self.offered], splittable=bool(taken))
                 left = [who for who in self.todo if who not in taken]
                 if decision.action is Action.SPLIT:
-                    self._note(failed, decision, left)
+                    self._note(failed.said, decision, left)
                     self.batch = len(taken)
                     return
                 if decision.action is Action.RETRY and decision.scope is Scope.SERVER:
-                    self._put_aside(left, failed, decision)
+                    self._put_aside(left, failed.said, decision)
                     return
+                if decision.action is Action.AUTHENTICATE and decision.scope is Scope.RECIPIENT and taken:
+                    return  # who needs no log-in shall not depend on it
                 if decision.action not in (Action.FAIL, Action.RETRY):
                     raise
-                self._put_aside([self.offered], failed, decision)
+                self._put_aside([self.offered], failed.said, decision)
                 self.suspect = self.offered
             else:
                 taken.append(self.offered)
@@ -124,38 +126,66 @@ class Pass:
 
     async def _act(self, connection: Connection, failed: Failed, concerned: list[str]) -> None:
         """Do what the policy says about a failure that ended the transaction."""
-        if failed.stage in _BEFORE_MAIL:
+        said = failed.said
+        splittable = len(concerned) > 1 and said.stage not in _BEFORE_MAIL
+        if said.stage in _BEFORE_MAIL:
             concerned = list(self.todo)
-        elif failed.stage is Stage.RCPT and self.offered is not None:
+        elif said.stage is Stage.RCPT and self.offered is not None:
             concerned = [self.offered]
-        splittable = len(concerned) > 1 and failed.stage not in _BEFORE_MAIL
         decision = self._decide(connection, failed, concerned, splittable=splittable)
         if Action.RECONNECT in (decision.action, decision.rule.otherwise):
             connection.abort()
-        elif failed.stage in _IN_TRANSACTION:
+        elif said.stage in _IN_TRANSACTION:
             await connection.reset(self.timeout)
-        self._note(failed, decision, concerned)
-        self._learn(connection, failed, decision, concerned)
+        at_once = decision.action is Action.RECONNECT and self._may_go_on(connection, said, decision)
+        self._note(said, replace(decision, wait=0.0) if at_once else decision, concerned)
+        self._learn(connection, said, decision, concerned)
         match decision.action:
             case Action.FAIL:
                 whom = concerned if decision.scope is Scope.RECIPIENT else self.delivery.pending
-                self._settle(whom, Status.REFUSED, failed)
+                self._settle(whom, Status.REFUSED, said)
             case Action.RETRY:
-                self._defer(concerned if decision.scope is Scope.RECIPIENT else self.todo, failed, decision)
+                self._defer(concerned if decision.scope is Scope.RECIPIENT else self.todo, said, decision)
+            case Action.RECONNECT if at_once:
+                self.repaired.add(decision.rule)
             case Action.RECONNECT:
-                self._reconnect(connection, failed, decision, concerned)
+                self._defer(concerned if self._is_to_blame(concerned, said, decision) else self.todo, said, decision)
             case Action.SPLIT:
-                self.batch = self.batch if self.batch and self.batch < len(concerned) else len(concerned) // 2
+                self.batch = len(concerned) // 2
             case repair:
                 self._repair(connection, repair)
 
-    def _learn(self, connection: Connection, failed: Failed, decision: Decision, concerned: Sequence[str]) -> None:
+    def _may_go_on(self, connection: Connection, said: Said, decision: Decision) -> bool:
+        """Whether a new connection promises something now: there is nothing to wait for, or nobody left to blame."""
+        if decision.wait == 0 == decision.rule.wait and decision.rule not in self.repaired:
+            return True
+        if connection.reused and said.stage in _FIRST_COMMANDS:
+            return True  # it had died since it was last used
+        if self.suspect is None or said.stage not in _IN_TRANSACTION or decision.scope is Scope.SERVER:
+            return False
+        self._set_apart(self.suspect)  # refused, and hung up on: the others go without it
+        return True
+
+    def _is_to_blame(self, concerned: Sequence[str], said: Said, decision: Decision) -> bool:
+        """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""
+        if said.stage is not Stage.RCPT:
+            return False
+        known = self.delivery.outcomes[concerned[0]].alone
+        self._set_apart(concerned[0])
+        self.unruly += not known
+        return self.unruly < _UNRULY and decision.scope is not Scope.SERVER
+
+    def _set_apart(self, recipient: str | None) -> None:
+        if recipient is not None:
+            self.delivery.outcomes[recipient].alone = True
+
+    def _learn(self, connection: Connection, said: Said, decision: Decision, concerned: Sequence[str]) -> None:
         """Take in what is true whatever is done about it."""
-        if failed.stage is Stage.END_OF_DATA and failed.reply.code == NO_REPLY:
-            self._doubt(concerned, failed)
+        if said.stage is Stage.END_OF_DATA and said.reply.code == NO_REPLY:
+            self._doubt(concerned, said)
         about_log_ins = decision.rule.stages is not None and decision.rule.action in (Action.FAIL, Action.REFRESH_TOKEN)
-        if failed.stage is Stage.AUTH and about_log_ins:
-            connection.remember(failed.reply)
+        if said.stage is Stage.AUTH and about_log_ins:
+            connection.remember(said.reply, final=decision.action is Action.FAIL)
 
     def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""
@@ -165,32 +195,13 @@ class Pass:
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
 
-    def _reconnect(self, connection: Connection, failed: Failed, decision: Decision, concerned: list[str]) -> None:
-        """The connection is gone: go on at once over a new one where that promises something, else later."""
-        if decision.rule.wait == 0 and decision.rule not in self.repaired:
-            self.repaired.add(decision.rule)
-            return
-        if self.suspect is not None and failed.stage in _IN_TRANSACTION:
-            self.delivery.outcomes[self.suspect].alone = True  # refused, and hung up on: the others go without it
-            return
-        if failed.stage is Stage.RCPT:
-            outcome = self.delivery.outcomes[concerned[0]]
-            self.unruly += not outcome.alone  # one that is known for it says nothing about the server
-            outcome.alone = True
-            self._defer(concerned, failed, decision)
-            if self.unruly < _UNRULY:
-                return
-        elif connection.used and failed.stage in _FIRST_COMMANDS:
-            return  # it had died since its last transaction
-        self._defer(self.todo, failed, decision)
-
     def _decide(
         self, connection: Connection, failed: Failed, concerned: Sequence[str], *, splittable: bool
     ) -> Decision:
         """Ask the policy, given what the session can still do."""
         if failed.final is not None:
             self.delivery.cure = failed.final
-            return _OURS
+            return _OUR_OWN_REFUSAL
         obstacles = {
             Action.AUTHENTICATE: connection.obstacle_to_auth(),
             Action.STARTTLS: connection.obstacle_to_tls(),
@@ -200,53 +211,53 @@ class Pass:
         able = {action for action in Action if obstacles.get(action) is None and action not in self.repaired}
         decide = partial(
             self.policy.decide,
-            failed.reply,
-            failed.stage,
+            failed.said.reply,
+            failed.said.stage,
             able=able,
             token=connection.credentials.token,
             login=Action.AUTHENTICATE in able,
             elapsed=self.delivery.elapsed(self.policy.clock()),
-            error=failed.error,
+            error=failed.said.error,
         )
         attempt = max(self.delivery.outcomes[who].attempts for who in concerned)
         decision = decide(attempt=attempt)
         if decision.scope is Scope.SERVER:
             decision = decide(attempt=self.pool.failures + 1)  # its backoff is the client's, not this delivery's
-        elif failed.reply.code != NO_REPLY:
+        elif failed.said.reply.code != NO_REPLY:
             self.pool.resume()
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
         if (
-            decision.action in (Action.RETRY, Action.RECONNECT) and failed.reply.retry_after is None
+            decision.action in (Action.RETRY, Action.RECONNECT) and failed.said.reply.retry_after is None
         ):  # one jitter for all
             wait = self.waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
             decision = replace(decision, wait=wait)
         return decision
 
-    def _put_aside(self, recipients: Sequence[str], failed: Failed, decision: Decision) -> None:
+    def _put_aside(self, recipients: Sequence[str], said: Said, decision: Decision) -> None:
         """A refusal in the course of a transaction."""
-        self._note(failed, decision, recipients)
+        self._note(said, decision, recipients)
         if decision.action is Action.FAIL:
-            self._settle(recipients, Status.REFUSED, failed)
+            self._settle(recipients, Status.REFUSED, said)
         else:
-            self._defer(recipients, failed, decision)
+            self._defer(recipients, said, decision)
 
-    def _defer(self, recipients: Sequence[str], failed: Failed, decision: Decision) -> None:
+    def _defer(self, recipients: Sequence[str], said: Said, decision: Decision) -> None:
         """Let them wait; let the whole client wait where the reply concerns the server."""
         now = self.policy.clock()
         attempt = max((self.delivery.outcomes[who].attempts for who in recipients), default=1)
         wait = decision.wait or self.policy.backoff(attempt=attempt, elapsed=self.delivery.elapsed(now))
         if decision.scope is Scope.SERVER:
-            self.pool.pause(now + min(wait, self.policy.patience), failed)
-        self._wait(recipients, failed, wait)
+            self.pool.pause(now + min(wait, self.policy.patience), said)
+        self._wait(recipients, said, wait)
 
-    def _wait(self, recipients: Sequence[str], failed: Failed, wait: float) -> None:
+    def _wait(self, recipients: Sequence[str], said: Said, wait: float) -> None:
         """Take them out of this pass until then, or for good where the policy gives up."""
         now = self.policy.clock()
         for who in [who for who in recipients if who in self.todo]:
-            outcome, last = self.delivery.outcomes[who], failed
-            if failed.stage is Stage.RCPT and who != self.offered and outcome.stage and outcome.reply:
-                last = Failed(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
+            outcome, last = self.delivery.outcomes[who], said
+            if said.stage is Stage.RCPT and who != self.offered and outcome.stage and outcome.reply:
+                last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
             if self.policy.gives_up(attempt=outcome.attempts, elapsed=self.delivery.elapsed(now), wait=wait):
                 self._settle([who], Status.REFUSED, last)
             else:
@@ -254,26 +265,26 @@ class Pass:
                 outcome.next_at = now + wait
                 self.todo.remove(who)
 
-    def _doubt(self, recipients: Sequence[str], failed: Failed) -> None:
+    def _doubt(self, recipients: Sequence[str], said: Said) -> None:
         """They may have it: only an acceptance makes that certain again."""
         for who in recipients:
             self.delivery.outcomes[who].uncertain = True
         if self.policy.on_uncertain == "raise":
-            self._settle(recipients, Status.UNCERTAIN, failed)
+            self._settle(recipients, Status.UNCERTAIN, said)
 
     def _accept(self, recipients: Sequence[str], reply: Reply) -> None:
         self.pool.resume()
         self.unruly = 0
         self.delivery.response = reply.message
-        accepted = Failed(Stage.END_OF_DATA, reply)
+        accepted = Said(Stage.END_OF_DATA, reply)
         self._note(accepted, None, recipients)
         self._settle(recipients, Status.ACCEPTED, accepted)
 
-    def _settle(self, recipients: Sequence[str], status: Status, last: Failed) -> None:
+    def _settle(self, recipients: Sequence[str], status: Status, last: Said) -> None:
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)
         self.todo = [who for who in self.todo if self.delivery.outcomes[who].status is Status.PENDING]
 
-    def _note(self, last: Failed, decision: Decision | None, recipients: Sequence[str]) -> None:
+    def _note(self, last: Said, decision: Decision | None, recipients: Sequence[str]) -> None:
         step = Step(
             at=self.policy.clock(),
             stage=last.stage,

@@ -166,14 +166,14 @@ class RetryingSMTP:
 
         Raises what aiosmtplib's own `connect` raises.
         """
-        if self.is_connected:
-            msg = "SMTP instance is already connected"
-            raise aiosmtplib.SMTPException(msg)
         async with self._pool.lend() as connection:
             try:
-                return await connection.connect(timeout)
+                if not connection.is_open:
+                    return await connection.connect(timeout)
             except Failed as failed:
-                raise exception_of(failed.stage, failed.reply, failed.error) from None
+                raise exception_of(failed.said.stage, failed.said.reply, failed.said.error) from None
+        msg = "SMTP instance is already connected"
+        raise aiosmtplib.SMTPException(msg)
 
     async def quit(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Say QUIT and disconnect; the next send connects again. Raises what aiosmtplib's own `quit` raises."""
@@ -271,8 +271,14 @@ async def send(
         socket_path=socket_path,
         sock=sock,
     )
-    async with RetryingSMTP(client, policy) as smtp:
-        delivery = await smtp.deliver(
-            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
-        )
+    delivery = prepare(
+        message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+    )
+    try:
+        async with RetryingSMTP(client, policy) as smtp:
+            await smtp._deliver(delivery, Default.token)  # noqa: SLF001 - next door
+    except BaseException as error:
+        if not hasattr(error, "delivery"):  # it came in closing
+            tell(error, delivery, policy.clock())
+        raise
     return conclude(delivery, policy.clock())

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import ssl
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import aiosmtplib
@@ -24,32 +26,39 @@ CleartextAuth = Literal["never", "loopback", "always"]
 Timeout = float | Literal[Default.token] | None
 T = TypeVar("T")
 
-_NOTHING = 0  # the first digit of no reply
-_TELLING = 4  # characters; a shorter secret would be found in any text
+NOTHING = 0  # the first digit of no reply
+_SHORTEST_SECRET = 4  # characters; a shorter one would be found in any text
 # Settings of an aiosmtplib client that have no public name. Its connect() would act on them by itself: log in over a
 # clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
 _SETTINGS = ("port", "_start_tls_on_connect", "_login_username", "_login_password", "_oauth_token_generator")
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What came at a stage: a reply, or the error that stands for the one that did not come (`NO_REPLY`)."""
+
+    stage: Stage
+    reply: Reply
+    error: Exception | None = None
 
 
 class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never leaves the package
     """A step of the session or of the transaction failed.
 
     Attributes:
-        stage: which step.
-        reply: what the server said; its code is `NO_REPLY` where no valid reply came.
-        error: what aiosmtplib raised where no reply came; None where the reply tells all.
+        said: what came instead of a success.
         final: why nothing that the server may say later changes it, where that is known on this side.
     """
 
-    def __init__(self, stage: Stage, reply: Reply, error: Exception | None = None, *, final: str | None = None) -> None:
-        super().__init__(stage, reply)
-        self.stage, self.reply, self.error, self.final = stage, reply, error, final
+    def __init__(self, said: Said, final: str | None = None) -> None:
+        super().__init__(said)
+        self.said, self.final = said, final
 
     @classmethod
     def silently(cls, stage: Stage, error: Exception, *, final: bool = False) -> Failed:
         """No reply came; the error says what did."""
         why = getattr(error, "message", str(error)) or type(error).__name__
-        return cls(stage, Reply.of(NO_REPLY, why), error, final=why if final else None)
+        return cls(Said(stage, Reply.of(NO_REPLY, why), error), why if final else None)
 
 
 class Credentials:
@@ -106,7 +115,7 @@ class Credentials:
             auth_xoauth2_encode(username, secret),
         ]
         plain = secret if isinstance(secret, bytes) else secret.encode()
-        self._forms = [form.decode(errors="replace") for form in (*forms, plain) if len(form) >= _TELLING]
+        self._forms = [form.decode(errors="replace") for form in (*forms, plain) if len(form) >= _SHORTEST_SECRET]
 
     def redact(self, text: str) -> str:
         """A text of the server's, or word that it is not shown: some repeat a command in their reply."""
@@ -120,13 +129,14 @@ class Connection:
         self.client = client
         self._start_tls: bool | None = client._start_tls_on_connect  # noqa: SLF001
         self.credentials = credentials or Credentials.of(client)
-        self.needs_auth = self._must_log_in = (
-            bool(self.credentials) and not credentials
-        )  # aiosmtplib: with its own, always
+        self._must_log_in = bool(self.credentials) and not credentials  # a client with its own always does
+        self.needs_auth = self._must_log_in
         self.cleartext_auth = cleartext_auth
         self.needs_tls = False
         self.authenticated: Reply | None = None  # what the server said to the log-in of this session
-        self.used = client.is_connected  # whether a transaction ended on it: then it may have died since
+        if self._must_log_in and client.is_connected:
+            self.authenticated = Reply(235, text="logged in by the client itself")
+        self.reused = client.is_connected  # whether it was connected before this send: it may have died since
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._refreshed = False
@@ -170,12 +180,15 @@ class Connection:
 
     async def connect(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
         """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""
-        self.authenticated, self.used, self._refreshed = None, False, False
+        self.authenticated, self.reused, self._refreshed = None, False, False
         if not self.credentials.token:
             self._refused = None  # servers have been seen to refuse a good password while they could not check it
         port = self.client.port
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
+        if self.client.sock is not None and self.client.sock.fileno() < 0:
+            msg = "the socket that was given carries one connection, which is over"
+            raise Failed.silently(Stage.CONNECT, aiosmtplib.SMTPConnectError(msg), final=True)
         given = {name: getattr(self.client, name) for name in _SETTINGS}
         step_by_step: dict[str, Any] = {
             "start_tls": False,
@@ -222,9 +235,11 @@ class Connection:
             return "no oauth_token_generator is configured"
         return "the server refused a fresh token, too" if self._refreshed else None
 
-    def remember(self, refusal: Reply) -> None:
+    def remember(self, refusal: Reply, *, final: bool) -> None:
         """Never send the refused token again, nor the refused password on this connection."""
         self._refused = self._sent, refusal
+        if final:
+            self.needs_auth = self._must_log_in  # what goes without logging in, goes
 
     def refresh(self) -> None:
         """Ask for another token at the next `prepare`, once a connection."""
@@ -239,12 +254,15 @@ class Connection:
     def judge(self, stage: Stage, code: int, message: str, expect: int = 2) -> Reply:
         """Return a reply whose first digit is the expected one (RFC 5321 §4.2.1); raise `Failed` for any other."""
         reply = Reply.of(code, self.credentials.redact(message))
-        if self.client.protocol is not None and self.client.protocol._buffer:  # noqa: SLF001 - nothing public shows it
+        more = self.client.protocol._buffer if self.client.protocol else b""  # noqa: SLF001 - nothing public shows it
+        if (
+            more and not more.startswith(b"421") and reply.code != NO_REPLY
+        ):  # a 421 may come at any time (RFC 5321 §3.8)
             reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
         if reply.code // 100 == expect:
             return reply
         if reply.is_transient or reply.is_permanent:
-            raise Failed(stage, reply)
+            raise Failed(Said(stage, reply))
         self.abort()
         why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
         raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
@@ -269,6 +287,11 @@ class Connection:
     def abort(self) -> None:
         """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""
         self._drop(self.client.transport)
+        self.client.close()
+
+    def forget(self) -> None:
+        """Let go of a connection whose event loop has ended, and of what could not be closed with it."""
+        self.client.transport = None
         self.client.close()
 
     @staticmethod
@@ -315,7 +338,7 @@ class Connection:
             with self.at(Stage.EHLO):
                 await self.client.ehlo(timeout=timeout)
         except Failed as failed:
-            if not failed.reply.is_unknown_command:
+            if not failed.said.reply.is_unknown_command:
                 raise
             try:
                 with self.at(Stage.EHLO):
@@ -337,10 +360,15 @@ class Connection:
         log_in = getattr(self.client, f"auth_{self._mechanism}".replace("-", ""))
         secret = self.credentials.password or ""
         if self.credentials.oauth_token_generator is not None:
-            secret = await self.credentials.oauth_token_generator()
+            try:
+                async with asyncio.timeout(self.client.timeout if timeout is Default.token else timeout):
+                    secret = await self.credentials.oauth_token_generator()
+            except TimeoutError as error:
+                no_token = aiosmtplib.SMTPTimeoutError("no token came from oauth_token_generator in time")
+                raise Failed.silently(Stage.AUTH, no_token) from error
         if self._refused and self._refused[0] == secret:
             what = "token that the generator gave" if self.credentials.token else "password"
-            raise Failed(Stage.AUTH, self._refused[1], final=f"the {what} is the one that the server refused before")
+            raise Failed(Said(Stage.AUTH, self._refused[1]), f"the {what} is the one that the server refused before")
         self._sent = secret
         self.credentials.carry(secret)
         with self.at(Stage.AUTH):
@@ -370,7 +398,14 @@ class Connection:
         except aiosmtplib.SMTPNotSupported as error:
             raise Failed.silently(stage, error, final=True) from error
         except aiosmtplib.SMTPResponseException as error:
-            self.judge(stage, error.code, error.message, expect=_NOTHING)
-        except (aiosmtplib.SMTPException, OSError) as error:  # ssl.SSLError is an OSError
+            self.judge(stage, error.code, error.message, expect=NOTHING)
+        except (aiosmtplib.SMTPException, OSError) as error:
             self.abort()
-            raise Failed.silently(stage, error) from error
+            raise Failed.silently(stage, error, final=_is_local(stage, error)) from error
+
+
+def _is_local(stage: Stage, error: Exception) -> bool:
+    """Whether it is this side's trouble, such as a certificate file that cannot be read: trying again is no help."""
+    if isinstance(error, aiosmtplib.SMTPException):  # aiosmtplib wraps what happens in connecting
+        return False
+    return stage is Stage.CONNECT or not isinstance(error, (ssl.SSLError, ConnectionError, TimeoutError))

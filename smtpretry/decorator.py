@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -44,7 +45,7 @@ def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = Re
         raise TypeError(msg)
     if function is None:
         return functools.partial(retry, policy=policy)
-    if not asyncio.iscoroutinefunction(function):
+    if not inspect.iscoroutinefunction(function):
         msg = f"retry wraps a coroutine function (async def), not {function!r}"
         raise TypeError(msg)
 

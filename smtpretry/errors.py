@@ -13,6 +13,7 @@ Whatever comes out of a send carries the `Delivery` as `exc.delivery`, and its s
 
 from __future__ import annotations
 
+import copy
 import smtplib
 
 import aiosmtplib
@@ -77,9 +78,11 @@ def _response(outcome: Outcome) -> SMTPResponse:
 def exception_of(
     stage: Stage | None, reply: Reply, error: Exception | None, sender: str = "", recipient: str = ""
 ) -> Exception:
-    """The exception that aiosmtplib has for a failure: what it raised itself, or the one for a reply at its stage."""
+    """The exception that aiosmtplib has for a failure: the one that it raised, or the one for a reply at its stage."""
     if error is not None:
-        return error
+        own = copy.copy(error)  # sends that wait for the same server share it, and each has a story of its own
+        own.__cause__ = error
+        return own
     code, message = reply.code, reply.message
     if code == NO_REPLY:
         return aiosmtplib.SMTPServerDisconnected(message)

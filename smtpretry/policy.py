@@ -43,6 +43,14 @@ _UNMATCHED = (
 )
 
 
+_STARTED = time.time() - time.monotonic()
+
+
+def _clock() -> float:
+    """Seconds since the epoch, by a clock that nobody sets."""
+    return _STARTED + time.monotonic()
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """What to do about one reply: the action, whom it concerns, the wait in seconds, and the row that says so."""
@@ -84,7 +92,7 @@ class RetryPolicy:
     max_attempts: int | None = None
     on_uncertain: Literal["resend", "raise"] = "resend"
     sleep: Callable[[float], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
-    clock: Callable[[], float] = field(default=time.time, repr=False, compare=False)
+    clock: Callable[[], float] = field(default=_clock, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse at once what would fail in the middle of a delivery."""

@@ -13,7 +13,7 @@ from .errors import ClientClosed
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .connection import Connection, Failed
+    from .connection import Connection, Said
 
 _CLOSED = "the client was closed; `async with` opens it again"
 _QUIT_TIMEOUT = 5.0  # seconds
@@ -34,7 +34,7 @@ class Pool:
         self.connection = connection
         self.idle_timeout = idle_timeout
         self.resumes_at = 0.0
-        self.reason: Failed | None = None
+        self.reason: Said | None = None
         self.failures = 0
         self.closed = False
         self._sleep = sleep
@@ -44,7 +44,7 @@ class Pool:
         self._idle: asyncio.TimerHandle | None = None
         self._retiring: asyncio.Task[None] | None = None
 
-    def pause(self, until: float, reason: Failed) -> None:
+    def pause(self, until: float, reason: Said) -> None:
         """Let nothing be tried until then."""
         self.failures += 1
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
@@ -71,6 +71,7 @@ class Pool:
             try:
                 yield self.connection
                 self.connection.heed()
+                self.connection.reused = True
             except BaseException:
                 self.connection.abort()
                 raise
@@ -94,10 +95,10 @@ class Pool:
 
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the pass under way end, and close the connection (with QUIT, if politely)."""
+        self._belong_here()
         self.closed = True
         for sleeper in self._sleepers:
             sleeper.cancel()
-        self._belong_here()
         async with self._lock:
             if self._idle is not None:
                 self._idle.cancel()
@@ -121,6 +122,8 @@ class Pool:
         """An open connection lives in one event loop; a closed one can move to another."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
+            if self._loop is not None and self._loop.is_closed():
+                self.connection.forget()
             if self._loop is not None and self.connection.is_open:
                 msg = "the client is connected in another event loop: close it there, or make one client for each loop"
                 raise ValueError(msg)

@@ -12,7 +12,7 @@ from aiosmtplib import SMTPResponse
 from aiosmtplib.email import quote_address
 from aiosmtplib.typing import Default
 
-from .connection import Connection, Failed, Timeout
+from .connection import NOTHING, Connection, Failed, Said, Timeout
 from .reply import Reply, Stage
 
 if TYPE_CHECKING:
@@ -80,11 +80,10 @@ class Transaction:
                     self.dot_sent = True
                     code, message = await client.protocol.read_response(timeout=timeout)
         except Failed as failed:
-            failed.stage = self._stage
-            raise
+            raise Failed(Said(self._stage, failed.said.reply, failed.said.error)) from failed.said.error
         if not self.dot_sent:
             self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
-        return self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else 0)
+        return self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else NOTHING)
 
     async def _send_in_chunks(self, protocol: SMTPProtocol, body: bytes, timeout: float | None) -> SMTPResponse:
         """Send a large body, the final dot when all else has gone; return at once what the server says meanwhile.

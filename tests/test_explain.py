@@ -230,7 +230,7 @@ def test_a_page_without_marks_is_left_alone(capsys, tmp_path):
 
 
 def run(*arguments, stdin=b"", **environment):
-    return subprocess.run(  # noqa: S603 - our own
+    return subprocess.run(
         [sys.executable, "-m", "smtpretry", *arguments],
         input=stdin,
         capture_output=True,

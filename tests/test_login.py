@@ -806,3 +806,37 @@ async def test_no_message_body_is_ever_shown() -> None:
         with pytest.raises(aiosmtplib.SMTPDataError) as caught:
             await smtp.sendmail(APP, [ANN], BODY + plan.encode())
         assert plan not in everything_of(caught.value, smtp)
+
+
+@virtually
+async def test_a_client_that_has_logged_in_by_itself_is_not_logged_in_again() -> None:
+    """A connected client with credentials of its own is taken as it is: no second AUTH, which servers refuse (503)."""
+    async with ScriptedServer(**AUTH) as server, server.client(username=USER, password=PASSWORD) as client:
+        async with RetryingSMTP(client, patient()) as smtp:
+            assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert server.verbs.count("AUTH") == 1
+
+
+@virtually
+async def test_who_needs_no_log_in_does_not_depend_on_it() -> None:
+    """A recipient whom the server takes from strangers gets the mail, though the log-in that another needs is refused."""
+    async with talk(**AUTH, auth_required=False, credentials={"username": USER, "password": "wrong"}) as (server, smtp):
+        server.on("RCPT", BOB, "554 5.7.1 Relay access denied")
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB])
+        assert (delivery.accepted, list(delivery.refused)) == ([ANN], [BOB])
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert server.verbs.count("AUTH") == 1
+
+
+@virtually
+async def test_a_token_generator_that_hangs_is_given_up_on() -> None:
+    """A token generator gets no more time than a command: the client is not stuck behind it."""
+
+    async def hang() -> str:
+        await asyncio.sleep(1e6)
+        return "never"
+
+    mine = {"username": USER, "oauth_token_generator": hang}
+    async with talk(once(), token="other", client={"timeout": 5}, credentials=mine) as (_, smtp):
+        with pytest.raises(aiosmtplib.SMTPTimeoutError, match="no token"):
+            await smtp.sendmail(APP, [ANN], BODY)

@@ -6,6 +6,7 @@ import asyncio
 import email.policy
 import gc
 import itertools
+import socket
 from datetime import timedelta
 from email import message_from_bytes
 from email.message import Message
@@ -1104,3 +1105,112 @@ async def test_who_was_refused_and_hung_up_on_goes_alone() -> None:
         assert delivery.accepted == [ANN]
         assert list(delivery.refused) == [BOB]
         assert transactions(server) == [[ANN, BOB], [ANN], [BOB]]
+
+
+@virtually
+async def test_sends_that_fail_alike_have_a_story_each() -> None:
+    """Sends that wait for the same unreachable server raise an error each, with the delivery and the note of its own."""
+    async with ScriptedServer() as server:
+        client = server.client()
+    async with RetryingSMTP(client, patient(give_up_after=timedelta(minutes=5))) as smtp:
+        sends = [smtp.sendmail(APP, [who], BODY) for who in (ANN, BOB, CAT)]
+        errors = await asyncio.gather(*sends, return_exceptions=True)
+    assert [error.delivery.recipients for error in errors] == [[ANN], [BOB], [CAT]]
+    assert [len(error.__notes__) for error in errors] == [1, 1, 1]
+    assert {type(error) for error in errors} == {aiosmtplib.SMTPConnectError}
+
+
+@virtually
+async def test_a_goodbye_behind_the_acceptance_is_no_second_answer() -> None:
+    """A 421 that comes in the packet of the 250 does not make the acceptance uncertain: nothing is sent twice."""
+    async with talk() as (server, smtp):
+        server.on("END_OF_DATA", b"250 2.0.0 Ok\r\n421 4.3.0 bye\r\n", times=1, accepted=True, close=True)
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert everybody_once(server, ANN)
+
+
+@pytest.mark.parametrize("before", [None, "550 5.1.1 who?"], ids=["first", "after a refusal"])
+@virtually
+async def test_a_421_about_the_server_at_a_recipient_stops_the_pass(before: str | None) -> None:
+    """A server that says at RCPT that it is busy gets no other connection before the time that it names."""
+    async with talk() as (server, smtp):
+        if before:
+            server.on("RCPT", ANN, before)
+        server.on("RCPT", "*", "421 4.3.2 Server busy, try again in 300 seconds", times=1)
+        began = virtual.clock()
+        await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB, CAT])
+        assert virtual.clock() - began == pytest.approx(300, abs=1)
+        assert server.connections == 2
+
+
+@virtually
+async def test_a_named_delay_counts_where_a_new_connection_would_do() -> None:
+    """A server that names a delay is waited for, also where a new connection would otherwise be tried at once."""
+    async with talk() as (server, smtp):
+        server.on("MAIL", "421 4.7.0 Too many messages in this session, try again in 300 seconds", times=1)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert delivery.attempts[1].at - delivery.attempts[0].at == pytest.approx(300, abs=1)
+
+
+@pytest.mark.parametrize("how", ["a refusal", "connect"])
+@virtually
+async def test_a_connection_that_died_in_between_costs_nothing(how: str) -> None:
+    """A connection that was left open by a refused send, or by connect(), and died since costs no wait and no attempt."""
+    async with talk() as (server, smtp):
+        if how == "connect":
+            await smtp.connect()
+        else:
+            server.on("MAIL", "550 5.1.8 no", times=1)
+            await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        server.disconnect(close="rst")
+        began = virtual.clock()
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert (delivery.accepted, len(delivery.attempts)) == ([ANN], 1)
+        assert virtual.clock() - began < 1
+        assert [step.wait for step in delivery.attempts[0].steps] == [0.0, 0.0]
+
+
+@virtually
+async def test_a_socket_that_was_given_is_used_once() -> None:
+    """A client with a socket of its own says so when its one connection is over, instead of trying for an hour."""
+    async with ScriptedServer() as server:
+        server.on("RCPT", "421 4.3.0 later", times=1)
+        sock = socket.create_connection((server.hostname, server.port))
+        client = aiosmtplib.SMTP(sock=sock, local_hostname="client.example")
+        async with RetryingSMTP(client, patient()) as smtp:
+            delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert "carries one connection" in str(delivery.refused[ANN])
+        assert len(delivery.attempts) == 2
+
+
+@virtually
+async def test_a_file_that_is_not_there_is_no_reason_to_wait() -> None:
+    """Trouble of this side, such as a missing certificate bundle, is raised at once."""
+    async with talk(client={"use_tls": True, "tls_context": None, "cert_bundle": "/nowhere.pem"}) as (server, smtp):
+        with pytest.raises(FileNotFoundError) as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+        assert len(caught.value.delivery.attempts) == 1
+        assert server.connections == 0
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # what the first loop left open
+def test_one_client_outlives_its_event_loop() -> None:
+    """A script that calls asyncio.run twice with one client, and leaves it open in between, sends both times."""
+    server = ScriptedServer()
+    smtp: list[RetryingSMTP] = []
+
+    async def send(*, last: bool) -> None:
+        await server.start()
+        smtp[:] = smtp or [RetryingSMTP(server.client(), patient(), idle_timeout=None)]
+        await smtp[0].sendmail(APP, [ANN], BODY)
+        assert smtp[0].is_connected
+        if last:
+            await smtp[0].aclose()
+            await server.stop()
+
+    virtual.run(send(last=False))
+    server._server, server._sessions = None, set()
+    virtual.run(send(last=True))
+    smtp.clear()
+    gc.collect()
+    assert len(server.received(ANN)) == 2
