@@ -99,11 +99,6 @@ class Reply:
         return cls.of(code, re.sub(rf"\n{code}(?:[ -]|(?=\n|$))", "\n", rest))
 
     @property
-    def is_positive(self) -> bool:
-        """Whether the first digit says that the command was carried out (RFC 5321 §4.2.1)."""
-        return self.code // 100 == 2  # noqa: PLR2004
-
-    @property
     def is_transient(self) -> bool:
         """Whether the first digit says "not now" (RFC 5321 §4.2.1)."""
         return self.code // 100 == 4  # noqa: PLR2004

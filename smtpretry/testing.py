@@ -518,9 +518,9 @@ class _Session(aiosmtpd.SMTP):
     def _create_session(self) -> aiosmtpd.Session:
         return _Identity(self.loop)
 
-    def _reset_timeout(self, duration: float | None = None) -> None:
+    def _reset_timeout(self, duration: float | None = None) -> None:  # noqa: ARG002 - aiosmtpd's signature
         """No idle time-out: with virtual time it would come at once. The handle is for aiosmtpd to cancel."""
-        self._timeout_handle = asyncio.TimerHandle(duration or 0, lambda: None, (), self.loop)
+        self._timeout_handle = self.loop.create_future()  # type: ignore[assignment] # only cancel() is called on it
 
     def drop(self) -> asyncio.Task[None]:
         """End it at once, whatever is on its way; return what is left to wait for."""
@@ -657,7 +657,9 @@ class _Session(aiosmtpd.SMTP):
             self._reset()
         elif script.close:
             # Not close(): where the client is still sending, that is a reset, and the reply may be lost.
-            self._raw.get_extra_info("socket").shutdown(socket.SHUT_WR)
+            theirs = self._raw.get_extra_info("socket")
+            with socket.fromfd(theirs.fileno(), theirs.family, theirs.type) as twin:  # uvloop's cannot be shut down
+                twin.shutdown(socket.SHUT_WR)
             while await self._reader.read(2**16):
                 pass
         if script.close or script.how in {"stall", "half"}:
