@@ -157,7 +157,7 @@ class Delivery:
             line += "; the line broke after the final dot: the server may have taken it"
         steps = [step for attempt in self.attempts for step in attempt.steps]
         if steps:
-            line += f"; last: {steps[-1]}"
+            line += f"; last: {steps[-1].stage.value}: {steps[-1].reply}"
         return f"{line}; {self.cure}" if self.cure else line
 
     def _with(self, status: Status) -> list[str]:

@@ -81,7 +81,7 @@ def _mailbox(address: str) -> str:
     if _CONTROL.search(address):
         msg = f"address {address!r} has a line break or another control character"
         raise ValueError(msg)
-    if len(email.utils.getaddresses([address])) > 1:
+    if "," in address and len(email.utils.getaddresses([address])) > 1:
         msg = f"{address!r} is more than one address: give a list of them"
         raise ValueError(msg)
     return parse_address(address)
