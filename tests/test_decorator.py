@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
+import fastapi_mail
 import pytest
 import tenacity
 import virtual
@@ -397,7 +398,6 @@ def test_around_smtplib_in_a_thread() -> None:
 
 def test_around_fastapi_mail() -> None:
     """fastapi-mail's send_message, whose errors wrap aiosmtplib's, is called again after a 421 banner."""
-    fastapi_mail = pytest.importorskip("fastapi_mail")
 
     async def scenario() -> None:
         policy = no_wait()
