@@ -39,7 +39,7 @@ class Pool:
         self.closed = False
         self._sleep = sleep
         self._sleepers: set[asyncio.Future[None]] = set()
-        self._loop: asyncio.AbstractEventLoop | None = connection.client.loop
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = asyncio.Lock()
         self._idle: asyncio.TimerHandle | None = None
         self._retiring: asyncio.Task[None] | None = None
@@ -121,10 +121,11 @@ class Pool:
     def _belong_here(self) -> None:
         """An open connection lives in one event loop; a closed one can move to another."""
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            if self._loop is not None and self._loop.is_closed():
-                self.connection.forget()
-            if self._loop is not None and self.connection.is_open:
-                msg = "the client is connected in another event loop: close it there, or make one client for each loop"
-                raise ValueError(msg)
-            self._loop, self._lock = loop, asyncio.Lock()
+        if self._loop is loop:
+            return
+        if self._loop is not None and self._loop.is_closed():
+            self.connection.forget()  # what was left open there ended with it
+        if self.connection.is_open and self.connection.client.loop is not loop:
+            msg = "the client is connected in another event loop: close it there, or make one client for each loop"
+            raise ValueError(msg)
+        self._loop, self._lock = loop, asyncio.Lock()
