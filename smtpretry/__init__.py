@@ -7,7 +7,7 @@ other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` 
 from .client import RetryingSMTP, send
 from .decorator import retry
 from .delivery import Attempt, Delivery, Outcome, Status, Step
-from .errors import ClientClosed, UncertainDelivery
+from .errors import ClientClosed, UncertainDelivery, delivery_of
 from .policy import Decision, RetryPolicy
 from .reply import NO_REPLY, Reply, Stage
 from .rules import DEFAULT_RULES, Action, Rule, Scope
@@ -32,6 +32,7 @@ __all__ = [
     "Status",
     "Step",
     "UncertainDelivery",
+    "delivery_of",
     "retry",
     "send",
 ]

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 UNREADABLE: Final = 2
 """The exit code where a line held no reply, or the arguments were wrong."""
 
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
 _POLICY = RetryPolicy()
 _MARKS = re.compile(r"(?<=<!-- rules -->\n).*?(?=<!-- /rules -->)", re.DOTALL)
 _WIDTH = 100
@@ -72,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except BrokenPipeError:  # whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -238,7 +243,11 @@ def _wrapped(name: str, text: str, indent: int = 4) -> list[str]:
 
 def _rules(options: argparse.Namespace) -> int:
     if options.into:
-        page = options.into.read_text(encoding="utf-8")
+        try:
+            page = options.into.read_text(encoding="utf-8")
+        except OSError as error:
+            print(f"{options.into}: {error.strerror}", file=sys.stderr)
+            return UNREADABLE
         if not _MARKS.search(page):
             print(f"{options.into}: no line <!-- rules --> with a later <!-- /rules -->", file=sys.stderr)
             return UNREADABLE

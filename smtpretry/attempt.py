@@ -1,4 +1,16 @@
-"""One pass over the recipients that are due: each reply decided by the policy, repairs at once, no waiting."""
+"""One pass over the recipients that are due: each reply decided by the policy, repairs at once, no waiting.
+
+What follows from a failure, by the action that the policy decides:
+
+    FAIL           RECIPIENT: that one is refused, the rest goes on; MESSAGE, SERVER: all that are pending are
+    RETRY          RECIPIENT: that one waits, the rest goes on; MESSAGE: all wait; SERVER: the whole client does
+    RECONNECT      close; at once over a new connection where nothing is to be waited for, where a reused connection had
+                   died, or where a recipient was refused just before (550 and close); else as RETRY. A recipient whose
+                   RCPT ended a connection is offered alone from then on, after the others
+    SPLIT          who was taken goes now; the rest in transactions of that size
+    STARTTLS, AUTHENTICATE, REFRESH_TOKEN
+                   RSET where a transaction is open, the repair, and the same recipients again: each once a pass
+"""
 
 from __future__ import annotations
 
@@ -200,7 +212,8 @@ class Pass:
     ) -> Decision:
         """Ask the policy, given what the session can still do."""
         if failed.final is not None:
-            self.delivery.cure = failed.final
+            if failed.final != failed.said.reply.text:
+                self.delivery.cure = failed.final
             return _OUR_OWN_REFUSAL
         obstacles = {
             Action.AUTHENTICATE: connection.obstacle_to_auth(),
@@ -259,6 +272,8 @@ class Pass:
             if said.stage is Stage.RCPT and who != self.offered and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
             if self.policy.gives_up(attempt=outcome.attempts, elapsed=self.delivery.elapsed(now), wait=wait):
+                self.delivery.cure = f"gave up: the policy allows no attempt after another {wait:g} s"
+                _log.warning("%s %s: %s", self.delivery.id, who, self.delivery.cure)
                 self._settle([who], Status.REFUSED, last)
             else:
                 outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error
@@ -294,4 +309,5 @@ class Pass:
             recipients=tuple(recipients),
         )
         self.delivery.attempts[-1].steps.append(step)
-        _log.info("%s %s", self.delivery.id, step)
+        level = logging.WARNING if step.action is Action.FAIL else logging.INFO
+        _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))

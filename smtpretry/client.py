@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.message
 from typing import TYPE_CHECKING, Self, get_args
 
 import aiosmtplib
@@ -10,6 +11,7 @@ from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
 from .connection import CleartextAuth, Connection, Credentials, Failed, Timeout
+from .delivery import Delivery
 from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
 from .policy import RetryPolicy
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
-
-    from .delivery import Delivery
 
 
 class RetryingSMTP:
@@ -66,7 +66,7 @@ class RetryingSMTP:
             msg = f"client is an aiosmtplib.SMTP, not {client!r}"
             raise TypeError(msg)
         if not isinstance(policy, RetryPolicy):
-            msg = f"policy is a smtpretry.RetryPolicy, not {policy!r}"
+            msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
             raise TypeError(msg)
         if cleartext_auth not in get_args(CleartextAuth):
             msg = f'cleartext_auth is "never", "loopback" or "always", not {cleartext_auth!r}'
@@ -110,6 +110,9 @@ class RetryingSMTP:
             ClientClosed: `aclose` was called meanwhile.
             ValueError, TypeError: an argument is wrong; nothing was sent.
         """
+        if not isinstance(message, email.message.Message):
+            msg = f"message is a message object, not {type(message).__name__}: sendmail takes str and bytes"
+            raise TypeError(msg)
         delivery = prepare(
             message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
         )
@@ -137,7 +140,7 @@ class RetryingSMTP:
 
     async def deliver(
         self,
-        message: Message | str | bytes,
+        message: Message | str | bytes | Delivery,
         /,
         *,
         sender: str | None = None,
@@ -146,11 +149,16 @@ class RetryingSMTP:
         rcpt_options: Iterable[str] | None = None,
         timeout: Timeout = Default.token,
     ) -> Delivery:
-        """Send as `send_message` does, and return the whole story instead; no refusal raises."""
-        delivery = prepare(
-            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
-        )
-        return await self._deliver(delivery, timeout)
+        """Send as `send_message` does, and return the whole story instead; no refusal raises.
+
+        A `Delivery` that was broken off goes on to those who are pending, with the same bytes; the other arguments are
+        its own.
+        """
+        if not isinstance(message, Delivery):
+            message = prepare(
+                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+            )
+        return await self._deliver(message, timeout)
 
     async def attempt(self, delivery: Delivery, *, timeout: Timeout = Default.token) -> Delivery:
         """Make one pass over the recipients that are due, with all of its repairs and without any waiting.
@@ -205,6 +213,9 @@ class RetryingSMTP:
         await self._pool.close(politely=error is None or isinstance(error, Exception))
 
     async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
+        if timeout is not None and timeout is not Default.token and not timeout > 0:
+            msg = f"timeout is a positive number of seconds, or None for no limit, not {timeout!r}"
+            raise ValueError(msg)
         try:
             await self.attempt(delivery, timeout=timeout)
             while delivery.next_at is not None:
@@ -274,8 +285,9 @@ async def send(
     delivery = prepare(
         message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
     )
+    smtp = RetryingSMTP(client, policy)
     try:
-        async with RetryingSMTP(client, policy) as smtp:
+        async with smtp:
             await smtp._deliver(delivery, Default.token)  # noqa: SLF001 - next door
     except BaseException as error:
         if not hasattr(error, "delivery"):  # it came in closing

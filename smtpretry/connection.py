@@ -7,6 +7,7 @@ a reconnect. A step that fails raises `Failed`, which says at which stage, and w
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ipaddress
 import ssl
 from contextlib import contextmanager
@@ -105,6 +106,15 @@ class Credentials:
     def token(self) -> bool:
         """Whether a token logs in, not a password."""
         return self.oauth_token_generator is not None
+
+    async def token_for_now(self) -> str | bytes:
+        """Ask the generator. Raises TypeError where it is none, and whatever it raises itself."""
+        asked = self.oauth_token_generator() if self.oauth_token_generator else None
+        token: object = await asked if inspect.isawaitable(asked) else None
+        if not isinstance(token, (str, bytes)):
+            msg = "oauth_token_generator is to be a coroutine function that returns a token, a str"
+            raise TypeError(msg)
+        return token
 
     def carry(self, secret: str | bytes) -> None:
         """Remember in which forms the secret goes over the line, for `redact`."""
@@ -362,7 +372,7 @@ class Connection:
         if self.credentials.oauth_token_generator is not None:
             try:
                 async with asyncio.timeout(self.client.timeout if timeout is Default.token else timeout):
-                    secret = await self.credentials.oauth_token_generator()
+                    secret = await self.credentials.token_for_now()
             except TimeoutError as error:
                 no_token = aiosmtplib.SMTPTimeoutError("no token came from oauth_token_generator in time")
                 raise Failed.silently(Stage.AUTH, no_token) from error

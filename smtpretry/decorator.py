@@ -41,7 +41,7 @@ def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = Re
         Whatever the function raises, after the last call, with a note that tells how many calls were made.
     """
     if not isinstance(policy, RetryPolicy):
-        msg = f"policy is a smtpretry.RetryPolicy, not {policy!r}"
+        msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
         raise TypeError(msg)
     if function is None:
         return functools.partial(retry, policy=policy)

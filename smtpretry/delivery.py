@@ -150,15 +150,21 @@ class Delivery:
             outcome.stage, outcome.reply, outcome.error = stage, reply, error
 
     def story(self, now: float) -> str:
-        """What was tried, in one clean line: attempts, time, the last reply, and the cure where there is one."""
+        """What was tried, in one clean line: attempts, time, the last refusal, and the cure where there is one."""
         tries = len(self.attempts)
-        line = f"smtpretry: {tries} attempt{'s' if tries != 1 else ''} in {self.elapsed(now):.0f} s"
+        parts = [f"smtpretry: {tries} attempt{'s' if tries != 1 else ''} in {self.elapsed(now):.0f} s"]
+        if self.accepted or self.pending:
+            parts.append(
+                f"{len(self.accepted)} of {len(self.outcomes)} recipients accepted, {len(self.pending)} pending"
+            )
         if any(outcome.uncertain for outcome in self.outcomes.values()):
-            line += "; the line broke after the final dot: the server may have taken it"
-        steps = [step for attempt in self.attempts for step in attempt.steps]
-        if steps:
-            line += f"; last: {steps[-1].stage.value}: {steps[-1].reply}"
-        return f"{line}; {self.cure}" if self.cure else line
+            parts.append("the line broke after the final dot: the server may have taken it")
+        refusals = [step for attempt in self.attempts for step in attempt.steps if step.action is not None]
+        if refusals:
+            parts.append(f"last: {refusals[-1].stage.value}: {refusals[-1].reply}")
+        if self.cure:
+            parts.append(self.cure)
+        return "; ".join(parts)
 
     def _with(self, status: Status) -> list[str]:
         return [who for who, outcome in self.outcomes.items() if outcome.status is status]

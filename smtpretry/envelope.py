@@ -5,6 +5,8 @@ from __future__ import annotations
 import email.message
 import email.utils
 import re
+from collections.abc import Iterable
+from types import NoneType
 from typing import TYPE_CHECKING
 
 from aiosmtplib.email import extract_recipients, extract_sender, flatten_message, parse_address
@@ -13,7 +15,7 @@ from aiosmtplib.protocol import normalize_message_line_endings
 from .delivery import Delivery, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 Message = email.message.EmailMessage | email.message.Message
 
@@ -46,11 +48,14 @@ def prepare(
         msg = f"message is an email.message.EmailMessage, str or bytes, not {type(message).__name__}"
         raise TypeError(msg)
     if sender is None:
-        msg = "no sender: the message has no From header, and sender= was not given"
+        msg = "no sender: give sender=, or a message object with a From header"
         raise ValueError(msg)
+    if not isinstance(recipients, (str, Iterable, NoneType)) or isinstance(recipients, bytes):
+        msg = f"recipients is an address or a list of them, not {recipients!r}"
+        raise TypeError(msg)
     recipients = [recipients] if isinstance(recipients, str) else list(recipients or ())
     if not recipients:
-        msg = "no recipients: the message has no To, Cc or Bcc header, and recipients= was not given"
+        msg = "no recipients: give recipients=, or a message object with a To, Cc or Bcc header"
         raise ValueError(msg)
     mailboxes: dict[str, str] = {}
     for recipient in recipients:

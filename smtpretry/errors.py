@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import copy
 import smtplib
+from typing import TYPE_CHECKING
 
 import aiosmtplib
 from aiosmtplib import SMTPResponse
 
 from .delivery import Delivery, Outcome, Status
 from .reply import NO_REPLY, Reply, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class UncertainDelivery(aiosmtplib.SMTPException):
@@ -51,6 +55,26 @@ def tell(error: BaseException, delivery: Delivery, now: float) -> None:
     """Attach the delivery and its story to what comes out of a send."""
     error.delivery = delivery  # type: ignore[attr-defined] # as promised for every exception of a send
     error.add_note(delivery.story(now))
+
+
+def delivery_of(error: BaseException) -> Delivery | None:
+    """The delivery that an exception out of a send carries, or None.
+
+    Looks at what it was raised from as well: asyncio.timeout's TimeoutError and a KeyboardInterrupt come from the
+    cancellation that carries it.
+    """
+    found = (getattr(link, "delivery", None) for link in _chain(error))
+    return next((delivery for delivery in found if isinstance(delivery, Delivery)), None)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An exception, what it was raised from, and so on."""
+    seen = set[int]()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def conclude(delivery: Delivery, now: float) -> tuple[dict[str, SMTPResponse], str]:
@@ -132,13 +156,9 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
     Empty where there is no such thing in it, or where no other attempt would change it. A connection that was lost at a
     moment that the exception does not tell counts as lost after the final dot.
     """
-    seen = set[int]()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
+    for link in _chain(error):
         if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
             return [] if hasattr(link, "delivery") else _read(link)
-        seen.add(id(link))
-        link = link.__cause__ or link.__context__
     return []
 
 

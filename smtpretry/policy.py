@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, Self
@@ -96,8 +97,8 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         """Refuse at once what would fail in the middle of a delivery."""
-        if isinstance(self.rules, Rule) or not all(isinstance(rule, Rule) for rule in self.rules):
-            msg = f"rules is a tuple of Rule, not {self.rules!r}"
+        if not isinstance(self.rules, Iterable) or not all(isinstance(rule, Rule) for rule in self.rules):
+            msg = f"rules is a tuple of Rule, not {type(self.rules).__name__} (or something in it is no Rule)"
             raise TypeError(msg)
         object.__setattr__(self, "rules", tuple(self.rules))
         if not callable(self.wait) or (self.stop is not None and not callable(self.stop)):
@@ -121,6 +122,13 @@ class RetryPolicy:
         if self.on_uncertain not in ("resend", "raise"):
             msg = f'on_uncertain is "resend" or "raise", not {self.on_uncertain!r}'
             raise ValueError(msg)
+
+    def __repr__(self) -> str:
+        """Without the rows of the table, which are many."""
+        own = sum(rule not in DEFAULT_RULES for rule in self.rules)
+        rules = "DEFAULT_RULES" if self.rules == DEFAULT_RULES else f"({len(self.rules)} rules, {own} of them own)"
+        limits = f"give_up_after={self.give_up_after!r}, max_attempts={self.max_attempts!r}"
+        return f"{type(self).__name__}(rules={rules}, {limits}, on_uncertain={self.on_uncertain!r})"
 
     @classmethod
     def interactive(cls) -> Self:

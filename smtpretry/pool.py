@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .connection import Connection, Said
 
 _CLOSED = "the client was closed; `async with` opens it again"
+_WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
 _QUIT_TIMEOUT = 5.0  # seconds
 
 
@@ -90,7 +91,7 @@ class Pool:
             self._sleepers.discard(sleeper)
             sleeper.cancel()
         if sleeper.cancelled():
-            raise ClientClosed(_CLOSED)
+            raise ClientClosed(_WOKEN)
         sleeper.result()
 
     async def close(self, *, politely: bool = True) -> None:

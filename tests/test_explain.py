@@ -6,8 +6,10 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -260,3 +262,11 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         process.stdout = None
         _, err = process.communicate(b"450 busy\n" * 2000)
     assert err == b""
+
+
+def test_the_readme_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The example in the README is what the command prints."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"\$ python -m smtpretry (explain .*)\n((?:.*\n)+?)```", readme).groups()
+    assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out == shown

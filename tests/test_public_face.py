@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import typing
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
@@ -561,3 +562,73 @@ def test_is_typed() -> None:
             hints = inspect.get_annotations(value)
             assert set(inspect.signature(value).parameters) - {"function"} <= set(hints), name
     assert typing.get_type_hints(smtpretry.Reply) == {"code": int, "enhanced": str | None, "text": str}
+
+
+# What came of a send that was broken off
+
+
+@virtually
+async def test_a_broken_off_delivery_is_found_and_goes_on() -> None:
+    """A time limit around a send loses nothing: the delivery is found in the error, and goes on to who is pending."""
+    async with talk() as (server, smtp):
+        server.on("RCPT", BOB, GREYLISTED, times=1)
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(10):
+                await smtp.sendmail(APP, [ANN, BOB], b"Subject: hello\r\n\r\n")
+        delivery = smtpretry.delivery_of(caught.value)
+        assert delivery is not None
+        assert (delivery.accepted, delivery.pending) == ([ANN], [BOB])
+        assert "1 of 2 recipients accepted, 1 pending; last: RCPT: 450 4.2.0 Greylisted" in delivery.story(0)
+        assert await smtp.deliver(delivery) is delivery
+        assert delivery.accepted == [ANN, BOB]
+        assert len({message.content for message in server.messages}) == 1
+        assert [len(server.received(who)) for who in (ANN, BOB)] == [1, 1]
+
+
+def test_no_delivery_in_an_error_of_another_kind() -> None:
+    """An error that did not come out of a send has no delivery."""
+    assert smtpretry.delivery_of(ValueError("another")) is None
+
+
+@virtually
+async def test_a_note_tells_that_and_why_it_was_given_up() -> None:
+    """After the last attempt the note names the limit, not a wait that will not be."""
+    async with talk(patient(give_up_after=timedelta(minutes=1))) as (server, smtp):
+        server.on("RCPT", "450 4.2.0 Greylisted for 300 seconds", times=1)
+        with pytest.raises(aiosmtplib.SMTPRecipientsRefused) as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+        [note] = caught.value.__notes__
+        assert note.endswith(
+            "last: RCPT: 450 4.2.0 Greylisted for 300 seconds; gave up: the policy allows no attempt after another 300 s"
+        )
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+@virtually
+async def test_a_timeout_that_cannot_be_is_refused(timeout: float) -> None:
+    """A time-out that is not positive is a ValueError at once."""
+    async with talk() as (server, smtp):
+        with pytest.raises(ValueError, match="timeout"):
+            await smtp.sendmail(APP, [ANN], BODY, timeout=timeout)
+        assert server.connections == 0
+
+
+@pytest.mark.parametrize("token", [None, 5])
+@virtually
+async def test_a_generator_that_gives_no_token_is_a_type_error(token: object) -> None:
+    """What is no token is not sent as one."""
+
+    async def generate() -> object:
+        return token
+
+    async with talk(token="t", credentials={"username": "me", "oauth_token_generator": generate}) as (server, smtp):
+        with pytest.raises(TypeError, match="returns a token"):
+            await smtp.sendmail(APP, [ANN], BODY)
+        assert "AUTH" not in server.verbs
+
+
+def test_a_policy_is_shown_without_its_table() -> None:
+    """Help, errors and debuggers show a policy in one line."""
+    own = smtpretry.Rule(code=550, action=smtpretry.Action.RETRY)
+    assert len(repr(smtpretry.RetryPolicy())) < 200
+    assert "1 of them own" in repr(smtpretry.RetryPolicy((own, *smtpretry.DEFAULT_RULES)))
