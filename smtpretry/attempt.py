@@ -118,13 +118,13 @@ class Pass:
                 await transaction.rcpt(self.offered)
             except Failed as failed:
                 decision = self._decide(connection, failed, [self.offered], splittable=bool(taken))
-                left = [who for who in self.todo if who not in taken]
                 if decision.action is Action.SPLIT:
-                    self._note(failed.said, decision, left)
+                    self._note(failed.said, decision, [self.offered])
                     self.batch = len(taken)
                     return
                 if decision.action is Action.RETRY and decision.scope is Scope.SERVER:
-                    self._put_aside(left, failed.said, decision)
+                    go = set(taken)
+                    self._put_aside([who for who in self.todo if who not in go], failed.said, decision)
                     return
                 if decision.action is Action.AUTHENTICATE and decision.scope is Scope.RECIPIENT and taken:
                     return  # who needs no log-in shall not depend on it
@@ -240,12 +240,10 @@ class Pass:
             self.pool.resume()
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
-        if (
-            decision.action in (Action.RETRY, Action.RECONNECT) and failed.said.reply.retry_after is None
-        ):  # one jitter for all
-            wait = self.waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
-            decision = replace(decision, wait=wait)
-        return decision
+        if decision.action not in (Action.RETRY, Action.RECONNECT) or failed.said.reply.retry_after is not None:
+            return decision
+        wait = self.waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
+        return replace(decision, wait=wait)  # one jitter for all
 
     def _put_aside(self, recipients: Sequence[str], said: Said, decision: Decision) -> None:
         """A refusal in the course of a transaction."""
@@ -267,13 +265,15 @@ class Pass:
     def _wait(self, recipients: Sequence[str], said: Said, wait: float) -> None:
         """Take them out of this pass until then, or for good where the policy gives up."""
         now = self.policy.clock()
-        for who in [who for who in recipients if who in self.todo]:
+        here = set(self.todo)
+        for who in [who for who in recipients if who in here]:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != self.offered and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
             if self.policy.gives_up(attempt=outcome.attempts, elapsed=self.delivery.elapsed(now), wait=wait):
-                self.delivery.cure = f"gave up: the policy allows no attempt after another {wait:g} s"
-                _log.warning("%s %s: %s", self.delivery.id, who, self.delivery.cure)
+                why = f"gave up: the policy allows no attempt after another {wait:g} s"
+                self.delivery.cure = self.delivery.cure or why
+                _log.warning("%s %s: %s", self.delivery.id, who, why)
                 self._settle([who], Status.REFUSED, last)
             else:
                 outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error
