@@ -413,7 +413,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
          source="RFC 5321 §3.8; Google: Gmail SMTP errors and codes (4.7.0, 4.7.28); Yahoo: SMTP error codes (TSS04)"),
     Rule(code=421, action=Action.RECONNECT,
          why="The server closes this connection and may take the message on another one, later.",
-         source="RFC 5321 §3.8, §4.2.2"),
+         source="RFC 5321 §3.8, §4.2.2; Apple: Postmaster information for iCloud Mail (421 4.7.1 excessive volume)"),
 
     # 2. What can mean one thing only.
     Rule(code=(500, 501, 502, 504, 555), unless=_any(_TLS, _LOG_IN), action=Action.FAIL,
@@ -492,7 +492,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
     Rule(code=_REFUSALS, text=_TOO_MANY_RECIPIENTS, unless=_any(_WINDOW, _BAD_RECIPIENTS),
          stages=_FILLING, action=Action.SPLIT,
          why="The transaction is full: the recipients taken so far go now, the rest in the next one.",
-         source="RFC 5321 §4.5.3.1.10 (452, and 552 read as 452)"),
+         source="RFC 5321 §4.5.3.1.10 (452, and 552 read as 452); Mailgun: error codes (max is 1000)"),
     Rule(code=_REFUSALS, enhanced="x.5.3", unless=_any(_WINDOW, _BAD_RECIPIENTS, "messages"),
          stages=_FILLING, action=Action.SPLIT,
          why="The transaction is full: the recipients taken so far go now, the rest in the next one.",
@@ -600,7 +600,7 @@ DEFAULT_RULES: tuple[Rule, ...] = (
          source="RFC 3463 §3.7"),
     Rule(code=_5XX, enhanced="x.7.x", action=Action.FAIL,
          why="The server's policy forbids it.",
-         source="RFC 3463 §3.8"),
+         source="RFC 3463 §3.8; Apple: Postmaster information for iCloud Mail (5.7.1 [CS01] local policy)"),
     Rule(code=503, action=Action.FAIL,
          why="The command came at the wrong moment: the server and this client do not agree on where they are.",
          source="RFC 5321 §4.1.4, §4.2.2"),
