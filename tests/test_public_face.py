@@ -67,7 +67,7 @@ def test_methods_take_what_aiosmtplibs_take(method: str) -> None:
     }
 
 
-def test_retrying_smtp_is_made_as_the_issue_says() -> None:
+def test_what_a_client_is_made_with() -> None:
     """RetryingSMTP(client, policy=RetryPolicy(), *, username, password, oauth_token_generator, cleartext_auth)."""
     parameters = inspect.signature(RetryingSMTP).parameters
     expected = {
