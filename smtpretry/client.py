@@ -29,9 +29,10 @@ if TYPE_CHECKING:
 class RetryingSMTP:
     """An `aiosmtplib.SMTP` client that survives "not now", "log in first" and "I am going away".
 
-    The same methods, return values and exceptions as the client's own; what fails carries the `Delivery` as
-    ``exc.delivery``. It connects when there is something to send, and closes the connection after ten idle seconds. Any
-    number of tasks may send at once; a send that waits holds neither the connection nor a lock.
+    `send_message`, `sendmail`, `connect` and `quit` take, return and raise what the client's own do; what fails carries
+    the `Delivery` as ``exc.delivery``. It connects when there is something to send (``async with`` alone does not), and
+    closes the connection after ten idle seconds. Any number of tasks of one event loop may send at once; a send that
+    waits holds neither the connection nor a lock.
 
     Args:
         client: the client to wrap. Leave connecting and logging in to the wrapper.
