@@ -114,10 +114,15 @@ class RetryingSMTP:
         if not isinstance(message, email.message.Message):
             msg = f"message is a message object, not {type(message).__name__}: sendmail takes str and bytes"
             raise TypeError(msg)
-        delivery = prepare(
-            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        delivery = await self.deliver(
+            message,
+            sender=sender,
+            recipients=recipients,
+            mail_options=mail_options,
+            rcpt_options=rcpt_options,
+            timeout=timeout,
         )
-        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
+        return conclude(delivery, self.policy.clock())
 
     async def sendmail(
         self,
@@ -134,10 +139,15 @@ class RetryingSMTP:
         if not isinstance(message, (str, bytes)):
             msg = f"message is str or bytes, not {type(message).__name__}: send_message takes message objects"
             raise TypeError(msg)
-        delivery = prepare(
-            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        delivery = await self.deliver(
+            message,
+            sender=sender,
+            recipients=recipients,
+            mail_options=mail_options,
+            rcpt_options=rcpt_options,
+            timeout=timeout,
         )
-        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
+        return conclude(delivery, self.policy.clock())
 
     async def deliver(
         self,

@@ -27,7 +27,6 @@ CleartextAuth = Literal["never", "loopback", "always"]
 Timeout = float | Literal[Default.token] | None
 T = TypeVar("T")
 
-NOTHING = 0  # the first digit of no reply
 _SHORTEST_SECRET = 4  # characters; a shorter one would be found in any text
 # Settings of an aiosmtplib client that have no public name. Its connect() would act on them by itself: log in over a
 # clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
@@ -255,22 +254,29 @@ class Connection:
         """Ask for another token at the next `prepare`, once a connection."""
         self._refreshed = True
 
-    async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2) -> Reply:
+    def seconds(self, timeout: Timeout) -> float | None:
+        """A time-out as the client has it: its own, where none is given."""
+        return self.client.timeout if timeout is Default.token else timeout
+
+    async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2) -> None:
         """Send a command and `judge` its reply."""
         with self.at(stage):
             code, message = await self.client.execute_command(*words, timeout=timeout)
-        return self.judge(stage, code, message, expect)
+        self.judge(stage, code, message, expect)
 
-    def judge(self, stage: Stage, code: int, message: str, expect: int = 2) -> Reply:
-        """Return a reply whose first digit is the expected one (RFC 5321 §4.2.1); raise `Failed` for any other."""
-        reply = Reply.of(code, self.credentials.redact(message))
+    def reply(self, code: int, message: str) -> Reply:
+        """What the server said, without the credentials that some servers repeat."""
+        return Reply.of(code, self.credentials.redact(message))
+
+    def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
+        """Take a reply whose first digit is the expected one (RFC 5321 §4.2.1; None: none); else raise `Failed`."""
         more = self.client.protocol._buffer if self.client.protocol else b""  # noqa: SLF001 - nothing public shows it
-        if (
-            more and not more.startswith(b"421") and reply.code != NO_REPLY
-        ):  # a 421 may come at any time (RFC 5321 §3.8)
+        in_step = not more or more.startswith(b"421")  # which may come at any time (RFC 5321 §3.8)
+        if in_step and code // 100 == expect:
+            return
+        reply = self.reply(code, message)
+        if not in_step and reply.code != NO_REPLY:
             reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
-        if reply.code // 100 == expect:
-            return reply
         if reply.is_transient or reply.is_permanent:
             raise Failed(Said(stage, reply))
         self.abort()
@@ -371,7 +377,7 @@ class Connection:
         secret = self.credentials.password or ""
         if self.credentials.oauth_token_generator is not None:
             try:
-                async with asyncio.timeout(self.client.timeout if timeout is Default.token else timeout):
+                async with asyncio.timeout(self.seconds(timeout)):
                     secret = await self.credentials.token_for_now()
             except TimeoutError as error:
                 no_token = aiosmtplib.SMTPTimeoutError("no token came from oauth_token_generator in time")
@@ -383,7 +389,8 @@ class Connection:
         self.credentials.carry(secret)
         with self.at(Stage.AUTH):
             accepted = await self._interruptibly(log_in(self.credentials.username, secret, timeout=timeout))
-        self.authenticated, self._refreshed, self._refused = self.judge(Stage.AUTH, *accepted), False, None
+        self.judge(Stage.AUTH, *accepted)
+        self.authenticated, self._refreshed, self._refused = self.reply(*accepted), False, None
 
     async def _interruptibly(self, steps: Coroutine[Any, Any, T]) -> T:
         """Await several steps of aiosmtplib's in one; a cancellation in their midst is not swallowed (see `heed`)."""
@@ -408,7 +415,7 @@ class Connection:
         except aiosmtplib.SMTPNotSupported as error:
             raise Failed.silently(stage, error, final=True) from error
         except aiosmtplib.SMTPResponseException as error:
-            self.judge(stage, error.code, error.message, expect=NOTHING)
+            self.judge(stage, error.code, error.message, expect=None)
         except (aiosmtplib.SMTPException, OSError) as error:
             self.abort()
             raise Failed.silently(stage, error, final=_is_local(stage, error)) from error

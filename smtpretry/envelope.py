@@ -66,13 +66,14 @@ def prepare(
         local, _, domain = mailbox.rpartition("@")
         mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
     mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
-    utf8 = not (_mailbox(sender).isascii() and all(mailbox.isascii() for mailbox in mailboxes))
+    origin = _mailbox(sender)
+    utf8 = not (origin.isascii() and all(mailbox.isascii() for mailbox in mailboxes))
     if utf8 and not any(option.lower() == "smtputf8" for option in mail_options):
         mail_options = (*mail_options, "SMTPUTF8")
     return Delivery(
         sender=sender,
         outcomes={recipient: Outcome() for recipient in mailboxes.values()},
-        message=_identified(_bytes(message, utf8=utf8), sender),
+        message=_identified(_bytes(message, utf8=utf8), origin.rpartition("@")[2]),
         mail_options=mail_options,
         rcpt_options=rcpt_options,
     )
@@ -115,14 +116,13 @@ def _bytes(message: Message | str | bytes, *, utf8: bool) -> bytes:
     return message.encode("ascii")
 
 
-def _identified(message: bytes, sender: str) -> bytes:
+def _identified(message: bytes, domain: str) -> bytes:
     """The message with CRLF line ends, a Message-ID and a Date."""
     message = normalize_message_line_endings(message)
     section = _HEADER_SECTION.match(message)
     header = section[0] if section else b""
     added = b""
     if not _HAS[b"Message-ID"].search(header):
-        domain = parse_address(sender).rpartition("@")[2]
         name = email.utils.make_msgid(domain=domain if domain and domain.isascii() else "localhost")
         added += f"Message-ID: {name}\r\n".encode()
     if not _HAS[b"Date"].search(header):

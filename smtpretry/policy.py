@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, Self
 
 import tenacity
@@ -166,7 +167,8 @@ class RetryPolicy:
         where there is nothing to wait for; else the backoff, or the row's own wait where that is longer and still
         before the deadline.
         """
-        rule = next(rule for rule in (*self.rules, *_UNMATCHED) if rule.matches(reply, stage, token=token, login=login))
+        rows = chain(self.rules, _UNMATCHED)
+        rule = next(rule for rule in rows if rule.matches(reply, stage, token=token, login=login))
         action, scope = rule.action, rule.scope or _BY_STAGE[stage]
         if action not in able:
             action = rule.otherwise or (Action.FAIL if reply.is_permanent else Action.RETRY)

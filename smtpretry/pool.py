@@ -117,7 +117,8 @@ class Pool:
         if self.connection.is_open and politely:
             with suppress(aiosmtplib.SMTPException, OSError):  # nothing depends on the answer
                 await self.connection.quit(_QUIT_TIMEOUT)
-        self.connection.abort()
+        else:
+            self.connection.abort()
 
     def _belong_here(self) -> None:
         """An open connection lives in one event loop; a closed one can move to another."""

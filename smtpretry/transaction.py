@@ -12,7 +12,7 @@ from aiosmtplib import SMTPResponse
 from aiosmtplib.email import quote_address
 from aiosmtplib.typing import Default
 
-from .connection import NOTHING, Connection, Failed, Said, Timeout
+from .connection import Connection, Failed, Said, Timeout
 from .reply import Reply, Stage
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Transaction:
         self.timeout = timeout
         self.dot_sent = False  # from here on the message may have been taken, whatever happens
 
-    async def mail(self) -> Reply:
+    async def mail(self) -> None:
         """Open the transaction. Fails for good where the server lacks an extension that the message needs."""
         offers = self.connection.client.supports_extension
         options = {option.partition("=")[0].lower(): option for option in self.delivery.mail_options}
@@ -52,11 +52,11 @@ class Transaction:
             options.pop("body", None)
         if offers("size"):
             options.setdefault("size", f"SIZE={len(self.delivery.message)}")
-        return await self._command(Stage.MAIL, b"FROM:", self.delivery.sender, tuple(options.values()))
+        await self._command(Stage.MAIL, b"FROM:", self.delivery.sender, tuple(options.values()))
 
-    async def rcpt(self, recipient: str) -> Reply:
+    async def rcpt(self, recipient: str) -> None:
         """Offer one recipient."""
-        return await self._command(Stage.RCPT, b"TO:", recipient, self.delivery.rcpt_options)
+        await self._command(Stage.RCPT, b"TO:", recipient, self.delivery.rcpt_options)
 
     async def data(self) -> Reply:
         """Send the message; return the reply that accepts it.
@@ -66,7 +66,7 @@ class Transaction:
         """
         await self.connection.command(Stage.DATA, b"DATA", timeout=self.timeout, expect=3)
         client = self.connection.client
-        timeout = client.timeout if self.timeout is Default.token else self.timeout
+        timeout = self.connection.seconds(self.timeout)
         body = _PERIOD.sub(b"..", self.delivery.message) + b".\r\n"
         try:
             with self.connection.at(Stage.DATA):
@@ -83,7 +83,8 @@ class Transaction:
             raise Failed(Said(self._stage, failed.said.reply, failed.said.error)) from failed.said.error
         if not self.dot_sent:
             self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
-        return self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else NOTHING)
+        self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else None)
+        return self.connection.reply(code, message)
 
     async def _send_in_chunks(self, protocol: SMTPProtocol, body: bytes, timeout: float | None) -> SMTPResponse:
         """Send a large body, the final dot when all else has gone; return at once what the server says meanwhile.
@@ -113,13 +114,13 @@ class Transaction:
     def _stage(self) -> Stage:
         return Stage.END_OF_DATA if self.dot_sent else Stage.DATA
 
-    async def _command(self, stage: Stage, keyword: bytes, address: str, options: Sequence[str]) -> Reply:
+    async def _command(self, stage: Stage, keyword: bytes, address: str, options: Sequence[str]) -> None:
         words = (
             stage.value.encode(),
             keyword + quote_address(address).encode(),
             *(option.encode() for option in options),
         )
-        return await self.connection.command(stage, *words, timeout=self.timeout)
+        await self.connection.command(stage, *words, timeout=self.timeout)
 
     @staticmethod
     def _cannot(why: str) -> NoReturn:
