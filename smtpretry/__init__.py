@@ -7,6 +7,7 @@ other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` 
 from .client import RetryingSMTP, send
 from .decorator import retry
 from .delivery import Attempt, Delivery, Outcome, Status, Step
+from .envelope import prepare
 from .errors import ClientClosed, UncertainDelivery, delivery_of
 from .policy import Decision, RetryPolicy
 from .reply import NO_REPLY, Reply, Stage
@@ -33,6 +34,7 @@ __all__ = [
     "Step",
     "UncertainDelivery",
     "delivery_of",
+    "prepare",
     "retry",
     "send",
 ]

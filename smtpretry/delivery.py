@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from base64 import b64decode, b64encode
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from .reply import Reply, Stage
+from .rules import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
-    from .reply import Reply, Stage
-    from .rules import Action
+_VERSION: Final = 1  # of what `to_dict` and `state` write
 
 
 class Status(Enum):
@@ -166,5 +169,85 @@ class Delivery:
             parts.append(self.cure)
         return "; ".join(parts)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON has it, for a file or a queue; `from_dict` reads it. No credential is in it.
+
+        The mutable part is `state`: what is stored once may be kept, and updated with it (``stored | state``).
+        """
+        return {
+            "id": self.id,
+            "sender": self.sender,
+            "message": b64encode(self.message).decode(),
+            "mail_options": list(self.mail_options),
+            "rcpt_options": list(self.rcpt_options),
+            **self.state(),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What attempts change, as JSON has it, without the message: small enough to be saved after each reply."""
+        return {
+            "version": _VERSION,
+            "began_at": self.began_at,
+            "response": self.response,
+            "cure": self.cure,
+            "outcomes": {who: _plain(outcome) for who, outcome in self.outcomes.items()},
+            "attempts": [{"at": one.at, "steps": [_plain(step) for step in one.steps]} for one in self.attempts],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The delivery that `to_dict` wrote.
+
+        Raises:
+            ValueError: it is of another version, or no delivery at all; the message says what is wrong.
+        """
+        version = data.get("version")
+        if version != _VERSION:
+            msg = f"this smtpretry reads deliveries of version {_VERSION}, not {version!r}: run the one that wrote it"
+            raise ValueError(msg)
+        try:
+            return cls(
+                id=data["id"],
+                sender=data["sender"],
+                message=b64decode(data["message"], validate=True),
+                mail_options=tuple(data["mail_options"]),
+                rcpt_options=tuple(data["rcpt_options"]),
+                began_at=data["began_at"],
+                response=data["response"],
+                cure=data["cure"],
+                outcomes={who: _outcome(outcome) for who, outcome in data["outcomes"].items()},
+                attempts=[Attempt(one["at"], [_step(step) for step in one["steps"]]) for one in data["attempts"]],
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"no delivery as to_dict writes it: {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+
     def _with(self, status: Status) -> list[str]:
         return [who for who, outcome in self.outcomes.items() if outcome.status is status]
+
+
+def _plain(record: Outcome | Step) -> dict[str, Any]:
+    """An outcome or a step as JSON has it. What stands behind a silence is left to the words of the reply."""
+    return {field.name: _value(getattr(record, field.name)) for field in fields(record) if field.name != "error"}
+
+
+def _value(value: object) -> object:
+    match value:
+        case Enum():
+            return value.value
+        case Reply():
+            return [value.code, value.enhanced, value.text]
+        case tuple():
+            return list(value)
+    return value
+
+
+def _outcome(plain: dict[str, Any]) -> Outcome:
+    stage, reply = plain["stage"], plain["reply"]
+    known = {"stage": stage and Stage(stage), "reply": reply and Reply(*reply)}
+    return Outcome(**plain | known | {"status": Status(plain["status"])})
+
+
+def _step(plain: dict[str, Any]) -> Step:
+    known = {"stage": Stage(plain["stage"]), "reply": Reply(*plain["reply"]), "recipients": tuple(plain["recipients"])}
+    return Step(**plain | known | {"action": plain["action"] and Action(plain["action"])})

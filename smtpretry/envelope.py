@@ -32,7 +32,9 @@ def prepare(
     mail_options: Iterable[str] | None = None,
     rcpt_options: Iterable[str] | None = None,
 ) -> Delivery:
-    """Make a `Delivery` of a message and aiosmtplib's arguments; sender and recipients default to its headers.
+    """Make a `Delivery` of a message and aiosmtplib's arguments, without sending it; `deliver` and `attempt` take it.
+
+    Sender and recipients default to the message's headers.
 
     A message object is written as 7-bit MIME, which every server takes. A Message-ID (its domain is the sender's) and a
     Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same bytes.

@@ -1,0 +1,109 @@
+"""A delivery as data: it goes through JSON, and is taken up again where it was."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support import ANN, APP, BOB, BODY, CAT, EVE, PASSWORD, USER, patient, talk, virtually
+
+import smtpretry
+from smtpretry import Delivery, Stage, Status
+
+RECIPIENTS = [ANN, BOB, EVE]
+CREDENTIALS = {"username": USER, "password": PASSWORD}
+
+
+async def after_one_pass() -> Delivery:
+    """Return a delivery with one recipient accepted, one waiting, one refused, after a log-in."""
+    async with talk(credentials=CREDENTIALS, auth=(USER, PASSWORD)) as (server, smtp):
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted for 300 seconds", times=1)
+        server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
+        delivery = smtpretry.prepare(BODY, sender=APP, recipients=RECIPIENTS, mail_options=["BODY=8BITMIME"])
+        return await smtp.attempt(delivery)
+
+
+def through_json(data: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(data))
+
+
+@virtually
+async def test_nothing_is_lost_through_json() -> None:
+    """A delivery read back equals the one written, in every field, step by step."""
+    delivery = await after_one_pass()
+    again = Delivery.from_dict(through_json(delivery.to_dict()))
+    for name in Delivery.__slots__:
+        assert getattr(again, name) == getattr(delivery, name), name
+    assert (again.accepted, again.pending, list(again.refused)) == ([ANN], [BOB], [EVE])
+    assert again.outcomes[EVE].stage is Stage.RCPT
+    assert again.next_at == delivery.next_at
+    assert through_json(again.to_dict()) == again.to_dict() == delivery.to_dict()
+
+
+@virtually
+async def test_another_process_goes_on_with_those_who_are_pending() -> None:
+    """A delivery read back is sent to the pending recipients alone, the same bytes, not before their time."""
+    delivery = Delivery.from_dict(through_json((await after_one_pass()).to_dict()))
+    async with talk() as (server, smtp):
+        await smtp.attempt(delivery)
+        assert not server.commands  # it is not due yet
+        await smtp.deliver(delivery)
+    assert [(message.recipients, message.content) for message in server.messages] == [([BOB], BODY)]
+    assert delivery.accepted == [ANN, BOB]
+    assert len(delivery.attempts) == 2
+
+
+@virtually
+async def test_a_doubt_survives() -> None:
+    """Who may have the message already stays uncertain in the next process, where it refuses him."""
+    async with talk(patient(max_attempts=2)) as (server, smtp):
+        server.fail_at("END_OF_DATA", "fin", times=1)
+        delivery = await smtp.attempt(smtpretry.prepare(BODY, sender=APP, recipients=ANN))
+        delivery = Delivery.from_dict(through_json(delivery.to_dict()))
+        server.on("RCPT", ANN, "550 5.1.1 User unknown", times=1)
+        await smtp.deliver(delivery)
+    assert delivery.outcomes[ANN].status is Status.UNCERTAIN
+
+
+@virtually
+async def test_the_state_is_what_changes() -> None:
+    """The state, saved after each pass, over the delivery as it was stored once gives the delivery of now."""
+    first = smtpretry.prepare(b"\r\n" + b"x" * 100_000, sender=APP, recipients=RECIPIENTS)
+    stored = first.to_dict()
+    async with talk() as (server, smtp):
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted", times=1)
+        await smtp.attempt(first)
+    state = through_json(first.state())
+    assert Delivery.from_dict(stored | state).to_dict() == first.to_dict()
+    assert len(json.dumps(state)) < 2000
+
+
+@virtually
+async def test_no_credential_is_written() -> None:
+    """Neither the user's name nor the password is in what is stored, in whatever form it went over the line."""
+    delivery = await after_one_pass()
+    written = json.dumps(delivery.to_dict())
+    assert USER not in written
+    assert PASSWORD not in written
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"version": 2}, "reads deliveries of version 1, not 2"),
+        ({"version": None}, "reads deliveries of version 1, not None"),
+        ({"sender": ...}, "KeyError: 'sender'"),
+        ({"message": "no base64!"}, "Error: "),
+        ({"outcomes": {CAT: {}}}, "KeyError: 'stage'"),
+        ({"outcomes": []}, "AttributeError"),
+        ({"attempts": [{"at": 1, "steps": [{"stage": "LUNCH"}]}]}, "'LUNCH' is not a valid Stage"),
+        ({"attempts": 7}, "TypeError"),
+    ],
+)
+def test_what_is_no_delivery_is_refused(change: dict[str, Any], complaint: str) -> None:
+    """Data of another version, or with something missing or wrong, is an error that says what."""
+    data = smtpretry.prepare(BODY, sender=APP, recipients=ANN).to_dict() | change
+    data = {name: value for name, value in data.items() if value is not ...}
+    with pytest.raises(ValueError, match=complaint):
+        Delivery.from_dict(data)
