@@ -8,8 +8,9 @@ from .client import RetryingSMTP, send
 from .decorator import retry
 from .delivery import Attempt, Delivery, Outcome, Status, Step
 from .envelope import prepare
-from .errors import ClientClosed, UncertainDelivery, delivery_of
+from .errors import ClientClosed, NotOurs, UncertainDelivery, delivery_of
 from .policy import Decision, RetryPolicy
+from .queues import Engine
 from .reply import NO_REPLY, Reply, Stage
 from .rules import DEFAULT_RULES, Action, Rule, Scope
 
@@ -23,6 +24,8 @@ __all__ = [
     "ClientClosed",
     "Decision",
     "Delivery",
+    "Engine",
+    "NotOurs",
     "Outcome",
     "Reply",
     "RetryPolicy",

@@ -15,6 +15,8 @@ What follows from a failure, by the action that the policy decides:
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
     from .pool import Pool
 
+Save = Callable[[Delivery], Awaitable[None]]
+
 _log = logging.getLogger("smtpretry")
 
 _BEFORE_MAIL = (Stage.CONNECT, Stage.EHLO, Stage.STARTTLS, Stage.AUTH)
@@ -39,6 +43,7 @@ _OUR_OWN_REFUSAL = Decision(
     Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
 )
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
+_FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
 
 
@@ -49,8 +54,12 @@ class Pass:
     defers some of them, or makes a repair that no later turn of the same pass makes again: so it ends.
     """
 
-    def __init__(self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout) -> None:
-        self.delivery, self.policy, self.pool, self.timeout = delivery, policy, pool, timeout
+    def __init__(
+        self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, save: Save | None = None
+    ) -> None:
+        self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
+        self.saved_at = -math.inf
+        self.settled = False  # somebody has got an end since it was saved
         self.todo: list[str] = []
         self.batch: int | None = None  # how many recipients the server takes in one transaction
         self.repaired: set[Action | Rule] = set()  # what was mended; the same is not mended again
@@ -81,9 +90,12 @@ class Pass:
         self.suspect = None
         try:
             await self._prepare(connection)
+            await self._save()
             await transaction.mail()
             await self._offer(connection, transaction, group, taken)
             if taken:
+                if self.policy.clock() - self.saved_at > _FENCE:
+                    await self._save()
                 self._accept(taken, await transaction.data())
             else:
                 await connection.reset(self.timeout)
@@ -97,6 +109,18 @@ class Pass:
                 broken_off = Reply(NO_REPLY, text=f"broken off: {type(error).__name__}")
                 self._doubt(taken, Said(Stage.END_OF_DATA, broken_off))
             raise
+        await self._save_settled()
+
+    async def _save(self) -> None:
+        """Have it stored, where it is a queue's; what that raises ends the pass."""
+        if self.save is not None:
+            await self.save(self.delivery)
+            self.saved_at = self.policy.clock()
+        self.settled = False
+
+    async def _save_settled(self) -> None:
+        if self.settled:
+            await self._save()
 
     async def _prepare(self, connection: Connection) -> None:
         before = connection.authenticated
@@ -131,6 +155,7 @@ class Pass:
                 if decision.action not in (Action.FAIL, Action.RETRY):
                     raise
                 self._put_aside([self.offered], failed.said, decision)
+                await self._save_settled()
                 self.suspect = self.offered
             else:
                 taken.append(self.offered)
@@ -297,6 +322,7 @@ class Pass:
 
     def _settle(self, recipients: Sequence[str], status: Status, last: Said) -> None:
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)
+        self.settled = True
         self.todo = [who for who in self.todo if self.delivery.outcomes[who].status is Status.PENDING]
 
     def _note(self, last: Said, decision: Decision | None, recipients: Sequence[str]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import email.message
-from typing import TYPE_CHECKING, Self, get_args
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
 from .connection import CleartextAuth, Connection, Credentials, Failed, Timeout
-from .delivery import Delivery
+from .delivery import Delivery, Status
 from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
 from .policy import RetryPolicy
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
+
+    from .attempt import Save
+    from .queues import Engine
+
+_log = logging.getLogger("smtpretry")
 
 
 class RetryingSMTP:
@@ -45,11 +52,13 @@ class RetryingSMTP:
         cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". TLS comes
             first wherever the server offers it.
         idle_timeout: seconds after which an unused connection is closed with QUIT; None for never.
+        defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
+        max_wait: the longest wait in process, in seconds, where there is an engine.
 
     Raises:
-        TypeError: `client` is no aiosmtplib.SMTP, `policy` no RetryPolicy.
+        TypeError: `client` is no aiosmtplib.SMTP, `policy` no RetryPolicy, `defer` no Engine.
         ValueError: a password together with a token generator, one of them without a username, an unknown
-            `cleartext_auth`, a negative `idle_timeout`.
+            `cleartext_auth`, a negative `idle_timeout` or `max_wait`.
     """
 
     def __init__(
@@ -62,6 +71,8 @@ class RetryingSMTP:
         oauth_token_generator: SMTPTokenGenerator | None = None,
         cleartext_auth: CleartextAuth = "loopback",
         idle_timeout: float | None = 10,
+        defer: Engine | None = None,
+        max_wait: float = 60,
     ) -> None:
         if not isinstance(client, aiosmtplib.SMTP):
             msg = f"client is an aiosmtplib.SMTP, not {client!r}"
@@ -75,7 +86,14 @@ class RetryingSMTP:
         if idle_timeout is not None and not idle_timeout >= 0:
             msg = f"idle_timeout is a number of seconds, or None for never, not {idle_timeout!r}"
             raise ValueError(msg)
+        if defer is not None and not callable(getattr(defer, "submit", None)):
+            msg = f"defer is a smtpretry.Engine, which has a method submit, not {defer!r}"
+            raise TypeError(msg)
+        if not max_wait >= 0:
+            msg = f"max_wait is a number of seconds, not {max_wait!r}"
+            raise ValueError(msg)
         self.policy = policy
+        self._engine, self._max_wait = defer, max_wait
         credentials = Credentials(username, password, oauth_token_generator)
         self._pool = Pool(Connection(client, credentials, cleartext_auth), idle_timeout, policy.sleep or asyncio.sleep)
 
@@ -102,7 +120,8 @@ class RetryingSMTP:
 
         Returns:
             The recipients that were not accepted, each with the last reply that concerned it (its code is -1 where none
-            came), and the text of the server's acceptance.
+            came), and the text of the server's acceptance. Who was handed over to a queue (`defer`) is not among them;
+            the text says until when.
 
         Raises:
             aiosmtplib.SMTPException: nobody was accepted. It is what aiosmtplib raises for the last failure, with
@@ -171,14 +190,67 @@ class RetryingSMTP:
             )
         return await self._deliver(message, timeout)
 
-    async def attempt(self, delivery: Delivery, *, timeout: Timeout = Default.token) -> Delivery:
+    async def attempt(
+        self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
+    ) -> Delivery:
         """Make one pass over the recipients that are due, with all of its repairs and without any waiting.
 
         Afterwards `delivery.next_at` says when to come again; None: every recipient has its end.
+
+        Args:
+            delivery: the delivery; it is changed, and returned.
+            save: a coroutine function of the delivery which stores it. It is awaited before each transaction, and
+                after each reply that gives a recipient its end. What it raises comes out, and nothing more is sent:
+                `NotOurs`, where another worker has taken the delivery over.
+            timeout: seconds for each command, in place of the client's own.
         """
         async with self._pool.lend() as connection:
-            await Pass(delivery, self.policy, self._pool, timeout).run(connection)
+            await Pass(delivery, self.policy, self._pool, timeout, save).run(connection)
         return delivery
+
+    async def enqueue(
+        self,
+        message: Message | str | bytes | Delivery,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: str | Sequence[str] | None = None,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        connection: Any = None,  # noqa: ANN401 - each engine's own
+    ) -> Delivery:
+        """Hand a message over to the queue at once, without a first try.
+
+        Args:
+            message: as `deliver` takes it; a `Delivery` that was broken off too.
+            sender: the reverse-path; None for the message's Sender or From.
+            recipients: whom to send it to; None for the message's To, Cc and Bcc.
+            mail_options: ESMTP parameters of MAIL.
+            rcpt_options: ESMTP parameters of each RCPT.
+            connection: a database connection of the application, where the engine can submit in its transaction: what
+                is rolled back is not sent.
+
+        Returns:
+            The delivery; it is durable, and everybody in it is `deferred` who has no end yet.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong, or the client has no `defer`.
+            Whatever the engine raises, where it has not taken it; with the delivery as `exc.delivery`.
+        """
+        if self._engine is None:
+            msg = "there is no queue: give RetryingSMTP an engine, defer="
+            raise ValueError(msg)
+        if not isinstance(message, Delivery):
+            message = prepare(
+                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+            )
+        try:
+            await self._engine.submit(message, connection=connection)
+        except BaseException as error:
+            tell(error, message, self.policy.clock())
+            raise
+        self._deferred(message)
+        return message
 
     async def connect(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Connect now, once, and return the server's banner. Sends connect by themselves, and again after a failure.
@@ -230,12 +302,39 @@ class RetryingSMTP:
         try:
             await self.attempt(delivery, timeout=timeout)
             while delivery.next_at is not None:
-                await self._pool.sleep(delivery.next_at - self.policy.clock())
+                wait = delivery.next_at - self.policy.clock()
+                if wait > self._max_wait and await self._hand_over(delivery):
+                    break
+                await self._pool.sleep(wait)
                 await self.attempt(delivery, timeout=timeout)
         except BaseException as error:
             tell(error, delivery, self.policy.clock())
             raise
         return delivery
+
+    async def _hand_over(self, delivery: Delivery) -> bool:
+        """Give the rest to the queue; False where there is none, or where it cannot take it now."""
+        if self._engine is None:
+            return False
+        try:
+            await self._engine.submit(delivery)
+        except Exception as error:  # noqa: BLE001 - whatever it is: nothing is lost, and the send waits in process
+            said = str(error).partition("\n")[0]  # what follows may quote what was to be stored
+            _log.warning(
+                "%s: not handed over to the queue, goes on in process: %s: %s", delivery.id, type(error).__name__, said
+            )
+            return False
+        self._deferred(delivery)
+        return True
+
+    def _deferred(self, delivery: Delivery) -> None:
+        """The queue has it: say so, and until when."""
+        when = datetime.fromtimestamp(max(delivery.next_at or 0.0, self.policy.clock()), UTC).isoformat(" ", "seconds")
+        for who in delivery.pending:
+            delivery.outcomes[who].status = Status.DEFERRED
+        said = f"{len(delivery.deferred)} of {len(delivery.outcomes)} recipients deferred until {when}"
+        delivery.response = "; ".join(filter(None, (delivery.response, said)))
+        _log.info("%s: %s", delivery.id, said)
 
 
 async def send(

@@ -7,6 +7,8 @@
      │   └─ UncertainResponse           (SMTPDataError)
      └─ SMTPServerDisconnected
          └─ ClientClosed              aclose() was called, or `async with` ended, while the send was waiting
+    Exception
+     └─ NotOurs                       raised by a queue's engine, at an attempt: the delivery is another worker's now
 
 Whatever comes out of a send carries the `Delivery` as `exc.delivery`, and its story as a note (PEP 678).
 """
@@ -49,6 +51,10 @@ class ClientClosed(aiosmtplib.SMTPServerDisconnected):
     """The client was closed before every recipient had its end: `exc.delivery` holds what is pending."""
 
     delivery: Delivery
+
+
+class NotOurs(Exception):  # noqa: N818 - not a fault: what the fence of a queue says
+    """Another worker has the delivery now. The `save` of an engine raises it, and the attempt sends nothing more."""
 
 
 def tell(error: BaseException, delivery: Delivery, now: float) -> None:

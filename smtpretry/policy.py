@@ -139,6 +139,19 @@ class RetryPolicy:
             give_up_after=timedelta(seconds=30),
         )
 
+    @classmethod
+    def queue(cls) -> Self:
+        """For a durable queue (RFC 5321 §4.5.4.1): two more tries in an hour, then every 2 to 3 h, for five days."""
+        minute, hour = 60, 3600
+        return cls(
+            wait=tenacity.wait_chain(
+                tenacity.wait_random(15 * minute, 20 * minute),
+                tenacity.wait_random(30 * minute, 40 * minute),
+                tenacity.wait_random(2 * hour, 3 * hour),
+            ),
+            give_up_after=timedelta(days=5),
+        )
+
     def decide(
         self,
         reply: Reply,

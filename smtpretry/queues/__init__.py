@@ -1,0 +1,48 @@
+"""Durable queues for waits of hours: what a `RetryingSMTP` asks of one (`Engine`), and an engine a module.
+
+Each module needs the extra of its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from smtpretry.client import RetryingSMTP
+    from smtpretry.delivery import Delivery
+
+OnEnd = Callable[["Delivery"], Awaitable[None]]
+
+
+class Engine(Protocol):
+    """A durable queue that keeps deliveries for days, and calls `RetryingSMTP.attempt` when they are due.
+
+    It stores `Delivery.to_dict`, and from then on `Delivery.state`. It shows neither in a log.
+    """
+
+    async def submit(self, delivery: Delivery, /, *, connection: Any = None) -> None:  # noqa: ANN401 - each engine's own
+        """Take a delivery over, to be tried at `delivery.next_at`.
+
+        It is durable when this returns; a second time with the same `delivery.id` changes nothing.
+
+        Args:
+            delivery: what is pending in it is to be sent.
+            connection: a database connection of the application, to submit in its transaction.
+
+        Raises:
+            TypeError: it cannot do so with that `connection`.
+            Whatever else kept it from taking the delivery.
+        """
+
+    async def work(self, smtp: RetryingSMTP, /, *, on_end: OnEnd | None = None) -> None:
+        """Be a worker: make the attempts that are due, until stopped or cancelled.
+
+        A delivery whose worker dies is taken up by another one. The policy of `smtp` alone decides when to come again
+        and when to give up.
+
+        Args:
+            smtp: the client to send with.
+            on_end: a coroutine function, called with each delivery that has ended with recipients refused, uncertain or
+                expired. It may be called twice, where the worker dies just then; where it raises, it is called again.
+        """
