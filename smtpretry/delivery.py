@@ -13,6 +13,7 @@ from .rules import Action
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from email.message import Message
 
 _VERSION: Final = 1  # of what `to_dict` and `state` write
 
@@ -168,6 +169,22 @@ class Delivery:
         if self.cure:
             parts.append(self.cure)
         return "; ".join(parts)
+
+    def dsn(self, *, reporting_mta: str | None = None) -> Message:
+        """A delivery status notification (RFC 3464) for the sender: who got it, who did not, and why. It is not sent.
+
+        Send it with the null sender, ``send_message(delivery.dsn(), sender="")``, as RFC 5321 §4.5.5 asks. A recipient
+        for whom nobody knows is reported as failed, and the words say that it may have arrived.
+
+        Args:
+            reporting_mta: the name of the host that reports; None for this one's.
+
+        Raises:
+            ValueError: the delivery itself has the null sender, who is never notified.
+        """
+        from .notification import notify  # noqa: PLC0415 - few need it
+
+        return notify(self, reporting_mta=reporting_mta)
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as JSON has it, for a file or a queue; `from_dict` reads it. No credential is in it.

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, cast
 
 import aiosmtplib
 
+from .conformance import EngineReport, check_engine
 from .policy import RetryPolicy
 from .reply import Stage
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
     from email.message import EmailMessage
     from types import TracebackType
 
-__all__ = ["NoWait", "ReceivedMessage", "Script", "ScriptedServer", "no_wait"]
+__all__ = ["EngineReport", "NoWait", "ReceivedMessage", "Script", "ScriptedServer", "check_engine", "no_wait"]
 
 _IN_A_TRANSACTION: Final = ("DATA", "BODY", "END_OF_DATA")
 _VERBS: Final = (

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
+import pytest
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -56,6 +58,14 @@ def workplace() -> Iterator[Path]:
             yield Path(name)
         finally:
             signal.signal(signal.SIGTERM, handler)
+
+
+def require(server: type[Server]) -> None:
+    """Skip the test, by the server's name, where the server cannot run; fail it where it was promised to run."""
+    if reason := server.unavailable():
+        if os.environ.get("SMTPRETRY_REQUIRE_MTA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ import mta
 import pytest
 import tenacity
 import trustme
-from mta import PASSWORD, USERNAME, Dovecot, Postfix, Postgrey, Server, Service
+from mta import PASSWORD, USERNAME, Dovecot, Postfix, Postgrey, Service, require
 
 from smtpretry import RetryingSMTP, RetryPolicy
 
@@ -238,14 +237,6 @@ BEFORE_A_SESSION, DURING_A_SESSION = OUTAGES = (
         says=("454 4.7.0 Temporary authentication failure", "235 2.7.0", "250 2.0.0 Ok: queued"),
     ),
 )
-
-
-def require(server: type[Server]) -> None:
-    """Skip the test, by the server's name, where the server cannot run; fail it where it was promised to run."""
-    if reason := server.unavailable():
-        if os.environ.get("SMTPRETRY_REQUIRE_MTA") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
