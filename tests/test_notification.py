@@ -19,7 +19,7 @@ def settled() -> Delivery:
     delivery.began_at = 1_700_000_000.0
     ann, bob, cat, dan, _ = delivery.recipients
     delivery.settle([ann], Status.ACCEPTED, Stage.END_OF_DATA, Reply.parse("250 2.0.0 Ok: queued"))
-    delivery.settle([bob], Status.REFUSED, Stage.RCPT, Reply.of(550, "5.1.1 No such\n5.1.1 usér"))
+    delivery.settle([bob], Status.REFUSED, Stage.RCPT, Reply.parse("550 5.1.1 No such usér"))
     delivery.settle([cat], Status.UNCERTAIN, Stage.END_OF_DATA, Reply.of(-1, "Connection lost"))
     delivery.settle([dan], Status.DEFERRED, Stage.RCPT, Reply.parse("450 later"))
     return delivery
@@ -44,7 +44,7 @@ def test_each_recipient_has_its_group_of_fields() -> None:
     wanted = [
         (ann, ANN, "relayed", "2.0.0", "smtp; 250 2.0.0 Ok: queued"),
         (bob, BOB, "failed", "5.1.1", r"smtp; 550 5.1.1 No such us\xe9r"),
-        (cat, CAT, "failed", "4.4.2", "x-smtpretry; Connection lost"),
+        (cat, CAT, "failed", "4.4.2", "x-smtpretry; no reply (Connection lost)"),
         (dan, DAN, "delayed", "4.0.0", "smtp; 450 later"),
         (eve, EVE, "delayed", "4.0.0", None),
     ]
