@@ -1,4 +1,4 @@
-"""A private PostgreSQL for the tests, in a temporary directory, on a Unix socket."""
+"""A private PostgreSQL for the tests, in a temporary directory, on a Unix socket; and a queue in it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import procrastinate
 import psycopg
 from mta import PATIENCE, Server, workplace
 
+from smtpretry.queues.procrastinate import ProcrastinateEngine
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 _BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"), key=lambda path: int(path.parent.name))
 
@@ -28,9 +31,10 @@ class Postgres(Server):
         """Say why it cannot be run here, or None where it can."""
         return None if (_BIN / "initdb").exists() else "PostgreSQL not installed: on Debian, apt-get install postgresql"
 
-    def __init__(self, directory: Path) -> None:
-        """Make the cluster."""
+    def __init__(self, directory: Path, *, fsync: bool = False) -> None:
+        """Make the cluster; with fsync it waits for the disk, as one in earnest does."""
         super().__init__(directory)
+        self._fsync = "on" if fsync else "off"
         self._user = "postgres" if os.geteuid() == 0 else None
         if self._user:
             shutil.chown(directory, self._user)
@@ -39,12 +43,12 @@ class Postgres(Server):
 
     def start(self) -> None:
         """Start it; it answers when this returns."""
-        options = f"-c listen_addresses= -c unix_socket_directories={self.directory}"
+        options = f"-c listen_addresses= -c unix_socket_directories={self.directory} -c fsync={self._fsync}"
         self._run("pg_ctl", "start", "--wait", f"--options={options}", f"-D{self._data}", f"--log={self.log}")
 
     def stop(self) -> None:
-        """Stop it, with whoever is still connected."""
-        self._run("pg_ctl", "stop", "--wait", "--mode=fast", f"-D{self._data}")
+        """Stop it at once, as a crash does."""
+        self._run("pg_ctl", "stop", "--wait", "--mode=immediate", f"-D{self._data}")
 
     def create(self, database: str) -> str:
         """Make an empty database, and return how to connect to it."""
@@ -75,7 +79,23 @@ class Postgres(Server):
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Postgres]:
+def running(*, fsync: bool = False) -> Iterator[Postgres]:
     """Run a PostgreSQL for as long as the block."""
-    with workplace() as place, Postgres(place / "postgres") as server:
+    with workplace() as place, Postgres(place / "postgres", fsync=fsync) as server:
         yield server
+
+
+@contextlib.asynccontextmanager
+async def engine_in(conninfo: str, **options: Any) -> AsyncIterator[ProcrastinateEngine]:
+    """Open an engine in a database that has procrastinate's tables; its workers are dead after two seconds."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo))
+    options = {"stalled_after": 2.0, "fetch_job_polling_interval": 0.5} | options
+    async with app.open_async():
+        yield ProcrastinateEngine(app, **options)
+
+
+async def make_tables(conninfo: str) -> None:
+    """Make procrastinate's tables in an empty database."""
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo))
+    async with app.open_async():
+        await app.schema_manager.apply_schema_async()

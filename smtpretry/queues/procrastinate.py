@@ -61,7 +61,7 @@ class ProcrastinateEngine:
         if not isinstance(app.connector, procrastinate.PsycopgConnector):
             msg = f"the app needs a PsycopgConnector, it has {type(app.connector).__name__}"
             raise TypeError(msg)
-        self._app, self._connector, self._queue, self._stalled_after = app, app.connector, queue, stalled_after
+        self.app, self._connector, self._queue, self._stalled_after = app, app.connector, queue, stalled_after
         self._options: dict[str, Any] = {
             "queues": [queue],
             "concurrency": 10,
@@ -105,7 +105,7 @@ class ProcrastinateEngine:
         self._work, self._come_again.policy = (smtp, on_end), smtp.policy
         rescue = asyncio.create_task(self._rescue())
         try:
-            await self._app.run_worker_async(**self._options)
+            await self.app.run_worker_async(**self._options)
         finally:
             rescue.cancel()
 

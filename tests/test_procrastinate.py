@@ -1,0 +1,266 @@
+"""procrastinate as the queue, in a PostgreSQL of the tests' own."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import time
+from base64 import b64encode
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import mta
+import postgres
+import procrastinate
+import psycopg
+import pytest
+import tenacity
+from postgres import Postgres, engine_in
+from psycopg.types.json import Jsonb
+from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
+
+import smtpretry
+from smtpretry import Delivery, RetryingSMTP, RetryPolicy
+from smtpretry.queues.procrastinate import ProcrastinateEngine
+from smtpretry.testing import ScriptedServer, check_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
+NUMBERS = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """Run one PostgreSQL."""
+    mta.require(Postgres)
+    with postgres.running() as running:
+        yield running
+
+
+@pytest.fixture
+def database(server: Postgres) -> str:
+    """Make a database with procrastinate's tables in it; return how to connect to it."""
+    conninfo = server.create(f"test{next(NUMBERS)}")
+    asyncio.run(postgres.make_tables(conninfo))
+    return conninfo
+
+
+def at_once(test: Callable[..., Awaitable[None]]) -> Callable[[str], None]:
+    """Run a test in an event loop, within a minute."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(**fixtures), 60))
+
+    return run
+
+
+@asynccontextmanager
+async def working(engine: ProcrastinateEngine, smtp: RetryingSMTP, **options: Any) -> AsyncIterator[None]:
+    """Have a worker, in this process."""
+    worker = asyncio.create_task(engine.work(smtp, **options))
+    try:
+        yield
+    finally:
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
+
+
+async def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+def rows(database: str, what: str = "status::text, attempts, args") -> list[tuple[Any, ...]]:
+    with psycopg.connect(database) as connection:
+        return connection.execute(f"SELECT {what} FROM procrastinate_jobs ORDER BY id").fetchall()  # noqa: S608
+
+
+def change(database: str, query: str, *values: Any) -> None:
+    with psycopg.connect(database) as connection:
+        connection.execute(query, values)
+
+
+def test_the_engine_loses_nothing(database: str) -> None:
+    """Killed, stopped, torn down, submitted twice, large, raising: nothing is lost, and nobody gets it twice."""
+    report = asyncio.run(check_engine(functools.partial(engine_in, database), deliveries=20, kills=1))
+    assert (report.lost, report.twice, report.interrupted) == ([], [], 4)
+
+
+@at_once
+async def test_from_the_application_to_the_worker(database: str) -> None:
+    """A greylisted recipient is handed over, comes again in the worker, and nobody gets it twice; who was refused is told."""
+    ended = list[Delivery]()
+
+    async def on_end(delivery: Delivery) -> None:
+        ended.append(delivery)
+
+    async with ScriptedServer(auth=(USER, PASSWORD)) as server, engine_in(database) as engine:
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted for 2 seconds", times=2)
+        server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
+        smtp = RetryingSMTP(server.client(), POLICY, username=USER, password=PASSWORD, defer=engine, max_wait=1)
+        errors, text = await smtp.send_message(letter(ANN, BOB, EVE))
+        assert list(errors) == [EVE]
+        assert "1 of 3 recipients deferred until" in text
+        async with working(engine, smtp, on_end=on_end):
+            await until(lambda: ended)
+        [(status, _, stored)] = rows(database)
+        await smtp.aclose()
+    assert [len(server.received(who)) for who in (ANN, BOB, EVE)] == [1, 1, 0]
+    assert (status, sorted(ended[0].accepted), list(ended[0].refused)) == ("succeeded", [ANN, BOB], [EVE])
+    assert len(ended[0].attempts) == 3
+    assert "message" not in stored
+    assert PASSWORD not in str(stored)
+
+
+@at_once
+async def test_a_job_is_made_once(database: str) -> None:
+    """However often a delivery is submitted, at once or after its end, there is one job, and one mail."""
+    delivery = smtpretry.prepare(letter(ANN))
+    async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client()) as smtp:
+        await asyncio.gather(*[engine.submit(delivery) for _ in range(4)])
+        assert len(rows(database)) == 1
+        async with working(engine, smtp):
+            await until(lambda: rows(database, "status::text") == [("succeeded",)])
+            await engine.submit(delivery)
+        assert len(rows(database)) == len(server.messages) == 1
+
+
+@at_once
+async def test_in_the_transaction_of_the_application(database: str) -> None:
+    """What is enqueued in a transaction is there when it is committed, and never where it is rolled back."""
+    async with (
+        engine_in(database) as engine,
+        RetryingSMTP(ScriptedServer().client(), defer=engine) as smtp,
+        await psycopg.AsyncConnection.connect(database) as connection,
+    ):
+        await smtp.enqueue(letter(ANN), connection=connection)
+        await connection.rollback()
+        assert rows(database) == []
+        delivery = await smtp.enqueue(letter(ANN), connection=connection)
+        assert delivery.deferred == [ANN]
+        assert rows(database) == []
+        await connection.commit()
+        assert [row[0] for row in rows(database, "args->>'id'")] == [delivery.id]
+        with pytest.raises(TypeError, match=r"connection is a psycopg\.AsyncConnection"):
+            await smtp.enqueue(letter(ANN), connection=database)
+
+
+@at_once
+async def test_no_message_in_any_log(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither the words nor the bytes of a message get into a log, procrastinate's neither, where a job fails neither."""
+    body = b"Subject: private\r\n\r\nThe words are private, each of them.\r\n"
+    with caplog.at_level(logging.DEBUG):
+        async with ScriptedServer() as server, engine_in(database) as engine:
+            smtp = RetryingSMTP(server.client(), POLICY, defer=engine)
+            delivery = await smtp.enqueue(body, sender=APP, recipients=[ANN])
+            change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
+            async with working(engine, smtp):
+                await until(lambda: rows(database, "attempts") == [(1,)])
+                change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 1}))
+                await until(lambda: server.messages)
+            await smtp.aclose()
+    assert "ended with status: Success" in caplog.text
+    ours = (record for record in caplog.records if record.name != "mail.log")  # the mail server's
+    logged = "\n".join(f"{record.getMessage()} {record.__dict__} {record.exc_text}" for record in ours)
+    assert delivery.id in logged
+    assert "private" not in logged
+    assert b64encode(b"The words are private")[:16].decode() not in logged
+    assert b64encode(delivery.message)[40:60].decode() not in logged
+
+
+@at_once
+async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery that this smtpretry cannot read is not lost: it stays in the queue, until one can."""
+    async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
+        async with working(engine, smtp):
+            await until(lambda: rows(database, "attempts") == [(2,)])
+            assert not server.messages
+            change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 1}))
+            await until(lambda: server.messages)
+    assert "ValueError; comes again in 1 s" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "theft",
+    [
+        "status = 'todo', attempts = attempts + 1, scheduled_at = now() + interval '1 day'",
+        "attempts = attempts + 1",
+        "worker_id = NULL",
+    ],
+)
+@at_once
+async def test_a_worker_that_lost_its_job_changes_nothing(database: str, theft: str) -> None:
+    """A worker whose job was given away in mid-pass sends nothing more, and leaves the job as the other has it."""
+    async with ScriptedServer() as server, engine_in(database, stalled_after=30.0) as engine:
+        smtp = RetryingSMTP(server.client(), POLICY)
+        held = server.fail_at("RCPT", "late", delay=1.2, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await until(lambda: held.used)
+            change(database, f"UPDATE procrastinate_jobs SET {theft}")  # noqa: S608
+            taken = rows(database, "status::text, attempts, worker_id, args")
+            await until(lambda: not server.open_connections)
+            await asyncio.sleep(0.2)
+            assert rows(database, "status::text, attempts, worker_id, args") == taken
+        assert not server.messages
+
+
+@at_once
+async def test_an_abort_ends_a_delivery(database: str) -> None:
+    """A job that somebody aborts in procrastinate is ended, and comes no more."""
+    async with ScriptedServer() as server, engine_in(database, abort_job_polling_interval=0.1) as engine:
+        smtp = RetryingSMTP(server.client(), POLICY)
+        held = server.fail_at("RCPT", "stall", times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await until(lambda: held.used)
+            [(number,)] = rows(database, "id")
+            await engine.app.job_manager.cancel_job_by_id_async(number, abort=True)
+            await until(lambda: rows(database, "status::text") == [("aborted",)])
+        assert not server.messages
+
+
+@at_once
+async def test_a_database_that_restarts_between_acceptance_and_save(database: str, server: Postgres) -> None:
+    """Where the database is away just when the server has taken the message, it is saved when it is back, and not sent again."""
+    async with ScriptedServer() as smtp_server, engine_in(database, stalled_after=10.0) as engine:
+        smtp = RetryingSMTP(smtp_server.client(), POLICY)
+        held = smtp_server.fail_at("END_OF_DATA", "late", delay=1, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await until(lambda: held.used)
+            await asyncio.to_thread(server.stop)
+            await asyncio.sleep(1.2)
+            await asyncio.to_thread(server.start)
+            await until(lambda: "ACCEPTED" in str(rows(database, "args->'outcomes'")))
+        async with working(engine, smtp):
+            await until(lambda: rows(database, "status::text") == [("succeeded",)])
+        assert len(smtp_server.messages) == 1
+        await smtp.aclose()
+
+
+@at_once
+async def test_a_reply_that_no_database_takes(database: str) -> None:
+    """A reply with NUL, with bytes that are no UTF-8 and with half a character is stored like any other."""
+    async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        server.on("RCPT", b"450 4.2.0 \x00 \xff \xed\xa0\x80 \\u0000 later\r\n", times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await until(lambda: server.messages)
+
+
+def test_another_connector_is_refused() -> None:
+    """An app that cannot work with coroutines is refused at once."""
+    app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector())
+    with pytest.raises(TypeError, match="needs a PsycopgConnector, it has SyncPsycopgConnector"):
+        ProcrastinateEngine(app)
