@@ -6,9 +6,15 @@ import asyncio
 import functools
 import itertools
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from base64 import b64encode
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mta
@@ -31,6 +37,7 @@ if TYPE_CHECKING:
 
 POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
 NUMBERS = itertools.count()
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +271,24 @@ def test_another_connector_is_refused() -> None:
     app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector())
     with pytest.raises(TypeError, match="needs a PsycopgConnector, it has SyncPsycopgConnector"):
         ProcrastinateEngine(app)
+
+
+def test_the_example(server: Postgres) -> None:
+    """The examples do what they say: from an empty database to a mail that a worker sends, which ends with Ctrl-C."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    conninfo = server.create("example")
+    environment = {**os.environ, "DATABASE_URL": conninfo, "SMTP_PORT": str(port)}
+    start = functools.partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with start([sys.executable, "-W", "error", EXAMPLES / "queue_worker.py"]) as worker:
+        try:
+            assert worker.stdout.readline() == b"The worker is ready.\n"
+            with start([sys.executable, "-W", "error", EXAMPLES / "queue_send.py"]) as send:
+                said = send.communicate(timeout=60)[0].decode()
+        finally:
+            worker.send_signal(signal.SIGINT)
+            ended = worker.wait(30)
+        assert worker.stdout.read() == b""
+    assert (send.returncode, ended) == (0, 0)
+    assert "1 of 2 recipients deferred until" in said
+    assert said.endswith("ann@example.com has it 1 time(s)\nbob@example.com has it 1 time(s)\n")
