@@ -5,6 +5,8 @@ place. What a worker writes about a job holds only as long as the job is its own
 and was not, changes nothing any more.
 """
 
+# ruff: noqa: ANN401 - arguments that are procrastinate's
+
 from __future__ import annotations
 
 import asyncio
@@ -13,12 +15,16 @@ import logging
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
-import procrastinate
-import psycopg
-from procrastinate.exceptions import ConnectorException
-from procrastinate.jobs import Job, Status
-from procrastinate.manager import JobManager
-from psycopg_pool import PoolClosed
+try:
+    import procrastinate
+    import psycopg
+    from procrastinate.exceptions import ConnectorException
+    from procrastinate.jobs import Job, Status
+    from procrastinate.manager import JobManager
+    from psycopg_pool import PoolClosed
+except ImportError as error:
+    _message = "this engine needs procrastinate and psycopg: pip install 'smtpretry[procrastinate]'"
+    raise ImportError(_message, name=error.name) from error
 
 from smtpretry import Delivery, NotOurs, RetryingSMTP, RetryPolicy
 
@@ -43,7 +49,8 @@ class ProcrastinateEngine:
         app: the app; its connector is a `PsycopgConnector`. Its job manager is replaced by one that keeps deliveries
             out of procrastinate's logs, and lets a worker finish or retry a delivery only while it is its own.
         queue: the name of the queue. Workers that are started otherwise than by `work` must leave it alone.
-        stalled_after: seconds without a heartbeat after which a worker is taken for dead.
+        stalled_after: seconds without a heartbeat after which a worker is taken for dead; the app's other workers
+            have one every ten seconds.
         options: those of `procrastinate.App.run_worker_async` for `work`, such as ``concurrency`` (here 10).
 
     Raises:
@@ -56,7 +63,7 @@ class ProcrastinateEngine:
         queue: str = "smtpretry",
         *,
         stalled_after: float = 30.0,
-        **options: Any,  # noqa: ANN401 - procrastinate's
+        **options: Any,
     ) -> None:
         if not isinstance(app.connector, procrastinate.PsycopgConnector):
             msg = f"the app needs a PsycopgConnector, it has {type(app.connector).__name__}"
@@ -66,7 +73,7 @@ class ProcrastinateEngine:
             "queues": [queue],
             "concurrency": 10,
             "shutdown_graceful_timeout": stalled_after,
-            "update_heartbeat_interval": stalled_after / 3,
+            "update_heartbeat_interval": min(stalled_after / 3, 10.0),
             "stalled_worker_timeout": stalled_after,
             **options,
         }
@@ -79,26 +86,18 @@ class ProcrastinateEngine:
         """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits."""
         if connection is None:
             async with self._connector.pool.connection() as own, own.transaction():
-                return await self._insert(delivery, own)
+                return await self.submit(delivery, connection=own)
         if not isinstance(connection, psycopg.AsyncConnection):
             msg = f"connection is a psycopg.AsyncConnection, not {type(connection).__name__}"
             raise TypeError(msg)
-        return await self._insert(delivery, connection)
-
-    async def _insert(self, delivery: Delivery, connection: psycopg.AsyncConnection[Any]) -> None:
         lock = f"smtpretry:{delivery.id}"
         await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [lock])
         known = await connection.execute("SELECT FROM procrastinate_jobs WHERE lock = %s", [lock])
         if not known.rowcount:
-            job = Job(
-                queue=self._queue,
-                lock=lock,
-                queueing_lock=None,
-                task_name=_TASK,
-                task_kwargs=delivery.to_dict(),
-                scheduled_at=datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None,
-            )
-            await self._manager.defer_job_async(job, connection=connection)
+            when = datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None
+            job = Job(task_name=_TASK, queue=self._queue, lock=lock, queueing_lock=None, scheduled_at=when)
+            await self._manager.defer_job_async(job.evolve(task_kwargs=delivery.to_dict()), connection=connection)
+        return None
 
     async def work(self, smtp: RetryingSMTP, /, *, on_end: OnEnd | None = None) -> None:
         """See `Engine`. Ends with SIGINT or SIGTERM, or where the database stays away: then start it again."""
@@ -183,18 +182,11 @@ class _Manager(JobManager):
             return job.evolve(task_kwargs={"stored": _Stored(job.task_kwargs)})
         return job
 
-    async def retry_job(
-        self,
-        job: Job,
-        retry_at: datetime | None = None,
-        priority: int | None = None,
-        queue: str | None = None,
-        lock: str | None = None,
-    ) -> None:
+    async def retry_job(self, job: Job, retry_at: datetime | None = None, **others: Any) -> None:  # type: ignore[override]
         if job.task_name == _TASK:
             await self.update(job, _TO_DO, retry_at=retry_at)
         else:
-            await super().retry_job(job, retry_at, priority, queue, lock)
+            await super().retry_job(job, retry_at, **others)
 
     async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:  # noqa: FBT001 - procrastinate's
         if job.task_name == _TASK and not delete_job:
@@ -202,7 +194,7 @@ class _Manager(JobManager):
         else:
             await super().finish_job(job, status, delete_job)
 
-    async def update(self, job: Job, change: LiteralString, **values: Any) -> bool:  # noqa: ANN401
+    async def update(self, job: Job, change: LiteralString, **values: Any) -> bool:
         """Change a job as long as it is this worker's: False where it is not. Waits for a database that is away."""
         ours = {"id": job.id, "worker": job.worker_id, "attempts": job.attempts}
         while True:
