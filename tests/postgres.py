@@ -86,9 +86,12 @@ def running(*, fsync: bool = False) -> Iterator[Postgres]:
 
 
 @contextlib.asynccontextmanager
-async def engine_in(conninfo: str, **options: Any) -> AsyncIterator[ProcrastinateEngine]:
-    """Open an engine in a database that has procrastinate's tables; its workers are dead after two seconds."""
-    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo))
+async def engine_in(conninfo: str, *, timeout: float = 30.0, **options: Any) -> AsyncIterator[ProcrastinateEngine]:
+    """Open an engine in a database that has procrastinate's tables; its workers are taken for dead after two seconds.
+
+    A connection is waited for as long as `timeout`, in seconds.
+    """
+    app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=conninfo, timeout=timeout))
     options = {"stalled_after": 2.0, "fetch_job_polling_interval": 0.5} | options
     async with app.open_async():
         yield ProcrastinateEngine(app, **options)

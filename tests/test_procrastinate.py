@@ -203,6 +203,7 @@ async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCap
         "status = 'todo', attempts = attempts + 1, scheduled_at = now() + interval '1 day'",
         "attempts = attempts + 1",
         "worker_id = NULL",
+        "status = 'failed'",
     ],
 )
 @at_once
@@ -240,7 +241,7 @@ async def test_an_abort_ends_a_delivery(database: str) -> None:
 @at_once
 async def test_a_database_that_restarts_between_acceptance_and_save(database: str, server: Postgres) -> None:
     """Where the database is away just when the server has taken the message, it is saved when it is back, and not sent again."""
-    async with ScriptedServer() as smtp_server, engine_in(database, stalled_after=10.0) as engine:
+    async with ScriptedServer() as smtp_server, engine_in(database, timeout=0.5, stalled_after=10.0) as engine:
         smtp = RetryingSMTP(smtp_server.client(), POLICY)
         held = smtp_server.fail_at("END_OF_DATA", "late", delay=1, times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
