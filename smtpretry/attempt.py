@@ -148,7 +148,7 @@ class Pass:
         splittable = len(concerned) > 1 and said.stage not in _BEFORE_MAIL
         concerned = self._whom(said.stage, concerned)
         decision = self._decide(connection, failed, concerned, splittable=splittable)
-        if self._is_one_too_many(connection, said, decision):
+        if self._is_one_too_many(said, decision):
             self._note(said, replace(decision, wait=0.0), concerned)
             connection.abort()
             self.crowded = True
@@ -192,10 +192,10 @@ class Pass:
             return list(self.todo)
         return [self.offered] if stage is Stage.RCPT and self.offered is not None else group
 
-    def _is_one_too_many(self, connection: Connection, said: Said, decision: Decision) -> bool:
+    def _is_one_too_many(self, said: Said, decision: Decision) -> bool:
         """Whether it is this connection that the server does not want, while others work."""
         about_connections = decision.rule.fewer or said.stage is Stage.CONNECT
-        return about_connections and decision.wait > 0 and self.pool.crowd(connection, decision.wait)
+        return about_connections and decision.wait > 0 and self.pool.crowd(decision.wait)
 
     def _is_to_blame(self, concerned: Sequence[str], said: Said, decision: Decision) -> bool:
         """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""

@@ -79,13 +79,9 @@ class RetryingSMTP:
         if idle_timeout is not None and not idle_timeout >= 0:
             msg = f"idle_timeout is a number of seconds, or None for never, not {idle_timeout!r}"
             raise ValueError(msg)
-        for name, number in (
-            ("max_connections", max_connections),
-            ("max_messages_per_connection", max_messages_per_connection),
-        ):
-            if number is not None and (not isinstance(number, int) or number < 1):
-                msg = f"{name} is a whole number from 1 on, not {number!r}"
-                raise ValueError(msg)
+        _check_number("max_connections", max_connections)
+        if max_messages_per_connection is not None:
+            _check_number("max_messages_per_connection", max_messages_per_connection)
         if max_connections > 1 and _made_by(client) is _made_by(client):
             msg = "one client is one connection: for more of them give a function that makes a new client at each call"
             raise ValueError(msg)
@@ -323,6 +319,12 @@ async def send(
             tell(error, delivery, policy.clock())
         raise
     return conclude(delivery, policy.clock())
+
+
+def _check_number(name: str, number: int) -> None:
+    if not isinstance(number, int) or number < 1:
+        msg = f"{name} is a whole number from 1 on, not {number!r}"
+        raise ValueError(msg)
 
 
 def _made_by(client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP]) -> aiosmtplib.SMTP:

@@ -75,9 +75,9 @@ class Pool:
             self.failures = 0
             self._serve()
 
-    def crowd(self, connection: Connection, seconds: float) -> bool:
-        """Make do with the connections that are open beside this one, for so long. False: there is no other."""
-        others = sum(other.is_open for other in self._connections if other is not connection)
+    def crowd(self, seconds: float) -> bool:
+        """Make do, for so long, with the connections that are open or in use beside the one in use here, if any."""
+        others = self._lent - 1 + sum(connection.is_open for connection in self._free)
         if others:
             self.limit = others
             self._widen_in(seconds)
