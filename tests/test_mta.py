@@ -237,6 +237,7 @@ CASES = (
     Case(
         name="postscreen",
         program="postscreen",
+        policy=TWICE,
         says=("450 4.3.2 Service currently unavailable",),  # for as long as the connection lasts
     ),
     Case(
