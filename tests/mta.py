@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from aiosmtpd.controller import Controller
 from aiosmtpd.handlers import Mailbox
 from aiosmtpd.smtp import AuthResult, LoginPassword
+from mirakuru import UnixSocketExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -321,45 +322,21 @@ class Helper(Server):
         """Stand beside that Postfix, under a name that no other helper has."""
         super().__init__(postfix.directory.parent / name)
         self.socket = postfix.sockets / name
-        self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
     def command(self) -> list[str]:
         """Return the command that runs it in the foreground."""
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
-        with self.log.open("ab") as log:
-            self._process = process = subprocess.Popen(
-                self.command(),
-                env=_ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.stop)
-            wait_until(lambda: self._listens() or process.poll() is not None, f"{self.program} to start")
-            if process.returncode is not None:
-                message = f"{self.program} ended at once: {self.log.read_text()}"
-                raise RuntimeError(message)
-            undo.pop_all()
+        """Start it, and wait until it listens. What it says goes to the standard error of the tests."""
+        process = UnixSocketExecutor(
+            self.command(), str(self.socket), envvars=_ENVIRONMENT, stdout=None, timeout=PATIENCE, sleep=0.02
+        )
+        self._process = process.start()
 
     def stop(self) -> None:
-        """End it with all of its processes, by force where they stay to serve who is connected."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.socket)) == 0
+        """End it with all of its processes, by force, for some stay to serve who is connected."""
+        self._process.kill()
 
 
 class Postgrey(Helper):
