@@ -362,7 +362,7 @@ def server(
 
 
 @pytest.fixture
-def connect(case: Case, server: Postfix | Aiosmtpd, authority: trustme.CA) -> Callable[[], RetryingSMTP]:
+def new_client(case: Case, server: Postfix | Aiosmtpd, authority: trustme.CA) -> Callable[[], RetryingSMTP]:
     """Give what makes the row's client."""
     tls_context = ssl.create_default_context()
     authority.configure_trust(tls_context)
@@ -422,7 +422,7 @@ def assert_said(case: Case, server: Postfix | Aiosmtpd) -> None:
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_every_recipient_ends_as_the_mailbox_on_the_server_shows(
-    case: Case, server: Postfix | Aiosmtpd, helpers: list[Server], connect: Callable[[], RetryingSMTP]
+    case: Case, server: Postfix | Aiosmtpd, helpers: list[Server], new_client: Callable[[], RetryingSMTP]
 ) -> None:
     """Whoever the delivery calls accepted has one copy in the mailbox, whoever it calls refused has none."""
 
@@ -439,7 +439,7 @@ def test_every_recipient_ends_as_the_mailbox_on_the_server_shows(
     async def send() -> list[tuple[EmailMessage, Delivery]]:
         sent = []
         for _ in range(case.clients):
-            async with connect() as smtp:
+            async with new_client() as smtp:
                 for number in range(case.messages):
                     await asyncio.sleep(case.pause if number else 0)
                     message = mail(case)

@@ -123,7 +123,7 @@ def test_a_refused_token_is_followed_by_a_fresh_one(
 ) -> None:
     """Though the refused token is valid for an hour, the next is another, and the mail goes out: two log-ins in all."""
     caplog.set_level(logging.DEBUG)
-    logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # the server's
+    caplog.set_level(logging.CRITICAL, "mail.log")  # the server's
     server = ScriptedServer(tls=True, token=SECOND)
     asyncio.run(send(server, fetch))
     assert [mail.authenticated for mail in server.received(BOB)] == [APP]
