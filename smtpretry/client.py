@@ -230,7 +230,7 @@ class RetryingSMTP:
         """Hand a message over to the queue at once, without a first try.
 
         Args:
-            message: as `deliver` takes it; a `Delivery` that was broken off too.
+            message: as `deliver` takes it; a `Delivery` too, that was broken off, or whose submission was rolled back.
             sender: the reverse-path; None for the message's Sender or From.
             recipients: whom to send it to; None for the message's To, Cc and Bcc.
             mail_options: ESMTP parameters of MAIL.
@@ -252,6 +252,8 @@ class RetryingSMTP:
             message = prepare(
                 message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
             )
+        for who in message.deferred:  # by a submission that was rolled back
+            message.outcomes[who].status = Status.PENDING
         try:
             await self._engine.submit(message, connection=connection)
         except BaseException as error:

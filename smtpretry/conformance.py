@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _POLICY: Final = RetryPolicy(wait=tenacity.wait_fixed(1))
 _SENDER: Final = "app@example.com"
 _RAISES: Final = "raises"  # the recipient of the delivery that raises in the worker
+_FEWEST: Final = 2  # workers
 _POLL: Final = 0.05  # seconds
 _PACE: Final = 0.1  # seconds between two deliveries
 _LARGE: Final = 10_000_000  # bytes
@@ -85,9 +86,8 @@ async def check_engine(
     """Send through an engine, while its workers are killed, stopped, torn down and given jobs that raise.
 
     Of the deliveries, some are greylisted, one is refused, one is submitted twice, one has 10 MB, and one raises in the
-    worker. Workers are killed (SIGKILL) in mid-pass, at five places in turn; one is stopped
-    (SIGSTOP) in mid-pass until another has taken over, and goes on then (SIGCONT); one is ended by SIGTERM; and the
-    event loop of one is torn down.
+    worker. Workers are killed (SIGKILL) in mid-pass, at five places in turn; one is stopped (SIGSTOP) in mid-pass until
+    another has taken over, and goes on then (SIGCONT); one is ended by SIGTERM; and the event loop of one is torn down.
 
     Args:
         make_engine: makes the engine, as an async context manager which opens and closes it. It is called in each
@@ -95,7 +95,7 @@ async def check_engine(
             few seconds.
         deliveries: how many there are in all; each kill, and each of the seven other cases, needs one.
         kills: how many workers are killed.
-        workers: how many there are at a time.
+        workers: how many there are at a time, at least two.
         patience: seconds that the engine gets for each recovery, and for the rest at the end.
 
     Returns:
@@ -105,7 +105,11 @@ async def check_engine(
         AssertionError: a mail was lost, or came twice, except where the worker was killed between the server's 250 and
             the save, or a promise of `Engine` was broken; the message says which.
         TimeoutError: a case did not come about: no worker tried, or none recovered.
+        ValueError: fewer than two workers.
     """
+    if workers < _FEWEST:
+        msg = f"workers is at least {_FEWEST}, for one has to take over from another, not {workers}"
+        raise ValueError(msg)
     async with _Trial(make_engine, workers, patience) as trial:
         return await trial.run(deliveries, kills)
 
@@ -270,7 +274,8 @@ class _Trial:
         return Counter(who for server in self.servers for message in server.messages for who in message.recipients)
 
     def missing(self) -> list[str]:
-        return [who for who in self.sent if who not in self.arrived()]
+        arrived = self.arrived()
+        return [who for who in self.sent if who not in arrived]
 
     async def until(self, condition: Callable[[], object], what: str) -> None:
         deadline = time.monotonic() + self.patience

@@ -149,14 +149,15 @@ async def test_in_the_transaction_of_the_application(database: str) -> None:
         RetryingSMTP(ScriptedServer().client(), defer=engine) as smtp,
         await psycopg.AsyncConnection.connect(database) as connection,
     ):
-        await smtp.enqueue(letter(ANN), connection=connection)
+        delivery = await smtp.enqueue(letter(ANN), connection=connection)
         await connection.rollback()
         assert rows(database) == []
-        delivery = await smtp.enqueue(letter(ANN), connection=connection)
+        assert await smtp.enqueue(delivery, connection=connection) is delivery
         assert delivery.deferred == [ANN]
         assert rows(database) == []
         await connection.commit()
-        assert [row[0] for row in rows(database, "args->>'id'")] == [delivery.id]
+        [(stored,)] = rows(database, "args")
+        assert Delivery.from_dict(stored).pending == [ANN]
         with pytest.raises(TypeError, match=r"connection is a psycopg\.AsyncConnection"):
             await smtp.enqueue(letter(ANN), connection=database)
 
