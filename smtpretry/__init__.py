@@ -13,6 +13,7 @@ from .policy import Decision, RetryPolicy
 from .queues import Engine
 from .reply import NO_REPLY, Reply, Stage
 from .rules import DEFAULT_RULES, Action, Rule, Scope
+from .typing import SupportsSend
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "Stage",
     "Status",
     "Step",
+    "SupportsSend",
     "UncertainDelivery",
     "delivery_of",
     "prepare",
