@@ -3,6 +3,8 @@
 Each `type: ignore` is a mistake that has to be found: where it is not, mypy and pyright complain of the comment.
 """
 
+# ruff: noqa: TC002 - read as an application would be
+
 from __future__ import annotations
 
 import email.message
@@ -11,6 +13,8 @@ from email.message import EmailMessage
 from typing import assert_type
 
 import aiosmtplib
+import procrastinate
+import psycopg
 import tenacity
 
 import smtpretry
@@ -20,6 +24,8 @@ from smtpretry import (
     Attempt,
     Decision,
     Delivery,
+    Engine,
+    NotOurs,
     Outcome,
     Reply,
     RetryingSMTP,
@@ -32,6 +38,7 @@ from smtpretry import (
     SupportsSend,
     UncertainDelivery,
 )
+from smtpretry.queues.procrastinate import ProcrastinateEngine
 from smtpretry.testing import NoWait, ReceivedMessage, ScriptedServer, no_wait
 
 Sent = tuple[dict[str, aiosmtplib.SMTPResponse], str]
@@ -84,6 +91,24 @@ async def wrapped(message: EmailMessage, legacy: email.message.Message) -> None:
 async def one_shot(message: EmailMessage) -> None:
     """`send`, as `aiosmtplib.send`."""
     assert_type(await smtpretry.send(message, hostname="smtp.example.com", port=587, policy=RetryPolicy()), Sent)
+
+
+async def queued(app: procrastinate.App, message: EmailMessage, connection: psycopg.AsyncConnection) -> None:
+    """A queue: what goes to it, what its worker does, and what an engine is."""
+    engine: Engine = ProcrastinateEngine(app, stalled_after=60, concurrency=20)
+
+    async def save(delivery: Delivery) -> None:
+        if not delivery.pending:
+            raise NotOurs
+
+    async with RetryingSMTP(aiosmtplib.SMTP(), RetryPolicy.queue(), defer=engine, max_wait=5) as smtp:
+        delivery = await smtp.enqueue(message, sender="app@example.com", connection=connection)
+        assert_type(delivery, Delivery)
+        assert_type(await smtp.attempt(delivery, save), Delivery)
+        assert_type(delivery.dsn(reporting_mta="mx.example.com"), email.message.Message)
+        await engine.work(smtp, on_end=save)
+        await smtp.attempt(delivery, "save")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    RetryingSMTP(aiosmtplib.SMTP(), defer=app)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 @smtpretry.retry
