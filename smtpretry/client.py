@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import email.message
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
@@ -259,7 +258,7 @@ class RetryingSMTP:
         except BaseException as error:
             tell(error, message, self.policy.clock())
             raise
-        self._deferred(message)
+        _defer(message)
         return message
 
     async def connect(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
@@ -335,22 +334,20 @@ class RetryingSMTP:
         try:
             await self._engine.submit(delivery)
         except Exception as error:  # noqa: BLE001 - whatever it is: nothing is lost, and the send waits in process
-            said = str(error).partition("\n")[0]  # what follows may quote what was to be stored
+            said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
             _log.warning(
                 "%s: not handed over to the queue, goes on in process: %s: %s", delivery.id, type(error).__name__, said
             )
             return False
-        self._deferred(delivery)
+        _defer(delivery)
         return True
 
-    def _deferred(self, delivery: Delivery) -> None:
-        """The queue has it: say so, and until when."""
-        when = datetime.fromtimestamp(max(delivery.next_at or 0.0, self.policy.clock()), UTC).isoformat(" ", "seconds")
-        for who in delivery.pending:
-            delivery.outcomes[who].status = Status.DEFERRED
-        said = f"{len(delivery.deferred)} of {len(delivery.outcomes)} recipients deferred until {when}"
-        delivery.response = "; ".join(filter(None, (delivery.response, said)))
-        _log.info("%s: %s", delivery.id, said)
+
+def _defer(delivery: Delivery) -> None:
+    """The queue has taken the rest."""
+    for who in delivery.pending:
+        delivery.outcomes[who].status = Status.DEFERRED
+    _log.info("%s: handed over to the queue (%s)", delivery.id, ", ".join(delivery.deferred))
 
 
 async def send(

@@ -98,6 +98,8 @@ async def check_engine(
         workers: how many there are at a time, at least two.
         patience: seconds that the engine gets for each recovery, and for the rest at the end.
 
+    It needs a POSIX system, for its signals.
+
     Returns:
         The figures; print it.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import smtplib
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import aiosmtplib
@@ -97,7 +98,17 @@ def conclude(delivery: Delivery, now: float) -> tuple[dict[str, SMTPResponse], s
         error = _exception(delivery.sender, failed)
         tell(error, delivery, now)
         raise error
-    return {who: _response(outcome) for who, outcome in failed.items()}, delivery.response
+    said = delivery.response, _deferral(delivery, now)
+    return {who: _response(outcome) for who, outcome in failed.items()}, "; ".join(filter(None, said))
+
+
+def _deferral(delivery: Delivery, now: float) -> str:
+    """Whom the queue has, and until when."""
+    if not delivery.deferred:
+        return ""
+    until = max(now, min(delivery.outcomes[who].next_at for who in delivery.deferred))
+    when = datetime.fromtimestamp(until, UTC).isoformat(" ", "seconds")
+    return f"{len(delivery.deferred)} of {len(delivery.outcomes)} recipients deferred until {when}"
 
 
 def _response(outcome: Outcome) -> SMTPResponse:

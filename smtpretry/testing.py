@@ -1,4 +1,4 @@
-r"""A scripted SMTP server, and policies that do not wait: for the tests of applications that send mail.
+r"""A scripted SMTP server, policies that do not wait, and a check of queues: for tests of what sends mail.
 
 The server is a real one, on a real socket of 127.0.0.1, in the event loop of the test: no thread, no sleeping. It takes
 every message, except where a script says otherwise::
