@@ -72,6 +72,7 @@ class ProcrastinateEngine:
         self._options: dict[str, Any] = {
             "queues": [queue],
             "concurrency": 10,
+            "fetch_job_polling_interval": 1.0,
             "shutdown_graceful_timeout": stalled_after,
             "update_heartbeat_interval": min(stalled_after / 3, 10.0),
             "stalled_worker_timeout": stalled_after,
