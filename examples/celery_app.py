@@ -19,10 +19,9 @@ SMTP_PORT (25) the mail server; SMTP_USERNAME and SMTP_PASSWORD log in where it 
 """
 
 import asyncio
-import logging
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from email.message import Message
 from typing import Any
 
@@ -36,21 +35,18 @@ LONGEST = 15 * 60  # seconds that a task waits at once
 POLICY = RetryPolicy()
 
 app = Celery("celery_app")
-logging.getLogger("celery.pool").setLevel(logging.INFO)  # at DEBUG it shows the bytes of each task
 
 
 class Discreet(Task):
     """A task whose arguments, the mail among them, are in no log and no event of Celery's."""
 
-    def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: object
-    ) -> AsyncResult:
-        """Send the task, also from `delay` and `retry`."""
-        return super().apply_async(args, kwargs, **options | {"argsrepr": "(...)", "kwargsrepr": "{...}"})
+    def apply_async(self, *args: object, **options: object) -> AsyncResult:
+        """Send the task; `delay` and `retry` go this way too."""
+        return super().apply_async(*args, **options | {"argsrepr": "(...)", "kwargsrepr": "{...}"})
 
 
 class Local(threading.local):
-    """One client for each thread, whose event loops follow each other: what it has learnt of the server stays."""
+    """One client for each thread, whose event loops follow each other: it remembers when a server wants to rest."""
 
     def __init__(self) -> None:
         env = os.environ.get
