@@ -12,6 +12,7 @@ from .errors import ClientClosed, UncertainDelivery, delivery_of
 from .policy import Decision, RetryPolicy
 from .reply import NO_REPLY, Reply, Stage
 from .rules import DEFAULT_RULES, Action, Rule, Scope
+from .typing import SupportsSend
 
 __version__ = "0.1.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "Stage",
     "Status",
     "Step",
+    "SupportsSend",
     "UncertainDelivery",
     "delivery_of",
     "prepare",

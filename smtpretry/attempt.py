@@ -51,6 +51,8 @@ class Pass:
 
     def __init__(self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout) -> None:
         self.delivery, self.policy, self.pool, self.timeout = delivery, policy, pool, timeout
+        self.unfinished = True  # another connection has to go on with it
+        self.crowded = False
         self.todo: list[str] = []
         self.batch: int | None = None  # how many recipients the server takes in one transaction
         self.repaired: set[Action | Rule] = set()  # what was mended; the same is not mended again
@@ -60,19 +62,22 @@ class Pass:
         self.unruly = 0
 
     async def run(self, connection: Connection) -> None:
-        """Offer the message to everybody who is due."""
-        now = self.policy.clock()
+        """Offer the message to everybody who is due, or leave it `unfinished` where this connection is one too many."""
+        now, first = self.policy.clock(), not self.todo
         if self.delivery.began_at is None:
             self.delivery.began_at = now
-        self.todo = self.delivery.due(now)
+        if first:
+            self.todo = self.delivery.due(now)
         if now < self.pool.resumes_at and self.pool.reason is not None:
             self._wait(self.todo, self.pool.reason, self.pool.resumes_at - now)
-        if self.todo:
+        if first and self.todo:
             self.delivery.attempts.append(Attempt(now))
-        for who in self.todo:
-            self.delivery.outcomes[who].attempts += 1
-        while self.todo:
+            for who in self.todo:
+                self.delivery.outcomes[who].attempts += 1
+        self.crowded = False
+        while self.todo and not self.crowded:
             await self._transact(connection)
+        self.unfinished = bool(self.todo)
 
     async def _transact(self, connection: Connection) -> None:
         """One transaction with as many recipients as may go together, and what follows from its failure."""
@@ -90,6 +95,7 @@ class Pass:
                 if not connection.is_open:
                     self._set_apart(self.suspect)
             connection.reused = True
+            connection.carried += 1
         except Failed as failed:
             await self._act(connection, failed, taken or group)
         except BaseException as error:
@@ -140,11 +146,13 @@ class Pass:
         """Do what the policy says about a failure that ended the transaction."""
         said = failed.said
         splittable = len(concerned) > 1 and said.stage not in _BEFORE_MAIL
-        if said.stage in _BEFORE_MAIL:
-            concerned = list(self.todo)
-        elif said.stage is Stage.RCPT and self.offered is not None:
-            concerned = [self.offered]
+        concerned = self._whom(said.stage, concerned)
         decision = self._decide(connection, failed, concerned, splittable=splittable)
+        if self._is_one_too_many(said, decision):
+            self._note(said, replace(decision, wait=0.0), concerned)
+            connection.abort()
+            self.crowded = True
+            return
         if Action.RECONNECT in (decision.action, decision.rule.otherwise):
             connection.abort()
         elif said.stage in _IN_TRANSACTION:
@@ -178,6 +186,17 @@ class Pass:
         self._set_apart(self.suspect)  # refused, and hung up on: the others go without it
         return True
 
+    def _whom(self, stage: Stage, group: list[str]) -> list[str]:
+        """Whom a failure at that stage concerns."""
+        if stage in _BEFORE_MAIL:
+            return list(self.todo)
+        return [self.offered] if stage is Stage.RCPT and self.offered is not None else group
+
+    def _is_one_too_many(self, said: Said, decision: Decision) -> bool:
+        """Whether it is this connection that the server does not want, while others work."""
+        about_connections = decision.rule.fewer or said.stage is Stage.CONNECT
+        return about_connections and decision.wait > 0 and self.pool.crowd(decision.wait)
+
     def _is_to_blame(self, concerned: Sequence[str], said: Said, decision: Decision) -> bool:
         """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""
         if said.stage is not Stage.RCPT:
@@ -202,8 +221,8 @@ class Pass:
     def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""
         self.repaired.add(repair)
-        connection.needs_tls |= repair is Action.STARTTLS
-        connection.needs_auth |= repair is Action.AUTHENTICATE
+        connection.needs.tls |= repair is Action.STARTTLS
+        connection.needs.auth |= repair is Action.AUTHENTICATE
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
 
@@ -235,7 +254,8 @@ class Pass:
         attempt = max(self.delivery.outcomes[who].attempts for who in concerned)
         decision = decide(attempt=attempt)
         if decision.scope is Scope.SERVER:
-            decision = decide(attempt=self.pool.failures + 1)  # its backoff is the client's, not this delivery's
+            strike = self.pool.strike(self.policy.clock())  # the backoff is the client's, not this delivery's
+            decision = decide(attempt=strike)
         elif failed.said.reply.code != NO_REPLY:
             self.pool.resume()
         if decision.action is not decision.rule.action:
@@ -259,7 +279,7 @@ class Pass:
         attempt = max((self.delivery.outcomes[who].attempts for who in recipients), default=1)
         wait = decision.wait or self.policy.backoff(attempt=attempt, elapsed=self.delivery.elapsed(now))
         if decision.scope is Scope.SERVER:
-            self.pool.pause(now + min(wait, self.policy.patience), said)
+            self.pool.pause(now, now + min(wait, self.policy.patience), said)
         self._wait(recipients, said, wait)
 
     def _wait(self, recipients: Sequence[str], said: Said, wait: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import email.message
 from typing import TYPE_CHECKING, Self, get_args
 
@@ -10,7 +9,7 @@ import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
-from .connection import CleartextAuth, Connection, Credentials, Failed, Timeout
+from .connection import CleartextAuth, Connection, Credentials, Failed, Needs, Timeout
 from .delivery import Delivery
 from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
@@ -20,7 +19,7 @@ from .pool import Pool
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -35,7 +34,8 @@ class RetryingSMTP:
     waits holds neither the connection nor a lock.
 
     Args:
-        client: the client to wrap. Leave connecting and logging in to the wrapper.
+        client: the client to wrap, or a function that makes one, for several connections. Leave connecting and logging
+            in to the wrapper.
         policy: the rules, the backoff and the limits.
         username: whom to log in as when the server asks for it (530 and its kin, RFC 4954 §6), and from then on at once
             on each connection. With the credentials of the client itself, each connection begins with AUTH.
@@ -45,16 +45,21 @@ class RetryingSMTP:
         cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". TLS comes
             first wherever the server offers it.
         idle_timeout: seconds after which an unused connection is closed with QUIT; None for never.
+        max_connections: how many connections there may be at a time. One is opened where all others are in use, and
+            logs in and encrypts on its own; where the server says that there are too many, fewer are used for a while.
+        max_messages_per_connection: after how many messages a connection gives way to a new one; None for no limit. One
+            that the server limits itself (421, or 452 4.5.3 to MAIL) is replaced as well.
 
     Raises:
-        TypeError: `client` is no aiosmtplib.SMTP, `policy` no RetryPolicy.
+        TypeError: `client` is no aiosmtplib.SMTP and makes none, `policy` no RetryPolicy.
         ValueError: a password together with a token generator, one of them without a username, an unknown
-            `cleartext_auth`, a negative `idle_timeout`.
+            `cleartext_auth`, a negative `idle_timeout`, a number of connections or messages below one, several
+            connections with one client.
     """
 
     def __init__(
         self,
-        client: aiosmtplib.SMTP,
+        client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP],
         policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
         *,
         username: str | bytes | None = None,
@@ -62,10 +67,9 @@ class RetryingSMTP:
         oauth_token_generator: SMTPTokenGenerator | None = None,
         cleartext_auth: CleartextAuth = "loopback",
         idle_timeout: float | None = 10,
+        max_connections: int = 1,
+        max_messages_per_connection: int | None = None,
     ) -> None:
-        if not isinstance(client, aiosmtplib.SMTP):
-            msg = f"client is an aiosmtplib.SMTP, not {client!r}"
-            raise TypeError(msg)
         if not isinstance(policy, RetryPolicy):
             msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
             raise TypeError(msg)
@@ -75,9 +79,19 @@ class RetryingSMTP:
         if idle_timeout is not None and not idle_timeout >= 0:
             msg = f"idle_timeout is a number of seconds, or None for never, not {idle_timeout!r}"
             raise ValueError(msg)
+        _check_number("max_connections", max_connections)
+        if max_messages_per_connection is not None:
+            _check_number("max_messages_per_connection", max_messages_per_connection)
+        if max_connections > 1 and _made_by(client) is _made_by(client):
+            msg = "one client is one connection: for more of them give a function that makes a new client at each call"
+            raise ValueError(msg)
         self.policy = policy
-        credentials = Credentials(username, password, oauth_token_generator)
-        self._pool = Pool(Connection(client, credentials, cleartext_auth), idle_timeout, policy.sleep or asyncio.sleep)
+        credentials, needs = Credentials(username, password, oauth_token_generator), Needs()
+
+        def connection() -> Connection:
+            return Connection(_made_by(client), credentials, cleartext_auth, needs, max_messages_per_connection)
+
+        self._pool = Pool(connection, max_connections, idle_timeout, policy.sleep)
 
     async def send_message(
         self,
@@ -114,15 +128,11 @@ class RetryingSMTP:
         if not isinstance(message, email.message.Message):
             msg = f"message is a message object, not {type(message).__name__}: sendmail takes str and bytes"
             raise TypeError(msg)
-        delivery = await self.deliver(
-            message,
-            sender=sender,
-            recipients=recipients,
-            mail_options=mail_options,
-            rcpt_options=rcpt_options,
-            timeout=timeout,
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
         )
-        return conclude(delivery, self.policy.clock())
+        del message  # what waits, waits as bytes
+        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
 
     async def sendmail(
         self,
@@ -139,15 +149,11 @@ class RetryingSMTP:
         if not isinstance(message, (str, bytes)):
             msg = f"message is str or bytes, not {type(message).__name__}: send_message takes message objects"
             raise TypeError(msg)
-        delivery = await self.deliver(
-            message,
-            sender=sender,
-            recipients=recipients,
-            mail_options=mail_options,
-            rcpt_options=rcpt_options,
-            timeout=timeout,
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
         )
-        return conclude(delivery, self.policy.clock())
+        del message  # what waits, waits as bytes
+        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
 
     async def deliver(
         self,
@@ -176,8 +182,10 @@ class RetryingSMTP:
 
         Afterwards `delivery.next_at` says when to come again; None: every recipient has its end.
         """
-        async with self._pool.lend() as connection:
-            await Pass(delivery, self.policy, self._pool, timeout).run(connection)
+        one = Pass(delivery, self.policy, self._pool, timeout)
+        while one.unfinished:
+            async with self._pool.lend() as connection:
+                await one.run(connection)
         return delivery
 
     async def connect(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
@@ -197,7 +205,9 @@ class RetryingSMTP:
     async def quit(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Say QUIT and disconnect; the next send connects again. Raises what aiosmtplib's own `quit` raises."""
         async with self._pool.lend() as connection:
-            return await connection.quit(timeout)
+            response = await connection.quit(timeout)
+        await self._pool.hang_up()
+        return response
 
     async def aclose(self) -> None:
         """Wake the sends that wait (each raises `ClientClosed` with its delivery), then disconnect with QUIT.
@@ -209,8 +219,8 @@ class RetryingSMTP:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection now. None is needed to send."""
-        return self._pool.connection.is_open
+        """Whether a connection is open now. None is needed to send."""
+        return self._pool.is_connected
 
     async def __aenter__(self) -> Self:
         """Open the client for sending. The connection is made when it is needed."""
@@ -230,7 +240,11 @@ class RetryingSMTP:
         try:
             await self.attempt(delivery, timeout=timeout)
             while delivery.next_at is not None:
-                await self._pool.sleep(delivery.next_at - self.policy.clock())
+                alarm = self._pool.alarm(delivery.next_at - self.policy.clock())
+                try:
+                    await alarm
+                finally:
+                    self._pool.stop(alarm)
                 await self.attempt(delivery, timeout=timeout)
         except BaseException as error:
             tell(error, delivery, self.policy.clock())
@@ -305,3 +319,17 @@ async def send(
             tell(error, delivery, policy.clock())
         raise
     return conclude(delivery, policy.clock())
+
+
+def _check_number(name: str, number: int) -> None:
+    if not isinstance(number, int) or number < 1:
+        msg = f"{name} is a whole number from 1 on, not {number!r}"
+        raise ValueError(msg)
+
+
+def _made_by(client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP]) -> aiosmtplib.SMTP:
+    made = client() if callable(client) and not isinstance(client, type) else client
+    if not isinstance(made, aiosmtplib.SMTP):
+        msg = f"client is an aiosmtplib.SMTP, or a function that makes one, not {made!r}"
+        raise TypeError(msg)
+    return made

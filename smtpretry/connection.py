@@ -1,7 +1,7 @@
 """One aiosmtplib client kept usable: connect, EHLO, TLS, AUTH, close. The only room that knows credentials.
 
-A connection is told what the session needs (`needs_tls`, `needs_auth`); `prepare` brings it about, each time anew after
-a reconnect. A step that fails raises `Failed`, which says at which stage, and with which reply.
+What its sessions need (`Needs`) is learned once for all connections of a client; `prepare` brings it about, each time
+anew after a reconnect. A step that fails raises `Failed`, which says at which stage, and with which reply.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ipaddress
+import math
 import ssl
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import aiosmtplib
 from aiosmtplib.auth import auth_login_encode, auth_plain_encode, auth_xoauth2_encode
@@ -27,6 +28,8 @@ CleartextAuth = Literal["never", "loopback", "always"]
 Timeout = float | Literal[Default.token] | None
 T = TypeVar("T")
 
+_TOO_LATE = "Timed out waiting for server response"
+_QUIT_TIMEOUT = 5.0  # seconds
 _SHORTEST_SECRET = 4  # characters; a shorter one would be found in any text
 # Settings of an aiosmtplib client that have no public name. Its connect() would act on them by itself: log in over a
 # clear connection, take a busy server for one without EHLO, and not tell at which stage it failed.
@@ -87,7 +90,6 @@ class Credentials:
             msg = "oauth_token_generator is a coroutine function that returns a token"
             raise TypeError(msg)
         self.username, self.password, self.oauth_token_generator = username, password, oauth_token_generator
-        self._forms = list[str]()
 
     @classmethod
     def of(cls, client: aiosmtplib.SMTP) -> Credentials:
@@ -115,8 +117,8 @@ class Credentials:
             raise TypeError(msg)
         return token
 
-    def carry(self, secret: str | bytes) -> None:
-        """Remember in which forms the secret goes over the line, for `redact`."""
+    def forms(self, secret: str | bytes) -> list[str]:
+        """In which forms the secret goes over the line."""
         username = self.username or ""
         forms = [
             auth_plain_encode(username, secret),
@@ -124,33 +126,78 @@ class Credentials:
             auth_xoauth2_encode(username, secret),
         ]
         plain = secret if isinstance(secret, bytes) else secret.encode()
-        self._forms = [form.decode(errors="replace") for form in (*forms, plain) if len(form) >= _SHORTEST_SECRET]
+        return [form.decode(errors="replace") for form in (*forms, plain) if len(form) >= _SHORTEST_SECRET]
 
-    def redact(self, text: str) -> str:
-        """A text of the server's, or word that it is not shown: some repeat a command in their reply."""
-        return "(not shown: it repeats the credentials)" if any(form in text for form in self._forms) else text
+
+@dataclass(slots=True)
+class Needs:
+    """What the sessions with a server turned out to need, and the token that it refused."""
+
+    tls: bool = False
+    auth: bool = False
+    refused: tuple[str | bytes, Reply] | None = None
+
+
+class _Deadline:
+    """When a reply must have come: one timer for all commands, for most are answered long before."""
+
+    def __init__(self, missed: Callable[[], None]) -> None:
+        self._missed = missed
+        self._at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float | None) -> None:
+        """Call `missed` after so many seconds, in place of what was set before; None for never."""
+        loop = asyncio.get_running_loop()
+        self._at = None if seconds is None else loop.time() + seconds
+        if self._at is None or (self._timer is not None and self._timer.when() <= self._at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._at, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        if self._at is not None and self._at > loop.time():
+            self._timer = loop.call_at(self._at, self._look)
+        elif self._at is not None:
+            self._missed()
 
 
 class Connection:
     """An aiosmtplib client and what is known of its session."""
 
-    def __init__(self, client: aiosmtplib.SMTP, credentials: Credentials, cleartext_auth: CleartextAuth) -> None:
+    def __init__(
+        self,
+        client: aiosmtplib.SMTP,
+        credentials: Credentials,
+        cleartext_auth: CleartextAuth,
+        needs: Needs,
+        max_messages: int | None,
+    ) -> None:
         self.client = client
         self._start_tls: bool | None = client._start_tls_on_connect  # noqa: SLF001
         self.credentials = credentials or Credentials.of(client)
         self._must_log_in = bool(self.credentials) and not credentials  # a client with its own always does
-        self.needs_auth = self._must_log_in
         self.cleartext_auth = cleartext_auth
-        self.needs_tls = False
+        self.needs = needs
+        self.needs.auth |= self._must_log_in
+        self.max_messages = math.inf if max_messages is None else max_messages
+        self.carried = 0  # messages, since it was connected
+        self.idle_since = 0.0  # on the event loop's clock
         self.authenticated: Reply | None = None  # what the server said to the log-in of this session
         if self._must_log_in and client.is_connected:
             self.authenticated = Reply(235, text="logged in by the client itself")
         self.reused = client.is_connected  # whether it was connected before this send: it may have died since
+        self._deadline = _Deadline(self._give_up)
+        self._in_time = True
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._refreshed = False
         self._sent: str | bytes = ""  # what the last AUTH was made with
-        self._refused: tuple[str | bytes, Reply] | None = None
+        self._forms = list[str]()  # in which it was sent
+        self._refused: tuple[str | bytes, Reply] | None = None  # a password, on this connection
 
     @property
     def is_open(self) -> bool:
@@ -174,11 +221,13 @@ class Connection:
 
     async def prepare(self, timeout: Timeout = Default.token) -> None:
         """Bring the session to where a transaction can begin. Raises `Failed`."""
+        if self.carried >= self.max_messages:
+            await self.hang_up()
         if self.is_open:
             await self._secure(timeout)
         else:
             await self.connect(timeout)
-        if self.needs_auth and self.authenticated is None:
+        if self.needs.auth and self.authenticated is None:
             if self._can_encrypt:
                 await self._encrypt(timeout)
             obstacle = self.obstacle_to_auth()
@@ -189,9 +238,9 @@ class Connection:
 
     async def connect(self, timeout: Timeout = Default.token) -> aiosmtplib.SMTPResponse:
         """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""
-        self.authenticated, self.reused, self._refreshed = None, False, False
-        if not self.credentials.token:
-            self._refused = None  # servers have been seen to refuse a good password while they could not check it
+        self.authenticated, self.reused, self._refreshed, self.carried = None, False, False, 0
+        self._deadline, self._in_time = _Deadline(self._give_up), True
+        self._refused = None  # servers have been seen to refuse a good password while they could not check it
         port = self.client.port
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
@@ -246,9 +295,12 @@ class Connection:
 
     def remember(self, refusal: Reply, *, final: bool) -> None:
         """Never send the refused token again, nor the refused password on this connection."""
-        self._refused = self._sent, refusal
+        if self.credentials.token:
+            self.needs.refused = self._sent, refusal
+        else:
+            self._refused = self._sent, refusal
         if final:
-            self.needs_auth = self._must_log_in  # what goes without logging in, goes
+            self.needs.auth = self._must_log_in  # what goes without logging in, goes
 
     def refresh(self) -> None:
         """Ask for another token at the next `prepare`, once a connection."""
@@ -260,13 +312,31 @@ class Connection:
 
     async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2) -> None:
         """Send a command and `judge` its reply."""
-        with self.at(stage):
-            code, message = await self.client.execute_command(*words, timeout=timeout)
+        self.heed()
+        code, message = await self.exchange(stage, self.client.execute_command(*words, timeout=None), timeout)
         self.judge(stage, code, message, expect)
+
+    async def exchange(
+        self, stage: Stage, answer: Awaitable[aiosmtplib.SMTPResponse], timeout: Timeout
+    ) -> aiosmtplib.SMTPResponse:
+        """Await one reply of the server's, which is to come in time."""
+        self._deadline.set(self.seconds(timeout))
+        try:
+            return await answer
+        except (aiosmtplib.SMTPException, OSError) as error:
+            self._fail(stage, error if self._in_time else aiosmtplib.SMTPReadTimeoutError(_TOO_LATE))
+        finally:
+            self._deadline.set(None)
+
+    def _give_up(self) -> None:
+        self._in_time = False
+        self._drop(self.client.transport)
 
     def reply(self, code: int, message: str) -> Reply:
         """What the server said, without the credentials that some servers repeat."""
-        return Reply.of(code, self.credentials.redact(message))
+        if any(form in message for form in self._forms):
+            message = "(not shown: it repeats the credentials)"
+        return Reply.of(code, message)
 
     def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
         """Take a reply whose first digit is the expected one (RFC 5321 §4.2.1; None: none); else raise `Failed`."""
@@ -298,6 +368,14 @@ class Connection:
             return await self.client.quit(timeout=timeout)
         finally:
             self._drop(transport)
+            self.abort()
+
+    async def hang_up(self, *, politely: bool = True) -> None:
+        """Close: with QUIT, if politely. Raises nothing, for nothing depends on the server's answer."""
+        if self.is_open and politely:
+            with suppress(aiosmtplib.SMTPException, OSError):
+                await self.quit(_QUIT_TIMEOUT)
+        else:
             self.abort()
 
     def abort(self) -> None:
@@ -344,7 +422,7 @@ class Connection:
         if self.client.is_ehlo_or_helo_needed:
             await self._greet(timeout)
         if not self.is_tls:
-            welcome = self._start_tls is None or self.needs_tls
+            welcome = self._start_tls is None or self.needs.tls
             if self._start_tls or (welcome and self._can_encrypt):
                 await self._encrypt(timeout)
 
@@ -382,15 +460,16 @@ class Connection:
             except TimeoutError as error:
                 no_token = aiosmtplib.SMTPTimeoutError("no token came from oauth_token_generator in time")
                 raise Failed.silently(Stage.AUTH, no_token) from error
-        if self._refused and self._refused[0] == secret:
+        refused = self.needs.refused if self.credentials.token else self._refused
+        if refused and refused[0] == secret:
             what = "token that the generator gave" if self.credentials.token else "password"
-            raise Failed(Said(Stage.AUTH, self._refused[1]), f"the {what} is the one that the server refused before")
-        self._sent = secret
-        self.credentials.carry(secret)
+            raise Failed(Said(Stage.AUTH, refused[1]), f"the {what} is the one that the server refused before")
+        self._sent, self._forms = secret, self.credentials.forms(secret)
         with self.at(Stage.AUTH):
             accepted = await self._interruptibly(log_in(self.credentials.username, secret, timeout=timeout))
         self.judge(Stage.AUTH, *accepted)
         self.authenticated, self._refreshed, self._refused = self.reply(*accepted), False, None
+        self.needs.refused = None
 
     async def _interruptibly(self, steps: Coroutine[Any, Any, T]) -> T:
         """Await several steps of aiosmtplib's in one; a cancellation in their midst is not swallowed (see `heed`)."""
@@ -412,13 +491,16 @@ class Connection:
         self.heed()
         try:
             yield
-        except aiosmtplib.SMTPNotSupported as error:
-            raise Failed.silently(stage, error, final=True) from error
-        except aiosmtplib.SMTPResponseException as error:
-            self.judge(stage, error.code, error.message, expect=None)
         except (aiosmtplib.SMTPException, OSError) as error:
+            self._fail(stage, error)
+
+    def _fail(self, stage: Stage, error: aiosmtplib.SMTPException | OSError) -> NoReturn:
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            self.judge(stage, error.code, error.message, expect=None)
+        final = isinstance(error, aiosmtplib.SMTPNotSupported)
+        if not final:
             self.abort()
-            raise Failed.silently(stage, error, final=_is_local(stage, error)) from error
+        raise Failed.silently(stage, error, final=final or _is_local(stage, error)) from error
 
 
 def _is_local(stage: Stage, error: Exception) -> bool:

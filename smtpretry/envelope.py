@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Message = email.message.EmailMessage | email.message.Message
 
+_PLAIN = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+", re.ASCII)  # a mailbox alone, as nearly all addresses are
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec can write
 _HEADER_SECTION = re.compile(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+")
 _HAS = {name: re.compile(rb"^" + name + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE) for name in (b"Message-ID", b"Date")}
@@ -65,14 +66,14 @@ def prepare(
         raise ValueError(msg)
     mailboxes: dict[str, str] = {}
     for recipient in recipients:
-        mailbox = _mailbox(recipient)
+        mailbox = mailbox_of(recipient)
         if not mailbox:
             msg = f"no recipient: {recipient!r} holds no address"
             raise ValueError(msg)
         local, _, domain = mailbox.rpartition("@")
         mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
     mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
-    origin = _mailbox(sender)
+    origin = mailbox_of(sender)
     utf8 = not (origin.isascii() and all(mailbox.isascii() for mailbox in mailboxes))
     if utf8 and not any(option.lower() == "smtputf8" for option in mail_options):
         mail_options = (*mail_options, "SMTPUTF8")
@@ -85,8 +86,10 @@ def prepare(
     )
 
 
-def _mailbox(address: str) -> str:
+def mailbox_of(address: str) -> str:
     """The bare mailbox; one with a control character could add a command to the session."""
+    if isinstance(address, str) and _PLAIN.fullmatch(address):
+        return address
     if not isinstance(address, str):
         msg = f"an address is a str, not {address!r}"
         raise TypeError(msg)

@@ -1,12 +1,12 @@
-"""Which connection a send gets, and the pause that a struggling server imposes on all of them."""
+"""Which connection a send gets, how many there are, and the pause that a struggling server imposes on all of them."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
+from collections import deque
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
-
-import aiosmtplib
 
 from .errors import ClientClosed
 
@@ -17,108 +17,221 @@ if TYPE_CHECKING:
 
 _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
-_QUIT_TIMEOUT = 5.0  # seconds
 
 
 class Pool:
-    """One connection, lent to one pass at a time in the order of asking, and closed with QUIT when nobody wants it.
+    """Connections, each lent to one pass at a time in the order of asking, and closed with QUIT when nobody wants it.
 
     Attributes:
+        limit: how many may be in use now; fewer than `size` for a while where the server said that there are too many.
         resumes_at: until when nothing is tried, on the policy's clock, because the server said so.
         reason: what the server said then.
-        failures: how many times in a row it said so.
+        failures: how many times in a row it said so. While there is one, a single connection finds out if it is over.
     """
 
     def __init__(
-        self, connection: Connection, idle_timeout: float | None, sleep: Callable[[float], Awaitable[None]]
+        self,
+        make: Callable[[], Connection],
+        size: int,
+        idle_timeout: float | None,
+        sleep: Callable[[float], Awaitable[None]] | None,
     ) -> None:
-        self.connection = connection
+        self.size = self.limit = size
         self.idle_timeout = idle_timeout
         self.resumes_at = 0.0
         self.reason: Said | None = None
         self.failures = 0
         self.closed = False
+        self._make = make
         self._sleep = sleep
-        self._sleepers: set[asyncio.Future[None]] = set()
+        self._connections = [make()]  # all of them
+        self._free = deque(self._connections)  # those that nobody uses: closed ones, then the open ones, last used last
+        self._lent = 0
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._alarms = dict[asyncio.Future[None], asyncio.TimerHandle | asyncio.Future[None]]()
+        self._retiring = set[asyncio.Task[None]]()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._lock = asyncio.Lock()
-        self._idle: asyncio.TimerHandle | None = None
-        self._retiring: asyncio.Task[None] | None = None
+        self._all_back = asyncio.Event()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._widener: asyncio.TimerHandle | None = None
 
-    def pause(self, until: float, reason: Said) -> None:
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is open."""
+        return any(connection.is_open for connection in self._connections)
+
+    def strike(self, now: float) -> int:
+        """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
+        return max(1, self.failures + (now >= self.resumes_at))
+
+    def pause(self, now: float, until: float, reason: Said) -> None:
         """Let nothing be tried until then."""
-        self.failures += 1
+        self.failures = self.strike(now)
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
     def resume(self) -> None:
         """The server works: the next pause begins from a short one again."""
-        self.failures = 0
+        if self.failures:
+            self.failures = 0
+            self._serve()
+
+    def crowd(self, seconds: float) -> bool:
+        """Make do, for so long, with the connections that are open or in use beside the one in use here, if any."""
+        others = self._lent - 1 + sum(connection.is_open for connection in self._free)
+        if others:
+            self.limit = others
+            self._widen_in(seconds)
+        return others > 0
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:
-        """Lend the connection, open or not, for one pass. Whatever interrupts the pass closes it.
+        """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
 
         Raises:
             ClientClosed: the pool was closed.
-            ValueError: the connection belongs to another event loop.
+            ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
-        async with self._lock:
-            if self.closed:
-                raise ClientClosed(_CLOSED)
-            if self._idle is not None:
-                self._idle.cancel()
-            self.connection.watch()
-            try:
-                yield self.connection
-                self.connection.heed()
-                self.connection.reused = True
-            except BaseException:
-                self.connection.abort()
-                raise
-            if self.connection.is_open and self.idle_timeout is not None:
-                self._idle = asyncio.get_running_loop().call_later(self.idle_timeout, self._retire)
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait, holding nothing. Raises `ClientClosed` as soon as the pool is closed."""
         if self.closed:
             raise ClientClosed(_CLOSED)
-        sleeper: asyncio.Future[None] = asyncio.ensure_future(self._sleep(seconds))
-        self._sleepers.add(sleeper)
+        connection = (self._take() if not self._waiting else None) or await self._my_turn()
+        connection.watch()
         try:
-            await asyncio.wait({sleeper})
+            yield connection
+            connection.heed()
+            connection.reused = True
+        except BaseException:
+            connection.abort()
+            raise
         finally:
-            self._sleepers.discard(sleeper)
-            sleeper.cancel()
-        if sleeper.cancelled():
-            raise ClientClosed(_WOKEN)
-        sleeper.result()
+            self._give_back(connection)
+
+    def alarm(self, seconds: float) -> asyncio.Future[None]:
+        """What to await, holding nothing; it raises `ClientClosed` as soon as the pool is closed. `stop` it afterwards.
+
+        No task and no coroutine: a hundred thousand may wait.
+        """
+        if self.closed:
+            raise ClientClosed(_CLOSED)
+        loop = asyncio.get_running_loop()
+        woken: asyncio.Future[None] = loop.create_future()
+        if self._sleep is None:
+            self._alarms[woken] = loop.call_later(seconds, _wake, woken)
+        else:
+            self._alarms[woken] = sleeping = asyncio.ensure_future(self._sleep(seconds))
+            sleeping.add_done_callback(partial(_wake, woken))
+        return woken
+
+    def stop(self, woken: asyncio.Future[None]) -> None:
+        """Let go of an alarm that has been awaited."""
+        self._alarms.pop(woken).cancel()
 
     async def close(self, *, politely: bool = True) -> None:
-        """Wake the sends that wait, let the pass under way end, and close the connection (with QUIT, if politely)."""
+        """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
         self.closed = True
-        for sleeper in self._sleepers:
-            sleeper.cancel()
-        async with self._lock:
-            if self._idle is not None:
-                self._idle.cancel()
-            await self._hang_up(politely=politely)
+        for woken in self._alarms:
+            _wake(woken, error=ClientClosed(_WOKEN))
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+        while self._lent:
+            await self._all_back.wait()
+        await self.hang_up(politely=politely)
 
-    def _retire(self) -> None:
-        if not self._lock.locked():
-            self._retiring = asyncio.ensure_future(self._retire_politely())
+    async def hang_up(self, *, politely: bool = True) -> None:
+        """Close the connections that nobody uses."""
+        free = list(self._free)
+        self._free.clear()
+        self._lent += len(free)
+        self._all_back.clear()
+        await asyncio.gather(*(self._retire(connection, politely=politely) for connection in free))
 
-    async def _retire_politely(self) -> None:
-        async with self._lock:
-            await self._hang_up(politely=True)
+    def _take(self) -> Connection | None:
+        """The open connection that was used last, or one to open; None where as many are in use as may be."""
+        if self._lent >= (1 if self.failures else self.limit):
+            return None
+        if not self._free:
+            self._connections.append(self._make())
+            self._free.append(self._connections[-1])
+        self._lent += 1
+        self._all_back.clear()
+        return self._free.pop()
 
-    async def _hang_up(self, *, politely: bool) -> None:
-        if self.connection.is_open and politely:
-            with suppress(aiosmtplib.SMTPException, OSError):  # nothing depends on the answer
-                await self.connection.quit(_QUIT_TIMEOUT)
+    async def _my_turn(self) -> Connection:
+        turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._serve()
+        try:
+            connection = await turn
+        except asyncio.CancelledError:
+            if not turn.cancelled() and (connection := turn.result()) is not None:
+                self._give_back(connection)  # it came with the cancellation
+            raise
+        if connection is None:
+            raise ClientClosed(_CLOSED)
+        return connection
+
+    def _give_back(self, connection: Connection) -> None:
+        self._lent -= 1
+        if not connection.is_open:
+            self._free.appendleft(connection)
         else:
-            self.connection.abort()
+            self._free.append(connection)
+            connection.idle_since = asyncio.get_running_loop().time()
+            if self._sweeper is None:
+                self._sweep_at(connection.idle_since)
+        if not self._lent:
+            self._all_back.set()
+        self._serve()
+
+    def _serve(self) -> None:
+        """Lend what is free to those who wait, in the order in which they came."""
+        while self._waiting:
+            if self._waiting[0].done():  # cancelled
+                self._waiting.popleft()
+            elif (connection := self._take()) is not None:
+                self._waiting.popleft().set_result(connection)
+            else:
+                break
+
+    async def _retire(self, connection: Connection, *, politely: bool = True) -> None:
+        try:
+            await connection.hang_up(politely=politely)
+        finally:
+            self._give_back(connection)
+
+    def _sweep_at(self, idle_since: float) -> None:
+        if self.idle_timeout is not None:
+            self._sweeper = asyncio.get_running_loop().call_at(idle_since + self.idle_timeout, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close the connections that have been idle for too long."""
+        self._sweeper = None
+        now = asyncio.get_running_loop().time()
+        for connection in [connection for connection in self._free if connection.is_open]:
+            if connection.idle_since + (self.idle_timeout or 0) > now:
+                self._sweep_at(connection.idle_since)
+                break
+            self._free.remove(connection)
+            self._lent += 1
+            self._all_back.clear()
+            retiring = asyncio.ensure_future(self._retire(connection))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    def _widen_in(self, seconds: float) -> None:
+        if self._widener is not None:
+            self._widener.cancel()
+        self._widener = asyncio.get_running_loop().call_later(seconds, self._widen, seconds)
+
+    def _widen(self, seconds: float) -> None:
+        """Try with one connection more."""
+        self.limit = min(self.limit + 1, self.size)
+        if self.limit < self.size:
+            self._widen_in(seconds)
+        self._serve()
 
     def _belong_here(self) -> None:
         """An open connection lives in one event loop; a closed one can move to another."""
@@ -126,8 +239,26 @@ class Pool:
         if self._loop is loop:
             return
         if self._loop is not None and self._loop.is_closed():
-            self.connection.forget()  # what was left open there ended with it
-        if self.connection.is_open and self.connection.client.loop is not loop:
+            for connection in self._connections:
+                connection.forget()  # what was left open there ended with it
+        if any(connection.is_open and connection.client.loop is not loop for connection in self._connections):
             msg = "the client is connected in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        self._loop, self._lock = loop, asyncio.Lock()
+        self._loop, self._all_back = loop, asyncio.Event()
+        self._free, self._lent, self.limit = deque(self._connections), 0, self.size
+        self._waiting.clear()
+        self._sweeper = self._widener = None
+
+
+def _wake(
+    woken: asyncio.Future[None], slept: asyncio.Future[None] | None = None, error: BaseException | None = None
+) -> None:
+    if slept is not None and not slept.cancelled():
+        error = slept.exception()
+    if woken.done():
+        return
+    if error is None:
+        woken.set_result(None)
+    else:
+        woken.set_exception(error)
+        woken.exception()  # seen, or asyncio would complain where the send is cancelled at the same time

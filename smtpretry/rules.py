@@ -72,6 +72,8 @@ class Rule:
         stages: when it was said, any iterable of `Stage`.
         token: True for sessions that log in with an OAuth token only.
         login: True for sessions that could log in and have not done so only: what is final for all others.
+        fewer: True where the server has too many connections of this client: while others are open, their number stays
+            below that for the time of the wait, and nothing else waits.
         scope: whom it concerns; None for the stage's own (RCPT: the recipient; CONNECT, EHLO, STARTTLS, AUTH: the
             server; else the message).
         wait: seconds that such trouble lasts at least, 0 where there is nothing to wait for; None for the backoff of
@@ -96,6 +98,7 @@ class Rule:
     stages: Iterable[Stage] | None = None
     token: bool = False
     login: bool = False
+    fewer: bool = False
     scope: Scope | None = None
     wait: float | None = None
     otherwise: Action | None = None
@@ -112,6 +115,7 @@ class Rule:
         _check(self.scope, Scope, "scope", optional=True)
         _check(self.token, bool, "token")
         _check(self.login, bool, "login")
+        _check(self.fewer, bool, "fewer")
         _check(self.why, str, "why")
         _check(self.source, str, "source")
         if self.otherwise is not None and self.otherwise not in _LAST_RESORTS:
@@ -370,8 +374,12 @@ _TOO_BIG = _any(
     r"\btoo (?:big|large)\b|\bmessage size\b|\bsize limit\b|\btoo much (?:mail )?data\b",
     r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
 )
-_BUSY = _any(
+_CROWD = _any(
     r"\b(?:concurrent|simultaneous|many|maximum|number of)\b.{0,30}\b(?:connections?|sessions?)\b|\btrop de connexions",
+    r"\bsender thread limit",
+)
+_PER_TIME = r"\brate\b|\b(?:hour|day|minute|second)s?\b"
+_BUSY = _any(
     r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
 )
 _STORAGE = _any(
@@ -407,7 +415,11 @@ DEFAULT_RULES: tuple[Rule, ...] = (
          action=Action.RECONNECT, wait=0,
          why="The server closed a connection on which nothing came in time: nothing is wrong with a new one.",
          source="RFC 5321 §4.5.3.2.7"),
-    Rule(code=421, text=_any(_BUSY, _STORAGE, _OUT_OF_SERVICE, _QUOTA, _RATE, r"\btemporarily deferred|\bunusual rate"),
+    Rule(code=421, text=_CROWD, unless=_PER_TIME, action=Action.RECONNECT, scope=Scope.SERVER, fewer=True,
+         why="The server has enough connections from here: go on with those that are open.",
+         source="Postfix: smtpd_client_connection_count_limit; Exim specification: smtp_accept_max_per_host"),
+    Rule(code=421,
+         text=_any(_CROWD, _BUSY, _STORAGE, _OUT_OF_SERVICE, _QUOTA, _RATE, r"\btemporarily deferred|\bunusual rate"),
          action=Action.RECONNECT, scope=Scope.SERVER,
          why="The server is busy, full, going down, or has had too much from here: leave it alone for a while.",
          source="RFC 5321 §3.8; Google: Gmail SMTP errors and codes (4.7.0, 4.7.28); Yahoo: SMTP error codes (TSS04)"),
@@ -513,6 +525,9 @@ DEFAULT_RULES: tuple[Rule, ...] = (
          action=Action.RETRY, scope=Scope.RECIPIENT, wait=600,
          why="This recipient gets more mail than the server lets through: the limit passes.",
          source="Google: Gmail SMTP errors and codes (450 4.2.1, 550 5.2.1); Microsoft: NDR codes (5.2.121)"),
+    Rule(code=_4XX, text=_CROWD, unless=_PER_TIME, action=Action.RETRY, scope=Scope.SERVER, fewer=True,
+         why="The server has enough connections from here: go on with those that are open.",
+         source="Microsoft: SMTP AUTH client submission limits (432 4.3.2, three connections); Amazon SES: 454"),
     Rule(code=_REFUSALS, text=_QUOTA, unless=_MAILBOX, action=Action.RETRY, scope=Scope.SERVER, wait=600,
          why="The quota of an hour or a day is used up: it fills again.",
          source="Amazon SES: Errors related to the sending quotas for your account (wait up to 10 minutes); "
@@ -634,7 +649,7 @@ def described(rule: Rule) -> dict[str, str]:
         "reply": reply + " (token sessions)" * rule.token + " (not logged in yet)" * rule.login,
         "at": "any stage" if rule.stages is None else ", ".join(stage.name for stage in Stage if stage in rule.stages),
         "action": action,
-        "whom": "by stage" if rule.scope is None else rule.scope.name,
+        "whom": ("by stage" if rule.scope is None else rule.scope.name) + ", or one connection" * rule.fewer,
         "wait": wait,
     }
 

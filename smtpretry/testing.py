@@ -150,13 +150,14 @@ class ScriptedServer:
         auth_requires_tls: whether AUTH is offered on encrypted connections only.
         mechanisms: those offered for `auth`, of PLAIN, LOGIN and CRAM-MD5.
         max_recipients: beyond this number RCPT gets 452 4.5.3.
+        max_connections: beyond this number of open connections, the next ones get a 421 in place of the banner.
         size_limit: the largest message in bytes, offered as SIZE; a bigger one gets 552.
         eightbitmime: whether 8BITMIME is offered; where not, 8-bit content is refused.
         smtputf8: whether SMTPUTF8 is offered; where not, a command that is no ASCII is refused.
         extensions: further lines for the reply to EHLO. Nothing else comes of them.
         port: 0 for a free one. `start` after `stop` takes the same port again.
 
-    Each is an attribute too; a change holds for `credentials`, `tokens` and `max_recipients` at once, for the others on
+    Each is an attribute too; a change holds for `credentials`, `tokens` and `max_...` at once, for the others on
     the connections made from then on.
     """
 
@@ -173,6 +174,7 @@ class ScriptedServer:
         auth_requires_tls: bool = False,
         mechanisms: Iterable[str] = ("PLAIN", "LOGIN"),
         max_recipients: int | None = None,
+        max_connections: int | None = None,
         size_limit: int | None = 2**25,
         eightbitmime: bool = True,
         smtputf8: bool = True,
@@ -194,6 +196,7 @@ class ScriptedServer:
         self.auth_required = bool(self.mechanisms) if auth_required is None else auth_required
         self.auth_requires_tls = auth_requires_tls
         self.max_recipients = max_recipients
+        self.max_connections = max_connections
         self.size_limit = size_limit
         self.eightbitmime = eightbitmime
         self.smtputf8 = smtputf8
@@ -495,6 +498,7 @@ class _Session(aiosmtpd.SMTP):
         )
         self._auth_required = server.auth_required  # as an argument it warns where TLS is not required too
         self._tls = self._over = False
+        self._welcome = True
         self._argument = ""
         self._reply = b""
         self._script: Script | None = None
@@ -507,6 +511,8 @@ class _Session(aiosmtpd.SMTP):
         self._task = cast("asyncio.Task[None]", self._handler_coroutine)
         self.server.connections += 1
         self._number = self.server.connections
+        limit = self.server.max_connections
+        self._welcome = limit is None or sum(session._welcome for session in self.server._sessions) < limit
         self.server._sessions.add(self)
         if self.server._server is None:  # stopped since it was accepted
             self.drop()
@@ -560,7 +566,7 @@ class _Session(aiosmtpd.SMTP):
         try:
             if self.server.tls == "implicit":
                 await self._start_tls()
-            await self._step("CONNECT", "", functools.partial(self.push, f"220 {self.hostname} {self.__ident__}"))
+            await self._step("CONNECT", "", self._greet)
             while not self._over:
                 line = (await self._reader.readuntil()).rstrip(b"\r\n")
                 self.server.commands.append(aiosmtpd.sanitize(line).decode(errors="replace"))
@@ -574,6 +580,13 @@ class _Session(aiosmtpd.SMTP):
             self.server.errors.append(error)
         finally:
             self._writer.close()
+
+    async def _greet(self) -> None:
+        if self._welcome:
+            await self.push(f"220 {self.hostname} {self.__ident__}")
+        else:
+            await self.push("421 4.7.0 Error: too many connections")
+            self._over = True
 
     def _command(self, verb: str, argument: str) -> Callable[[], Awaitable[None]]:
         """Return what the server does about a command of its own accord."""

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import aiosmtplib
 from aiosmtplib import SMTPResponse
-from aiosmtplib.email import quote_address
 from aiosmtplib.typing import Default
 
 from .connection import Connection, Failed, Said, Timeout
+from .envelope import mailbox_of
 from .reply import Reply, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
 
     from aiosmtplib.protocol import SMTPProtocol
 
@@ -52,11 +52,11 @@ class Transaction:
             options.pop("body", None)
         if offers("size"):
             options.setdefault("size", f"SIZE={len(self.delivery.message)}")
-        await self._command(Stage.MAIL, b"FROM:", self.delivery.sender, tuple(options.values()))
+        await self._command(Stage.MAIL, "MAIL FROM", self.delivery.sender, options.values())
 
     async def rcpt(self, recipient: str) -> None:
         """Offer one recipient."""
-        await self._command(Stage.RCPT, b"TO:", recipient, self.delivery.rcpt_options)
+        await self._command(Stage.RCPT, "RCPT TO", recipient, self.delivery.rcpt_options)
 
     async def data(self) -> Reply:
         """Send the message; return the reply that accepts it.
@@ -65,20 +65,13 @@ class Transaction:
         reply means that nobody knows (RFC 1047).
         """
         await self.connection.command(Stage.DATA, b"DATA", timeout=self.timeout, expect=3)
-        client = self.connection.client
-        timeout = self.connection.seconds(self.timeout)
         body = _PERIOD.sub(b"..", self.delivery.message) + b".\r\n"
         try:
-            with self.connection.at(Stage.DATA):
-                if client.protocol is None:
-                    msg = "Connection lost"
-                    raise aiosmtplib.SMTPServerDisconnected(msg)
-                if len(body) > _CHUNK:
-                    code, message = await self._send_in_chunks(client.protocol, body, timeout)
-                else:
-                    client.protocol.write(body)
-                    self.dot_sent = True
-                    code, message = await client.protocol.read_response(timeout=timeout)
+            if len(body) > _CHUNK:
+                with self.connection.at(Stage.DATA):
+                    code, message = await self._send_in_chunks(body, self.connection.seconds(self.timeout))
+            else:
+                code, message = await self.connection.exchange(Stage.DATA, self._send_at_once(body), self.timeout)
         except Failed as failed:
             raise Failed(Said(self._stage, failed.said.reply, failed.said.error)) from failed.said.error
         if not self.dot_sent:
@@ -86,11 +79,18 @@ class Transaction:
         self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else None)
         return self.connection.reply(code, message)
 
-    async def _send_in_chunks(self, protocol: SMTPProtocol, body: bytes, timeout: float | None) -> SMTPResponse:
+    async def _send_at_once(self, body: bytes) -> SMTPResponse:
+        protocol = self._protocol
+        protocol.write(body)
+        self.dot_sent = True
+        return await protocol.read_response()
+
+    async def _send_in_chunks(self, body: bytes, timeout: float | None) -> SMTPResponse:
         """Send a large body, the final dot when all else has gone; return at once what the server says meanwhile.
 
         A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
         """
+        protocol = self._protocol
         transport = cast("asyncio.WriteTransport", protocol.transport)
         transport.set_write_buffer_limits(high=1, low=0)  # drained is: with the kernel (at 0, TLS never resumes)
         reading = asyncio.ensure_future(protocol.read_response())
@@ -111,16 +111,19 @@ class Transaction:
             reading.cancel()
 
     @property
+    def _protocol(self) -> SMTPProtocol:
+        if self.connection.client.protocol is None:
+            msg = "Connection lost"
+            raise aiosmtplib.SMTPServerDisconnected(msg)
+        return self.connection.client.protocol
+
+    @property
     def _stage(self) -> Stage:
         return Stage.END_OF_DATA if self.dot_sent else Stage.DATA
 
-    async def _command(self, stage: Stage, keyword: bytes, address: str, options: Sequence[str]) -> None:
-        words = (
-            stage.value.encode(),
-            keyword + quote_address(address).encode(),
-            *(option.encode() for option in options),
-        )
-        await self.connection.command(stage, *words, timeout=self.timeout)
+    async def _command(self, stage: Stage, verb: str, address: str, options: Iterable[str]) -> None:
+        line = " ".join((f"{verb}:<{mailbox_of(address)}>", *options))
+        await self.connection.command(stage, line.encode(), timeout=self.timeout)
 
     @staticmethod
     def _cannot(why: str) -> NoReturn:

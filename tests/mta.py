@@ -1,26 +1,34 @@
-"""Real mail servers for the tests: one private Postfix, with postgrey and Dovecot beside it, on loopback.
+"""Real mail servers for the tests, on loopback: one private Postfix, with postgrey and Dovecot beside it, and aiosmtpd.
 
-Everything lives in one temporary directory and none of it touches the system's own configuration. Each set-up that a
-test wants is one more `smtpd` of the same Postfix, on a port of its own, with settings of its own (`Service`). Nothing
-leaves the machine: Postfix delivers whatever it accepts, for any domain, into a maildir per recipient.
+Everything lives in temporary directories and none of it touches the system's own configuration. Each set-up that a test
+wants is one `Service`: one more `smtpd` of the same Postfix, or an aiosmtpd, on a port of its own, with settings of its
+own. Nothing leaves the machine: what a server accepts, for any domain, goes into a maildir.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import mailbox
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from email.utils import getaddresses
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from aiosmtpd.controller import Controller
+from aiosmtpd.handlers import Mailbox
+from aiosmtpd.smtp import AuthResult, LoginPassword
+from mirakuru import UnixSocketExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,11 +68,11 @@ def workplace() -> Iterator[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Service:
-    """One port of the Postfix: its name, and the settings that are its own."""
+    """One port of a server: its name, who answers there, and the settings that are its own."""
 
     name: str
-    program: str = "smtpd"
-    settings: Mapping[str, str] = field(default_factory=dict)
+    program: str = "smtpd"  # or "postscreen", of the Postfix; or "aiosmtpd"
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of main.cf, or arguments of aiosmtpd's SMTP
 
     def entry(self, port: int) -> str:
         """Return its lines of master.cf."""
@@ -250,6 +258,63 @@ postlog    unix-dgram n - n - 1 postlogd
             raise RuntimeError(message)
 
 
+class Aiosmtpd(Server):
+    """aiosmtpd with one service, in a thread of its own, and one maildir for everybody."""
+
+    program = "aiosmtpd"
+
+    def __init__(self, directory: Path, service: Service, certificate: bytes) -> None:
+        """Take the service that it offers, and the certificate with its key."""
+        super().__init__(directory)
+        (directory / "certificate.pem").write_bytes(certificate)
+        tls_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls_context.load_cert_chain(directory / "certificate.pem")
+        [self._port] = _free_ports(1)
+        self._controller = Controller(
+            Mailbox(directory / "mail"),
+            "127.0.0.1",
+            self._port,
+            tls_context=tls_context,
+            authenticator=self._authenticate,
+            **service.settings,
+        )
+        self._logger, self._handler = logging.getLogger("mail.log"), logging.FileHandler(self.log)
+
+    def start(self) -> None:
+        """Start its thread, and write down every session whole."""
+        self._logger.setLevel(logging.DEBUG)
+        self._logger.addHandler(self._handler)
+        self._controller.start()
+
+    def stop(self) -> None:
+        """End its thread."""
+        self._controller.stop()
+        self._logger.removeHandler(self._handler)
+        self._logger.setLevel(logging.NOTSET)
+        self._handler.close()
+
+    def port(self, _service: str) -> int:
+        """Return the port of its service."""
+        return self._port
+
+    def replies(self, _service: str) -> list[str]:
+        """Return every reply that it has sent, as its own log has it."""
+        return re.findall(r" << b'(\d{3}[ -].*)'$", self.log.read_text(), re.MULTILINE)
+
+    def copies(self, recipient: str, message_id: str) -> int:
+        """Count the copies of a message that came for a recipient."""
+        mails = mailbox.Maildir(self.directory / "mail", create=False)
+        came_for = [getaddresses([mail["X-RcptTo"]]) for mail in mails if mail["Message-ID"] == message_id]
+        return sum(("", recipient) in recipients for recipients in came_for)
+
+    @staticmethod
+    def _authenticate(
+        _server: object, _session: object, _envelope: object, _mechanism: str, data: object
+    ) -> AuthResult:
+        known = LoginPassword(USERNAME.encode(), PASSWORD.encode())
+        return AuthResult(success=data == known, handled=False)
+
+
 class Helper(Server):
     """A server that Postfix asks, as unix:private/NAME in its settings; a child process of the tests."""
 
@@ -257,49 +322,25 @@ class Helper(Server):
         """Stand beside that Postfix, under a name that no other helper has."""
         super().__init__(postfix.directory.parent / name)
         self.socket = postfix.sockets / name
-        self._process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
     def command(self) -> list[str]:
         """Return the command that runs it in the foreground."""
 
     def start(self) -> None:
-        """Start it, and wait until it listens."""
-        with self.log.open("ab") as log:
-            self._process = process = subprocess.Popen(
-                self.command(),
-                env=_ENVIRONMENT,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        with contextlib.ExitStack() as undo:
-            undo.callback(self.stop)
-            wait_until(lambda: self._listens() or process.poll() is not None, f"{self.program} to start")
-            if process.returncode is not None:
-                message = f"{self.program} ended at once: {self.log.read_text()}"
-                raise RuntimeError(message)
-            undo.pop_all()
+        """Start it, and wait until it listens. What it says goes to the standard error of the tests."""
+        process = UnixSocketExecutor(
+            self.command(), str(self.socket), envvars=_ENVIRONMENT, stdout=None, timeout=PATIENCE, sleep=0.02
+        )
+        self._process = process.start()
 
     def stop(self) -> None:
-        """End it with all of its processes, by force where they stay to serve who is connected."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(PATIENCE)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-    def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as probe:
-            return probe.connect_ex(str(self.socket)) == 0
+        """End it with all of its processes, by force, for some stay to serve who is connected."""
+        self._process.kill()
 
 
 class Postgrey(Helper):
-    """A greylist: it knows a triplet of client, sender and recipient after five seconds."""
+    """A greylist: it knows a triplet of client, sender and recipient after two seconds."""
 
     program = "postgrey"
 
@@ -317,7 +358,7 @@ class Postgrey(Helper):
             "--user=postfix",
             "--group=postfix",
             f"--dbdir={self.directory}",
-            "--delay=5",
+            "--delay=2",
             "--auto-whitelist-clients=0",
             "--whitelist-clients=/dev/null",
             "--whitelist-recipients=/dev/null",

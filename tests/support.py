@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import ssl
 from contextlib import asynccontextmanager
 from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
+    from pathlib import Path
 
 APP, ANN, BOB, CAT, DAN, EVE = (f"{name}@example.com" for name in ("app", "ann", "bob", "cat", "dan", "eve"))
 BODY = (
@@ -81,3 +83,11 @@ def transactions(server: ScriptedServer) -> list[list[str]]:
         elif verb == "RCPT":
             offered[-1].append(argument.partition("<")[2].partition(">")[0])
     return offered
+
+
+def ca_bundle(server: ScriptedServer, folder: Path) -> str:
+    """Write the authorities that the server's clients trust to a file, and return its name."""
+    authorities = server.tls_context.get_ca_certs(binary_form=True)
+    file = folder / "authorities.pem"
+    file.write_text("".join(map(ssl.DER_cert_to_PEM_cert, authorities)), encoding="ascii")
+    return str(file)

@@ -387,11 +387,12 @@ async def test_attempt_makes_one_pass_without_waiting() -> None:
 def test_a_closed_client_can_move_to_another_loop() -> None:
     """Made at import time, or used in one loop and closed, a client works in the next."""
     server = ScriptedServer()
-    smtp = RetryingSMTP(server.client(hostname="127.0.0.1", port=1), no_wait())
+    client = server.client(hostname="127.0.0.1", port=1)
+    smtp = RetryingSMTP(client, no_wait())
 
     async def use() -> None:
         async with server:
-            smtp._pool.connection.client.port = server.port
+            client.port = server.port
             async with smtp:
                 await smtp.sendmail(APP, [ANN], BODY)
 

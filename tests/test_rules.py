@@ -621,7 +621,7 @@ def test_a_refusal_that_means_it_is_final(line):
         ("550 4.2.0 xyzzy", RCPT, "contradict each other"),
         ("452 4.3.1 Full", MAIL, "disk or memory is full"),
         ("452 Insufficient system storage", MAIL, "disk or memory is full"),
-        ("451 Too many concurrent connections here", MAIL, "at once"),
+        ("451 Too many concurrent connections here", MAIL, "enough connections"),
         ("450 Server busy", MAIL, "overloaded"),
         ("451 4.4.5 xyzzy", MAIL, "overloaded"),
         ("451 4.4.2 Timeout - closing connection", END, "closes this connection"),

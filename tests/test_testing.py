@@ -884,3 +884,20 @@ def test_deadlock_is_an_error() -> None:
 
     with pytest.raises(virtual.DeadlockError, match="scenario"):
         virtual.run(scenario())
+
+
+def test_a_limit_of_connections() -> None:
+    """Beyond `max_connections` a client hears 421 in place of the banner, until another has gone."""
+
+    async def scenario() -> None:
+        async with ScriptedServer(max_connections=1) as server:
+            first, second = server.client(), server.client()
+            await first.connect()
+            with pytest.raises(aiosmtplib.SMTPConnectResponseError, match="too many connections"):
+                await second.connect()
+            await first.quit()
+            await asyncio.sleep(0)
+            await second.connect()
+            await second.quit()
+
+    asyncio.run(scenario())

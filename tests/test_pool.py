@@ -1,0 +1,269 @@
+"""Several connections: opened when needed, each prepared once, and no more of them than the server wants."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiosmtplib
+import pytest
+import virtual
+from support import ANN, APP, BOB, BODY, LOG_IN, PASSWORD, USER, patient, virtually
+
+from smtpretry import RetryingSMTP, RetryPolicy
+from smtpretry.testing import ScriptedServer
+
+CLIENT = aiosmtplib.SMTP()
+CROWDED = "421 4.7.0 Error: too many connections"
+
+
+def several(
+    server: ScriptedServer, connections: int, policy: RetryPolicy | None = None, **settings: Any
+) -> RetryingSMTP:
+    """Return a client with up to so many connections to the server."""
+    start_tls = settings.pop("start_tls", None)
+    return RetryingSMTP(
+        lambda: server.client(start_tls=start_tls), policy or patient(), max_connections=connections, **settings
+    )
+
+
+def slow(server: ScriptedServer, seconds: float = 1) -> None:
+    """Let the server take its time over each message."""
+    server.fail_at("END_OF_DATA", "late", delay=seconds, optional=True)
+
+
+async def burst(smtp: RetryingSMTP, number: int) -> None:
+    """Send so many messages at once, each to a recipient of its own."""
+    async with asyncio.TaskGroup() as group:
+        for each in range(number):
+            group.create_task(smtp.sendmail(APP, [f"{each}@example.com"], BODY))
+
+
+@virtually
+async def test_sends_at_once_use_connections_at_once() -> None:
+    """Six sends of a second each over three connections take two seconds, and as many connections as allowed."""
+    async with ScriptedServer() as server, several(server, 3) as smtp:
+        slow(server)
+        await burst(smtp, 6)
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(2, abs=0.1)
+        assert (server.connections, len(server.messages)) == (3, 6)
+
+
+@virtually
+async def test_one_after_the_other_needs_one_connection() -> None:
+    """Connections are opened when they are needed, and the open one is used before another is opened."""
+    async with ScriptedServer() as server, several(server, 8) as smtp:
+        assert not smtp.is_connected
+        for _ in range(5):
+            await smtp.sendmail(APP, [ANN], BODY)
+        assert server.connections == server.open_connections == 1
+        assert smtp.is_connected
+
+
+@virtually
+async def test_each_connection_encrypts_and_logs_in_once() -> None:
+    """What the first session turned out to need, the others bring along: TLS and AUTH once for each, and one 530."""
+    async with ScriptedServer(tls=True, auth=(USER, PASSWORD), auth_required=False) as server:
+        server.on("MAIL", LOG_IN, times=1)
+        async with several(server, 3, start_tls=False, username=USER, password=PASSWORD) as smtp:
+            await smtp.sendmail(APP, [ANN], BODY)
+            slow(server)
+            await burst(smtp, 9)
+        assert server.connections == 3
+        assert server.verbs.count("AUTH") == server.verbs.count("STARTTLS") == 3
+        assert server.verbs.count("MAIL") == 11
+        assert {message.authenticated for message in server.messages} == {USER}
+
+
+@virtually
+async def test_first_come_first_served() -> None:
+    """No send overtakes another that waits for a connection."""
+    async with ScriptedServer() as server, several(server, 2) as smtp:
+        slow(server)
+        await burst(smtp, 20)
+        order = [int(message.recipients[0].partition("@")[0]) for message in server.messages]
+        assert all(abs(place - number) <= 1 for place, number in enumerate(order))
+
+
+@virtually
+async def test_idle_connections_are_closed_in_good_order() -> None:
+    """Every connection that nobody used for so long gets its QUIT, the one that is in use none."""
+    async with ScriptedServer() as server, several(server, 4, idle_timeout=10) as smtp:
+        slow(server)
+        await burst(smtp, 4)
+        await asyncio.sleep(9)
+        await smtp.sendmail(APP, [ANN], BODY)
+        await asyncio.sleep(2)
+        assert (server.verbs.count("QUIT"), server.open_connections) == (3, 1)
+        await asyncio.sleep(9)
+        assert (server.verbs.count("QUIT"), server.open_connections) == (4, 0)
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+@virtually
+async def test_a_connection_retires_after_so_many_messages(connections: int) -> None:
+    """A connection that has carried its number of messages says QUIT, and a new one carries the next."""
+    async with (
+        ScriptedServer() as server,
+        several(server, connections, max_messages_per_connection=2) as smtp,
+    ):
+        for _ in range(5):
+            await smtp.sendmail(APP, [ANN], BODY)
+        assert [message.connection for message in server.messages] == [1, 1, 2, 2, 3]
+        assert server.verbs.count("QUIT") == 2
+
+
+@virtually
+async def test_a_server_that_retires_a_connection_gets_another() -> None:
+    """452 4.5.3 to MAIL, and a 421 that says the same, cost no wait and concern that connection alone."""
+    async with ScriptedServer() as server, several(server, 2) as smtp:
+        server.on("MAIL", "452 4.5.3 Too many messages sent", times=1)
+        server.on("MAIL", "421 4.7.0 Too many messages in this connection", times=1)
+        await burst(smtp, 4)
+        assert virtual.clock() == pytest.approx(virtual.EPOCH, abs=1)
+        assert len(server.messages) == 4
+
+
+@virtually
+async def test_too_many_connections_are_made_fewer() -> None:
+    """A server that takes two connections of eight has all of the mail without a wait, and two connections."""
+    async with ScriptedServer(max_connections=2) as server, several(server, 8) as smtp:
+        await smtp.connect()
+        slow(server)
+        await burst(smtp, 10)
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(5, abs=0.5)
+        assert len(server.messages) == 10
+        assert server.connections <= 2 + 7
+
+
+@virtually
+async def test_the_number_grows_again_one_by_one() -> None:
+    """After a while one connection more is tried, and used where the server takes it by then."""
+    async with ScriptedServer(max_connections=1) as server, several(server, 3, idle_timeout=None) as smtp:
+        await smtp.connect()
+        slow(server)
+        await burst(smtp, 3)
+        refused = server.connections - 1
+        await burst(smtp, 3)
+        assert server.connections - 1 == refused  # nothing is tried for now
+        server.max_connections = None
+        await asyncio.sleep(70)
+        await burst(smtp, 4)
+        assert server.open_connections == 2
+        await asyncio.sleep(70)
+        await burst(smtp, 4)
+        assert server.open_connections == 3
+
+
+@virtually
+async def test_the_only_connection_waits_as_ever() -> None:
+    """Where no other connection is open, "too many connections" is a pause for the client."""
+    async with ScriptedServer() as server, several(server, 4) as smtp:
+        server.on("CONNECT", CROWDED, times=1)
+        await smtp.sendmail(APP, [ANN], BODY)
+        assert virtual.clock() - virtual.EPOCH > 59
+
+
+@virtually
+async def test_fewer_connections_where_the_server_says_so_in_the_transaction() -> None:
+    """Microsoft says it at the end of the data: that connection is closed, and the other carries its message."""
+    async with ScriptedServer() as server, several(server, 2) as smtp:
+        server.on("END_OF_DATA", BOB, "432 4.3.2 Concurrent connections limit exceeded", times=1)
+        server.fail_at("END_OF_DATA", "late", delay=1, pattern=ANN)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(smtp.sendmail(APP, [ANN], BODY))
+            group.create_task(smtp.sendmail(APP, [BOB], BODY))
+        assert virtual.clock() - virtual.EPOCH < 5
+        assert [message.connection for message in server.messages] == [1, 1]
+
+
+@virtually
+async def test_after_a_pause_one_connection_finds_out() -> None:
+    """The pause covers all connections; after it a single one tries, and the rest follows when it got through."""
+    async with ScriptedServer() as server, several(server, 4) as smtp:
+        await burst(smtp, 1)
+        script = server.on("MAIL", "421 4.3.2 Shutting down")
+        sends = asyncio.ensure_future(burst(smtp, 8))
+        await asyncio.sleep(1)
+        assert script.used <= 4 + 1  # those that were under way, and another for the one that was open before
+        before = script.used
+        await asyncio.sleep(50)
+        assert script.used == before
+        await asyncio.sleep(20)
+        assert script.used == before + 1
+        server.clear()
+        await sends
+        assert len(server.messages) == 9
+
+
+@virtually
+async def test_what_fails_at_once_counts_once() -> None:
+    """Four connections that a server drops together make one pause, as long as one connection would."""
+    async with ScriptedServer() as server, several(server, 4) as smtp:
+        server.on("MAIL", "421 4.3.2 Shutting down", times=4)
+        await burst(smtp, 4)
+        assert virtual.clock() - virtual.EPOCH < 70
+
+
+@virtually
+async def test_cancelled_in_the_queue() -> None:
+    """A send that is cancelled while it waits for a connection, or as it gets one, takes none with it."""
+    async with ScriptedServer() as server, several(server, 1) as smtp:
+        slow(server)
+        first = asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY))
+        queue = [asyncio.ensure_future(smtp.sendmail(APP, [BOB], BODY)) for _ in range(3)]
+        await asyncio.sleep(0.5)
+        queue[0].cancel()
+        await first
+        queue[1].cancel()  # it has its turn, and has not begun
+        await queue[2]
+        assert [send.cancelled() for send in queue] == [True, True, False]
+        assert [message.recipients for message in server.messages] == [[ANN], [BOB]]
+
+
+@virtually
+async def test_closing_closes_all() -> None:
+    """aclose() lets the passes under way end and says QUIT on each connection; who was queued has his delivery back."""
+    async with ScriptedServer() as server:
+        smtp = several(server, 3)
+        slow(server)
+        sends = [asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY)) for _ in range(5)]
+        await asyncio.sleep(0.5)
+        await smtp.aclose()
+        results = await asyncio.gather(*sends, return_exceptions=True)
+        assert [type(result).__name__ for result in results] == ["tuple"] * 3 + ["ClientClosed"] * 2
+        assert all(result.delivery.pending == [ANN] for result in results[3:])
+        assert (server.verbs.count("QUIT"), server.open_connections) == (3, 0)
+
+
+@virtually
+async def test_quit_disconnects_all() -> None:
+    """quit() says QUIT on every connection that is open, and the next send connects again."""
+    async with ScriptedServer() as server, several(server, 3) as smtp:
+        slow(server)
+        await burst(smtp, 3)
+        assert (await smtp.quit()).code == 221
+        assert not smtp.is_connected
+        assert server.verbs.count("QUIT") == 3
+        await smtp.sendmail(APP, [ANN], BODY)
+        assert server.connections == 4
+
+
+@pytest.mark.parametrize(
+    ("client", "settings", "error"),
+    [
+        (CLIENT, {"max_connections": 2}, ValueError),
+        (lambda: CLIENT, {"max_connections": 2}, ValueError),
+        (aiosmtplib.SMTP, {"max_connections": 2}, TypeError),
+        (lambda: "smtp.example.com", {}, TypeError),
+        (CLIENT, {"max_connections": 0}, ValueError),
+        (CLIENT, {"max_connections": 1.5}, ValueError),
+        (CLIENT, {"max_connections": None}, ValueError),
+        (CLIENT, {"max_messages_per_connection": 0}, ValueError),
+        (CLIENT, {"max_messages_per_connection": "many"}, ValueError),
+    ],
+)
+def test_what_cannot_be_several_is_refused(client: Any, settings: dict[str, Any], error: type[Exception]) -> None:
+    """One client for several connections, or a number that is none, is an error at once that says why."""
+    with pytest.raises(error, match=r"\w+ \w+"):
+        RetryingSMTP(client, **settings)
