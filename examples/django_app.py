@@ -4,14 +4,14 @@ Start it with `uvicorn --app-dir examples django_app:application` (needs django 
 
     curl -F email=bob@example.com -F text='Two, please.' -F drawing=@README.md localhost:8000/orders
 
-waits half a minute at most, and gets
+waits for half a minute or so, and gets
 
     200  the customer's server has the mail, or may have it (UNCERTAIN);
     502  it does not, and another request would not help, or would send the others a second one;
     503  nobody has it, and the server wants it later: after Retry-After.
 
-It never gets 202, a promise that a process breaks when it ends; the queue in celery_app.py keeps it. One client serves
-the process, for under ASGI all async views run in one event loop. Under WSGI each has its own: use `smtpretry.send`.
+A 202 would be a promise, to be kept also where this process ends: celery_app.py is for that. One client serves the
+process, for under ASGI all async views run in one event loop; under WSGI each has its own, so use `smtpretry.send`.
 
 SMTP_HOST (localhost) and SMTP_PORT (25) name the mail server, SMTP_USERNAME and SMTP_PASSWORD log in where it asks.
 """
