@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import email.message
+import email.policy
 import email.utils
+import io
 import re
 from collections.abc import Iterable
+from email.generator import BytesGenerator
 from types import NoneType
 from typing import TYPE_CHECKING
 
@@ -111,14 +115,28 @@ def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def _bytes(message: Message | str | bytes, *, utf8: bool) -> bytes:
-    if isinstance(message, email.message.Message):
+    if isinstance(message, email.message.EmailMessage):
         return flatten_message(message, utf8=utf8, cte_type="7bit")
+    if isinstance(message, email.message.Message):
+        written = _flatten(message, "8bit")
+        if written.isascii():
+            return written
+        return _flatten(email.message_from_bytes(written), "7bit")  # parsed: Django's own parts insist on 8 bits
     if isinstance(message, bytes):
         return message
     if not message.isascii():
         msg = "the message is a str with characters outside ASCII: pass bytes, or an EmailMessage to send_message"
         raise ValueError(msg)
     return message.encode("ascii")
+
+
+def _flatten(message: email.message.Message, cte_type: str) -> bytes:
+    """A message object of the older class, as aiosmtplib writes it, but that no line gets a ">" before its "From "."""
+    message = copy.copy(message)
+    del message["Bcc"], message["Resent-Bcc"]
+    written = io.BytesIO()
+    BytesGenerator(written, policy=email.policy.compat32.clone(cte_type=cte_type, mangle_from_=False)).flatten(message)
+    return written.getvalue()
 
 
 def _identified(message: bytes, domain: str) -> bytes:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fastapi_app
 import httpx
 import pytest
 import uvicorn
@@ -22,9 +23,6 @@ from smtpretry import RetryPolicy
 from smtpretry.testing import ScriptedServer, no_wait
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
-
-import fastapi_app  # noqa: E402 - the example as it stands
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -13,6 +13,7 @@ import pytest
 import virtual
 from fastapi_mail import ConnectionConfig, MessageSchema, MessageType, NameEmail
 from fastapi_mail.errors import ConnectionErrors, EmptyMessagesList, PydanticClassRequired
+from fastapi_mail_client import NotAccepted, RetryingFastMail
 from pydantic import SecretStr
 from support import ANN, APP, BOB, CAT, DAN, EVE, GREYLISTED, PASSWORD, USER, ca_bundle, once, patient, virtually
 
@@ -21,9 +22,6 @@ from smtpretry import ClientClosed, Reply, RetryPolicy
 from smtpretry.testing import ScriptedServer
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-from fastapi_mail_client import NotAccepted, RetryingFastMail  # noqa: E402 - the example's own
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,14 +9,13 @@ import json
 import logging
 import re
 import ssl
-import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 import google.auth.exceptions
 import google.auth.jwt
+import oauth
 import pytest
 import requests
 import trustme
@@ -26,11 +25,9 @@ from support import APP, BOB
 
 from smtpretry.testing import ScriptedServer
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-import oauth
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 FIRST, SECOND = TOKENS = tuple(f"{name}-{'t0ken' * 300}" for name in ("first", "second"))  # as long as real ones
 SECRET = "s3cret-of-the-application"

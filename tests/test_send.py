@@ -9,7 +9,9 @@ import itertools
 import socket
 from datetime import timedelta
 from email import message_from_bytes
+from email.charset import Charset
 from email.message import Message
+from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
@@ -670,6 +672,41 @@ async def test_a_message_object_suits_any_server(offered: bool, old: bool) -> No
         assert received.get_content().strip() == "Schöne Grüße"
         assert received["Subject"] == "Grüße"
         assert offered or server.messages[0].content.isascii()
+
+
+@pytest.mark.parametrize("old", [True, False], ids=["Message", "EmailMessage"])
+@virtually
+async def test_a_line_may_begin_with_from(old: bool) -> None:
+    """A line "From here on" gets no ">" before it: that is for mailbox files."""
+    async with talk() as (server, smtp):
+        message = letter()
+        message.set_content("All is well\nFrom here on\n")
+        await smtp.send_message(message_from_bytes(message.as_bytes()) if old else message)
+        assert server.messages[0].message.get_content().splitlines() == ["All is well", "From here on"]
+
+
+class EightBits(MIMEText):
+    """A text that stays as it is when it is to be written as 7-bit MIME, as Django's do."""
+
+    def set_payload(self, payload: Any, charset: Any = None) -> None:
+        if charset is not None:
+            charset = Charset("utf-8")
+            charset.body_encoding = None
+        super().set_payload(payload, charset)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+@virtually
+async def test_a_message_object_that_insists_on_8_bits_suits_any_server(offered: bool) -> None:
+    """Also where a class of its own, such as Django's, does not let the generator rewrite its text."""
+    async with talk(eightbitmime=offered) as (server, smtp):
+        message = EightBits("Schöne Grüße\nFrom here\n", "plain", "utf-8")
+        message["From"], message["To"], message["Bcc"] = APP, ANN, BOB
+        await smtp.send_message(message)
+        [received] = server.messages
+        assert received.recipients == [ANN, BOB]
+        assert received.message.get_content().splitlines() == ["Schöne Grüße", "From here"]
+        assert received.message["Bcc"] is None
 
 
 @virtually
