@@ -1,6 +1,7 @@
-"""A worker: it sends what was handed over to the queue, when it is due. Start as many as you like; Ctrl-C stops one.
+"""A worker: it sends what was handed over to the queue, when it is due.
 
-From an empty database on (needs the extras `procrastinate` and `testing`)::
+Start it with `python examples/queue_worker.py`, as often as you like; Ctrl-C stops one. From an empty database on (needs
+the extras `procrastinate` and `testing`)::
 
     createdb mail
     export DATABASE_URL=postgresql:///mail

@@ -6,20 +6,16 @@ import asyncio
 import functools
 import itertools
 import logging
-import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 from base64 import b64encode
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mta
 import postgres
 import procrastinate
+import programs
 import psycopg
 import pytest
 import tenacity
@@ -38,7 +34,6 @@ if TYPE_CHECKING:
 
 POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
 NUMBERS = itertools.count()
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -311,23 +306,19 @@ def test_another_connector_is_refused() -> None:
         ProcrastinateEngine(app)
 
 
-def test_the_example(server: Postgres) -> None:
-    """The examples do what they say: from an empty database to a mail that a worker sends, which ends with Ctrl-C."""
+@at_once
+async def test_the_example(server: Postgres) -> None:
+    """The examples do what they say: from an empty database to a mail that a worker sends, which ends with SIGTERM."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    conninfo = server.create("example")
-    environment = {**os.environ, "DATABASE_URL": conninfo, "SMTP_PORT": str(port)}
-    start = functools.partial(subprocess.Popen, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    with start([sys.executable, "-W", "error", EXAMPLES / "queue_worker.py"]) as worker:
-        try:
-            assert worker.stdout.readline() == b"The worker is ready.\n"
-            with start([sys.executable, "-W", "error", EXAMPLES / "queue_send.py"]) as send:
-                said = send.communicate(timeout=60)[0].decode()
-        finally:
-            worker.send_signal(signal.SIGINT)
-            ended = worker.wait(30)
-        assert worker.stdout.read() == b""
-    assert (send.returncode, ended) == (0, 0)
-    assert "1 of 2 recipients deferred until" in said
-    assert "ann@example.com has it 1 time(s)" in said
-    assert "bob@example.com has it 1 time(s)" in said
+    env = {"DATABASE_URL": server.create("example"), "SMTP_PORT": port, "PYTHONWARNINGS": "error"}
+    async with programs.running(programs.command("queue_worker"), **env) as worker:
+        await worker.says("The worker is ready")
+        async with programs.running("python examples/queue_send.py", **env) as send:
+            await send.says("1 of 2 recipients deferred until")
+            await send.says("ann@example.com has it 1 time")
+            await send.says("bob@example.com has it 1 time")
+            assert await send.process.wait() == 0
+        await worker.stop()
+    assert worker.process.returncode == 0
+    assert worker.log == "The worker is ready.\n"
