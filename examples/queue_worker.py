@@ -1,7 +1,7 @@
 """A worker: it sends what was handed over to the queue, when it is due.
 
-Start it with `python examples/queue_worker.py`, as often as you like; Ctrl-C stops one. From an empty database on (needs
-the extras `procrastinate` and `testing`)::
+Start it with `python examples/queue_worker.py`, as often as you like; Ctrl-C stops one. It needs the extra
+`procrastinate`, and what sends to it the extra `testing` as well. From an empty database on::
 
     createdb mail
     export DATABASE_URL=postgresql:///mail
