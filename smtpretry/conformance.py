@@ -283,7 +283,7 @@ class _Trial:
         deadline = time.monotonic() + self.patience
         while not condition():
             if time.monotonic() > deadline:
-                msg = f"waited {self.patience:g} s for {what}; {self.report}"
+                msg = f"waited {self.patience:g} s for {what}"
                 raise TimeoutError(msg)
             await asyncio.sleep(_POLL)
 

@@ -97,6 +97,15 @@ def test_the_engine_loses_nothing(database: str) -> None:
     assert (report.lost, report.twice, report.interrupted) == ([], [], 4)
 
 
+def test_an_engine_that_loses_is_found(database: str) -> None:
+    """Where nobody takes over from the dead, the check says what has not come, and does not pass."""
+    never = functools.partial(engine_in, database, stalled_after=3600.0)
+    with pytest.raises(TimeoutError, match="waited 5 s for killed0 to arrive after all"):
+        asyncio.run(check_engine(never, deliveries=10, kills=1, patience=5))
+    with pytest.raises(ValueError, match="workers is at least 2"):
+        asyncio.run(check_engine(never, workers=1))
+
+
 @at_once
 async def test_from_the_application_to_the_worker(database: str) -> None:
     """A greylisted recipient is handed over, comes again in the worker, and nobody gets it twice; who was refused is told."""
