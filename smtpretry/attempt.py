@@ -42,6 +42,9 @@ _IN_TRANSACTION = (Stage.RCPT, Stage.DATA)  # where a refusal leaves one open
 _OUR_OWN_REFUSAL = Decision(
     Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
 )
+_ENDED_IN_DOUBT = Said(
+    Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
+)
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
@@ -77,6 +80,7 @@ class Pass:
             self.delivery.began_at = now
         if first:
             self.todo = self.delivery.due(now)
+            self._doubt([who for who in self.todo if self.delivery.outcomes[who].uncertain], _ENDED_IN_DOUBT)
         if now < self.pool.resumes_at and self.pool.reason is not None:
             self._wait(self.todo, self.pool.reason, self.pool.resumes_at - now)
         if first and self.todo:
@@ -99,9 +103,7 @@ class Pass:
             await transaction.mail()
             await self._offer(connection, transaction, group, taken)
             if taken:
-                if self.policy.clock() - self.saved_at > _FENCE:
-                    await self._save()
-                self._accept(taken, await transaction.data())
+                self._accept(taken, await self._data(transaction, taken))
             else:
                 await connection.reset(self.timeout)
                 if not connection.is_open:
@@ -116,6 +118,21 @@ class Pass:
                 self._doubt(taken, Said(Stage.END_OF_DATA, broken_off))
             raise
         await self._save_settled()
+
+    async def _data(self, transaction: Transaction, taken: Sequence[str]) -> Reply:
+        """Send the message, unless it is another worker's by now. Who may get it at most once is in doubt meanwhile."""
+        in_doubt = taken if self.save is not None and self.policy.on_uncertain == "raise" else ()
+        try:
+            self._mark(in_doubt, uncertain=True)
+            if in_doubt or self.policy.clock() - self.saved_at > _FENCE:
+                await self._save()
+            return await transaction.data()
+        finally:
+            self._mark(in_doubt, uncertain=False)  # what came of it is known, or doubted on its own account
+
+    def _mark(self, recipients: Sequence[str], *, uncertain: bool) -> None:
+        for who in recipients:
+            self.delivery.outcomes[who].uncertain = uncertain
 
     async def _save(self) -> None:
         """Have it stored, where it is a queue's; what that raises ends the pass."""
@@ -327,8 +344,7 @@ class Pass:
 
     def _doubt(self, recipients: Sequence[str], said: Said) -> None:
         """They may have it: only an acceptance makes that certain again."""
-        for who in recipients:
-            self.delivery.outcomes[who].uncertain = True
+        self._mark(recipients, uncertain=True)
         if self.policy.on_uncertain == "raise":
             self._settle(recipients, Status.UNCERTAIN, said)
 
@@ -342,7 +358,7 @@ class Pass:
 
     def _settle(self, recipients: Sequence[str], status: Status, last: Said) -> None:
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)
-        self.settled = True
+        self.settled |= bool(recipients)
         self.todo = [who for who in self.todo if self.delivery.outcomes[who].status is Status.PENDING]
 
     def _note(self, last: Said, decision: Decision | None, recipients: Sequence[str]) -> None:

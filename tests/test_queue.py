@@ -298,12 +298,62 @@ async def test_a_fence_that_has_become_old_is_asked_again() -> None:
         assert not server.messages
 
 
+@pytest.mark.parametrize("crash_at", [2, 3])
+@virtually
+async def test_at_most_once_holds_where_a_worker_dies(crash_at: int) -> None:
+    """With on_uncertain="raise", who may have got it when the worker died is uncertain, and is not offered it again."""
+    async with talk(patient(on_uncertain="raise")) as (server, smtp):
+        server.on("RCPT", BOB, TWO_MINUTES, times=1)
+        stored = list[str]()
+
+        async def save(delivery: Delivery) -> None:
+            if len(stored) == crash_at - 1:
+                raise SystemExit
+            stored.append(json.dumps(delivery.to_dict()))
+
+        with pytest.raises(SystemExit):
+            await smtp.attempt(smtpretry.prepare(BODY, sender=APP, recipients=[ANN, BOB]), save)
+        delivery = Delivery.from_dict(json.loads(stored[-1]))
+        await asyncio.sleep(121)
+        await smtp.attempt(delivery)
+        assert (delivery.uncertain, delivery.accepted) == (([ANN], [BOB]) if crash_at == 3 else ([], [ANN, BOB]))
+        assert [len(server.received(who)) for who in (ANN, BOB)] == [1, 1]
+
+
+@virtually
+async def test_a_save_that_fails_before_the_message_leaves_no_doubt() -> None:
+    """With on_uncertain="raise", nobody is in doubt where nothing was sent."""
+    async with talk(patient(on_uncertain="raise")) as (server, smtp):
+        journal = Journal(server)
+        journal.fail_at, journal.error = 2, OSError("disk full")
+        delivery = smtpretry.prepare(BODY, sender=APP, recipients=[ANN])
+        with pytest.raises(OSError, match="disk full"):
+            await smtp.attempt(delivery, journal)
+        await smtp.attempt(delivery)
+        assert delivery.accepted == [ANN]
+
+
+@pytest.mark.parametrize(("stage", "reply"), [("DATA", "451 4.3.0 Later"), ("END_OF_DATA", "451 4.3.0 Later")])
+@virtually
+async def test_a_refusal_leaves_no_doubt(stage: str, reply: str) -> None:
+    """With on_uncertain="raise", who was in doubt while the message went out is pending again after a refusal for now."""
+    async with talk(patient(on_uncertain="raise")) as (server, smtp):
+        server.on(stage, reply, times=1)
+        journal = Journal(server)
+        delivery = smtpretry.prepare(BODY, sender=APP, recipients=[ANN])
+        await smtp.attempt(delivery, journal)
+        assert (delivery.pending, delivery.outcomes[ANN].uncertain) == ([ANN], False)
+        await asyncio.sleep(70)
+        await smtp.attempt(delivery, journal)
+        assert delivery.accepted == [ANN]
+
+
 @virtually
 async def test_a_save_that_fails_after_the_acceptance_makes_nothing_uncertain() -> None:
     """What the engine raises comes out as it is; in memory the recipient stays accepted."""
     async with talk(patient(on_uncertain="raise")) as (server, smtp):
         journal = Journal(server)
-        journal.fail_at, journal.error = 2, OSError("disk full")
+        journal.fail_at, journal.error = 3, OSError("disk full")
         delivery = smtpretry.prepare(BODY, sender=APP, recipients=[ANN])
         with pytest.raises(OSError, match="disk full"):
             await smtp.attempt(delivery, journal)
