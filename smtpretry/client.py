@@ -9,6 +9,7 @@ import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
+from .bulk import Bulk
 from .connection import CleartextAuth, Connection, Credentials, Failed, Needs, Timeout
 from .delivery import Delivery
 from .envelope import Message, prepare
@@ -19,10 +20,13 @@ from .pool import Pool
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
+
+
+_MANY = 10_000  # messages: what they hold while they wait is a few KB each
 
 
 class RetryingSMTP:
@@ -176,6 +180,30 @@ class RetryingSMTP:
                 message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
             )
         return await self._deliver(message, timeout)
+
+    def send_many(
+        self, messages: Iterable[Message | Delivery] | AsyncIterable[Message | Delivery], concurrency: int | None = None
+    ) -> AsyncGenerator[Delivery, None]:
+        """Send many messages, and yield a `Delivery` for each, in the order in which they end.
+
+        ``async for delivery in smtp.send_many(messages)``. A message is drawn when it can be sent, so that the
+        messages may be a generator of any length; one that waits for its next try does not hold up the others.
+
+        Args:
+            messages: an iterable or asynchronous iterable of message objects, or of what `prepare` makes.
+            concurrency: how many messages may be under way at a time, those that wait among them; None for 10,000.
+
+        Raises:
+            ValueError: `concurrency` is below one.
+            Whatever a message or the iterable raises, such as a ValueError for a message without recipients. Nothing
+            more is drawn then, and it is raised when the messages under way have ended, and have been yielded.
+
+        A loop that is left early (`break`) breaks off what is under way as soon as the generator is closed:
+        ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is pending then.
+        """
+        concurrency = _MANY if concurrency is None else concurrency
+        _check_number("concurrency", concurrency)
+        return Bulk(self.deliver, self._pool.room, concurrency).run(messages)
 
     async def attempt(self, delivery: Delivery, *, timeout: Timeout = Default.token) -> Delivery:
         """Make one pass over the recipients that are due, with all of its repairs and without any waiting.
