@@ -10,6 +10,7 @@ import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
+from .bulk import Bulk
 from .connection import CleartextAuth, Connection, Credentials, Failed, Needs, Timeout
 from .delivery import Delivery, Status
 from .envelope import Message, prepare
@@ -20,7 +21,7 @@ from .pool import Pool
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from .queues import Engine
 
 _log = logging.getLogger("smtpretry")
+
+
+_MANY = 10_000  # messages: what they hold while they wait is a few KB each
 
 
 class RetryingSMTP:
@@ -194,6 +198,30 @@ class RetryingSMTP:
                 message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
             )
         return await self._deliver(message, timeout)
+
+    def send_many(
+        self, messages: Iterable[Message | Delivery] | AsyncIterable[Message | Delivery], concurrency: int | None = None
+    ) -> AsyncGenerator[Delivery, None]:
+        """Send many messages, and yield a `Delivery` for each, in the order in which they end.
+
+        ``async for delivery in smtp.send_many(messages)``. A message is drawn when it can be sent, so that the
+        messages may be a generator of any length; one that waits for its next try does not hold up the others.
+
+        Args:
+            messages: an iterable or asynchronous iterable of message objects, or of what `prepare` makes.
+            concurrency: how many messages may be under way at a time, those that wait among them; None for 10,000.
+
+        Raises:
+            ValueError: `concurrency` is below one.
+            Whatever a message or the iterable raises, such as a ValueError for a message without recipients. Nothing
+            more is drawn then, and it is raised when the messages under way have ended, and have been yielded.
+
+        A loop that is left early (`break`) breaks off what is under way as soon as the generator is closed:
+        ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is pending then.
+        """
+        concurrency = _MANY if concurrency is None else concurrency
+        _check_number("concurrency", concurrency)
+        return Bulk(self.deliver, self._pool.room, concurrency).run(messages)
 
     async def attempt(
         self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token

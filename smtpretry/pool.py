@@ -51,7 +51,7 @@ class Pool:
         self._alarms = dict[asyncio.Future[None], asyncio.TimerHandle | asyncio.Future[None]]()
         self._retiring = set[asyncio.Task[None]]()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._all_back = asyncio.Event()
+        self._all_back, self._room = asyncio.Event(), asyncio.Event()
         self._sweeper: asyncio.TimerHandle | None = None
         self._widener: asyncio.TimerHandle | None = None
 
@@ -136,6 +136,7 @@ class Pool:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
+        self._room.set()
         while self._lent:
             await self._all_back.wait()
         await self.hang_up(politely=politely)
@@ -158,6 +159,12 @@ class Pool:
         self._lent += 1
         self._all_back.clear()
         return self._free.pop()
+
+    async def room(self) -> None:
+        """Wait until fewer sends wait for a connection than there may be connections."""
+        while len(self._waiting) >= self.size:
+            self._room.clear()
+            await self._room.wait()
 
     async def _my_turn(self) -> Connection:
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
@@ -195,6 +202,7 @@ class Pool:
                 self._waiting.popleft().set_result(connection)
             else:
                 break
+        self._room.set()
 
     async def _retire(self, connection: Connection, *, politely: bool = True) -> None:
         try:
@@ -244,7 +252,7 @@ class Pool:
         if any(connection.is_open and connection.client.loop is not loop for connection in self._connections):
             msg = "the client is connected in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        self._loop, self._all_back = loop, asyncio.Event()
+        self._loop, self._all_back, self._room = loop, asyncio.Event(), asyncio.Event()
         self._free, self._lent, self.limit = deque(self._connections), 0, self.size
         self._waiting.clear()
         self._sweeper = self._widener = None

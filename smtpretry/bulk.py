@@ -1,0 +1,97 @@
+"""Many messages through one client: drawn as fast as they are sent, told in the order in which they end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Generic, TypeVar
+
+from .delivery import Delivery
+from .errors import delivery_of
+
+T = TypeVar("T")
+
+_log = logging.getLogger("smtpretry")
+
+
+class Bulk(Generic[T]):
+    """The sends that are under way.
+
+    A message is drawn when there is `room`, and fewer than `concurrency` are under way or not yet yielded. After the
+    first failure that is not a delivery's own, nothing more is drawn.
+    """
+
+    def __init__(
+        self,
+        deliver: Callable[[T], Coroutine[Any, Any, Delivery]],
+        room: Callable[[], Awaitable[None]],
+        concurrency: int,
+    ) -> None:
+        self._deliver, self._room = deliver, room
+        self._slots = asyncio.Semaphore(concurrency)
+        self._sends = set[asyncio.Task[Delivery]]()
+        self._ended: asyncio.Queue[asyncio.Task[Delivery] | None] = asyncio.Queue()
+        self._failure: BaseException | None = None
+
+    async def run(self, messages: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[Delivery, None]:
+        """Send each of the messages, and yield what became of it."""
+        feeding = asyncio.ensure_future(self._feed(messages))
+        feeding.add_done_callback(lambda _: self._ended.put_nowait(None))
+        try:
+            while self._sends or not feeding.done():
+                send = await self._ended.get()
+                if send is not None and (delivery := self._taken(send)) is not None:
+                    yield delivery
+            feeding.result()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for task in (feeding, *self._sends):
+                task.cancel()
+            await asyncio.gather(feeding, *self._sends, return_exceptions=True)
+
+    async def _feed(self, messages: Iterable[T] | AsyncIterable[T]) -> None:
+        number = 0
+        await self._slots.acquire()
+        async for message in _each(messages):
+            number += 1
+            send = asyncio.ensure_future(self._send(message, number))
+            self._sends.add(send)
+            send.add_done_callback(self._ended.put_nowait)
+            del message, send  # what waits, waits as bytes
+            await asyncio.sleep(0)  # it takes a connection, or its place in the queue for one
+            await self._slots.acquire()
+            await self._room()
+            if self._failure is not None:
+                break
+
+    async def _send(self, message: T, number: int) -> Delivery:
+        sending = self._deliver(message)
+        del message
+        try:
+            return await sending
+        except asyncio.CancelledError as error:
+            if delivery := delivery_of(error):
+                _log.warning("%s broken off; pending: %s", delivery.id, ", ".join(delivery.pending))
+            raise
+        except Exception as error:
+            error.add_note(f"smtpretry: it was message {number} of send_many")
+            self._failure = self._failure or error
+            raise
+
+    def _taken(self, send: asyncio.Task[Delivery]) -> Delivery | None:
+        """What became of one; None where it never was a delivery."""
+        self._sends.remove(send)
+        self._slots.release()
+        failure = send.exception()
+        return send.result() if failure is None else delivery_of(failure)
+
+
+async def _each(messages: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(messages, AsyncIterable):
+        async for message in messages:
+            yield message
+    else:
+        for message in messages:
+            yield message
