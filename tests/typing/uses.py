@@ -3,7 +3,6 @@
 Each `type: ignore` is a mistake that has to be found: where it is not, mypy and pyright complain of the comment.
 """
 
-
 from __future__ import annotations
 
 import email.message
