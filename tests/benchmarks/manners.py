@@ -44,7 +44,7 @@ SCALES = [1.05**n for n in range(-50, 60)]
 LATE = 0.05  # of the window, where the server names it
 PHASES = 60  # of Postfix's queue runs, and draws of the jitter of the others
 OURS, HINTED = "smtpretry", "smtpretry, told the delay"
-RECIPE, PATIENT, STAMINA = "tenacity: 1 s, doubling, 5 attempts", "tenacity: 60 s, doubling, 5 attempts", "stamina"
+RECIPE, PATIENT, STAMINA = "tenacity, 1 s and doubling", "tenacity, 60 s and doubling", "stamina"
 
 
 def way(name: str, server: ScriptedServer) -> tuple[RetryingSMTP | None, Send]:
@@ -91,9 +91,9 @@ async def a_minute_of_421(name: str, many: int) -> tuple[int, int, list[float]]:
 
 def when_it_is_busy(*, many: int) -> Table:
     table = Table(
-        f"{many} sends while the server says 421",
+        f"{many} sends to a server that says 421",
         f"Each connection is closed with 421 for a minute; {many} sends begin at once. What the server saw, and how long "
-        "after the minute the mails were in, in seconds of virtual time.",
+        "after the minute the mails were in, in seconds of virtual time. tenacity tries five times, stamina by its defaults.",
         ("sent by", "connections refused", "commands in all", "mails in", "half of them after s", "all after s"),
     )
     found = {name: virtual.run(a_minute_of_421(name, many)) for name in (OURS, PATIENT, RECIPE, STAMINA)}
