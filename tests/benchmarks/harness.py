@@ -43,7 +43,7 @@ class Table:
     def __str__(self) -> str:
         """As Markdown that is also a table in a terminal."""
         cells = [list(self.columns), *([show(cell) for cell in row] for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
         sides = [
             all(not isinstance(row[n], str) for row in self.rows) for n in range(len(self.columns))
         ]  # numbers: right

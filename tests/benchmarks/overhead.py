@@ -55,7 +55,7 @@ async def contenders(port: int, recipients: int, size: int) -> AsyncIterator[dic
 
 
 async def calls(send: Callable[[], Awaitable[Any]]) -> Counter[str]:
-    """The calls of Python functions in one send, all of them and those into the machinery of retrying."""
+    """The calls of Python functions in one send, in all and into what retries. A resumed coroutine counts again."""
     seen: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, _: object) -> None:
@@ -78,11 +78,11 @@ async def measure(port: int, *, rounds: int) -> tuple[Table, Table]:
         "Overhead of a send that succeeds at once",
         "`send_message` over an open connection, in the clear over loopback; each contender has a connection of its own. "
         f"Ratios are medians over {rounds} rounds in which all take turns, ± their standard error.",
-        ("message", "sent by", "CPU µs", "CPU ratio", "±", "wall µs", "wall ratio", "± "),
+        ("message", "sent by", "CPU µs", "CPU ratio", "±", "wall µs", "wall ratio", "±"),
     )
     count = Table(
         "What it calls",
-        "Calls of Python functions in one such send: the same in every run, on every machine.",
+        "Calls of Python functions, and resumptions of coroutines, in one such send: the same in every run, on any machine.",
         ("message", "sent by", "calls", "ratio", "calls into tenacity, stamina or the rules"),
     )
     for case, (recipients, size, block) in CASES.items():

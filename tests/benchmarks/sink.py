@@ -108,14 +108,17 @@ class Sink(asyncio.Protocol):
 
 
 async def serve(pipe: Connection, delay: float, tls: ssl.SSLContext | None) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Sink(delay, tls), HOST, 0, backlog=1024)
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    server = await loop.create_server(lambda: Sink(delay, tls), HOST, 0, backlog=1024)
     pipe.send(server.sockets[0].getsockname()[1])
-    await server.serve_forever()
+    loop.add_reader(pipe.fileno(), over.set)
+    await over.wait()
+    server.close()
 
 
 def run(pipe: Connection, delay: float, certificate: trustme.LeafCert | None) -> None:
-    """The process: it says its port through the pipe, and serves until it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the benchmark, which ends this
+    """The process: it says its port through the pipe, and ends when nobody holds the other end any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for that process
     tls = None
     if certificate is not None:
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -136,9 +139,9 @@ def sink(*, delay: float = 0.0, authority: trustme.CA | None = None) -> Iterator
     certificate = authority.issue_cert(HOST) if authority else None
     process = context.Process(target=run, args=(theirs, delay, certificate), daemon=True)
     process.start()
-    theirs.close()  # so that the end of the process is the end of the pipe
+    theirs.close()  # so that the end of one process is the end of the pipe for the other
     try:
         yield ours.recv()
     finally:
-        process.kill()
+        ours.close()
         process.join()
