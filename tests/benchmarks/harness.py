@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import importlib.metadata
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from multiprocessing.connection import Connection
 
 SENDER = "app@example.com"
 LINE = "Sphinx of black quartz, judge my vow, and judge it once, not twice.\n"
@@ -115,8 +115,22 @@ def ratio(mine: Sequence[float], others: Sequence[float]) -> tuple[float, float]
 
 def in_a_process(work: Callable[..., Any], *args: Any) -> Any:
     """Call it in a process that has done nothing else, and return what it returns."""
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(work, *args).result()
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(theirs, work, args), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError:
+        msg = f"the process of {work.__name__}{args} has failed, as told above"
+        raise RuntimeError(msg) from None
+    finally:
+        process.join()
+
+
+def _report(pipe: Connection, work: Callable[..., Any], args: Sequence[Any]) -> None:
+    pipe.send(work(*args))
 
 
 def resident() -> int:

@@ -13,10 +13,11 @@ The mail servers' schedules are simulated, from what their documentation or sour
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import random
 import statistics
-from itertools import accumulate, chain, count
+from itertools import accumulate, chain, count, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import aiosmtplib
@@ -31,7 +32,7 @@ from smtpretry.testing import ScriptedServer
 from .harness import Table, letter
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from email.message import EmailMessage
 
     Send = Callable[[EmailMessage], Awaitable[Any]]
@@ -42,51 +43,48 @@ WINDOWS = (60, 300, 900)  # seconds that a greylisting server refuses for
 EVERY_WINDOW = range(60, 901, 10)
 SCALES = [1.05**n for n in range(-50, 60)]
 LATE = 0.05  # of the window, where the server names it
-PHASES = 60  # of Postfix's queue runs, and draws of the jitter of the others
+PHASES = 60  # of Postfix's queue runs
 OURS, HINTED = "smtpretry", "smtpretry, told the delay"
 RECIPE, PATIENT, STAMINA = "tenacity, 1 s and doubling", "tenacity, 60 s and doubling", "stamina"
 
 
-def way(name: str, server: ScriptedServer) -> tuple[RetryingSMTP | None, Send]:
-    """What to close in the end, and how to send."""
+@contextlib.asynccontextmanager
+async def way(name: str, server: ScriptedServer) -> AsyncIterator[Send]:
+    """How it is sent: a function that takes a message object."""
     where: dict[str, Any] = {"hostname": server.hostname, "port": server.port, "local_hostname": "client.example"}
     if name in (OURS, HINTED):
-        smtp = RetryingSMTP(server.client(), RetryPolicy(clock=virtual.clock))
-        return smtp, smtp.send_message
-    if name == STAMINA:
+        async with RetryingSMTP(server.client(), RetryPolicy(clock=virtual.clock)) as smtp:
+            yield smtp.send_message
+    elif name == STAMINA:
         stamina.instrumentation.set_on_retry_hooks([])  # they log
-        return None, lambda message: stamina.retry(on=aiosmtplib.SMTPException)(aiosmtplib.send)(message, **where)
-    waits = {} if name == PATIENT else {"wait": tenacity.wait_exponential(multiplier=1, max=60)}
-    return None, lambda message: retrying(**waits)(aiosmtplib.send, message, **where)
+        yield lambda message: stamina.retry(on=aiosmtplib.SMTPException)(aiosmtplib.send)(message, **where)
+    else:
+        waits = {} if name == PATIENT else {"wait": tenacity.wait_exponential(multiplier=1, max=60)}
+        yield lambda message: retrying(**waits)(aiosmtplib.send, message, **where)
 
 
 async def a_minute_of_421(name: str, many: int) -> tuple[int, int, list[float]]:
     """Return the connections while it refused, the commands in all, and how long after the minute each mail was in."""
     loop = asyncio.get_running_loop()
+    refused, late = 0, list[float]()
     async with ScriptedServer() as server:
-        server.on("CONNECT", BUSY)
-        smtp, send = way(name, server)
-        refused = 0
 
         def recover() -> None:
             nonlocal refused
             refused = server.connections
             server.clear()
 
-        loop.call_later(MINUTE, recover)
-
-        async def one(number: int) -> float | None:
-            try:
+        async def one(number: int) -> None:
+            with contextlib.suppress(aiosmtplib.SMTPException):
                 await send(letter(f"user{number}@example.com"))
-            except aiosmtplib.SMTPException:
-                return None
-            return loop.time() - MINUTE
+                late.append(loop.time() - MINUTE)
 
-        ends = await asyncio.gather(*[one(number) for number in range(many)])
-        if smtp:
-            await smtp.aclose()
+        server.on("CONNECT", BUSY)
+        loop.call_later(MINUTE, recover)
+        async with way(name, server) as send:
+            await asyncio.gather(*[one(number) for number in range(many)])
         await asyncio.sleep(max(0, MINUTE + 1 - loop.time()))
-        return refused, len(server.commands), [end for end in ends if end is not None]
+        return refused, len(server.commands), late
 
 
 def when_it_is_busy(*, many: int) -> Table:
@@ -96,6 +94,7 @@ def when_it_is_busy(*, many: int) -> Table:
         "after the minute the mails were in, in seconds of virtual time. tenacity tries five times, stamina by its defaults.",
         ("sent by", "connections refused", "commands in all", "mails in", "half of them after s", "all after s"),
     )
+    random.seed(0)  # tenacity's jitter draws from it
     found = {name: virtual.run(a_minute_of_421(name, many)) for name in (OURS, PATIENT, RECIPE, STAMINA)}
     for name, (refused, commands, ends) in found.items():
         late = (statistics.median(ends), max(ends)) if ends else (None, None)
@@ -105,8 +104,8 @@ def when_it_is_busy(*, many: int) -> Table:
     table.targets[f"fewer wasted connections than any other ({refused})"] = refused < min(
         one[0] for one in found.values()
     )
-    complete = [one[1] for one in found.values() if len(one[2]) == many]
-    table.targets[f"fewer commands than any other that gets all of them in ({commands:,})"] = commands < min(complete)
+    others = min(one[1] for one in found.values() if len(one[2]) == many)
+    table.targets[f"fewer commands than any other that gets all of them in ({commands:,})"] = commands < others
     return table
 
 
@@ -137,7 +136,7 @@ def postfix(phase: float) -> Iterator[float]:
 
 SCHEDULES: dict[str, Callable[[float], Iterable[float]]] = {  # given a number from 0 to 1, the seconds of the attempts
     "Postfix": lambda phase: postfix(phase * 300),
-    "Exim": lambda _: chain((900.0 * n for n in range(9)), accumulate(3600 * 1.5**n for n in count())),
+    "Exim": lambda _: accumulate(chain(repeat(900.0, 8), (3600 * 1.5**n for n in count())), initial=0.0),
     "Haraka": lambda _: accumulate((2.0 ** (n + 5) for n in count(1)), initial=0.0),
     "OpenSMTPD": lambda _: (400.0 * n * n for n in count()),
 }
@@ -164,15 +163,11 @@ async def greylisted(name: str, window: float) -> Course:
         )
         server.commands = commands = Clocked()
         asyncio.get_running_loop().call_later(window, server.clear)
-        smtp, send = way(name, server)
-        try:
-            await send(letter("ann@example.com"))
-        except aiosmtplib.SMTPException:
-            taken = False
-        else:
-            taken = True
-        if smtp:
-            await smtp.aclose()
+        taken = False
+        async with way(name, server) as send:
+            with contextlib.suppress(aiosmtplib.SMTPException):
+                await send(letter("ann@example.com"))
+                taken = True
         return Course(commands.offers, taken)
 
 
@@ -180,7 +175,7 @@ def courses(name: str, window: float, draws: int) -> list[Course]:
     """What becomes of a mail, in all the ways that chance has."""
     if name in SCHEDULES:
         return [until(SCHEDULES[name](draw / PHASES), window) for draw in range(PHASES)]
-    random.seed(0)  # tenacity's jitter draws from it
+    random.seed(0)
     return [virtual.run(greylisted(name, window)) for _ in range(draws if name == OURS else 1)]
 
 
