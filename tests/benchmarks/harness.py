@@ -44,14 +44,12 @@ class Table:
         """As Markdown that is also a table in a terminal."""
         cells = [list(self.columns), *([show(cell) for cell in row] for row in self.rows)]
         widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-        sides = [
-            all(not isinstance(row[n], str) for row in self.rows) for n in range(len(self.columns))
-        ]  # numbers: right
+        numbers = [all(not isinstance(row[n], str) for row in self.rows) for n in range(len(self.columns))]
         lines = [
             " | ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in row)
-            for row in (zip(line, widths, sides, strict=True) for line in cells)
+            for row in (zip(line, widths, numbers, strict=True) for line in cells)
         ]
-        rule = " | ".join("-" * (width - 1) + ("-:"[right]) for width, right in zip(widths, sides, strict=True))
+        rule = " | ".join("-" * (width - 1) + ("-:"[right]) for width, right in zip(widths, numbers, strict=True))
         table = [f"| {line} |" for line in (lines[0], rule, *lines[1:])] if self.rows else []
         ends = [f"* {'met' if met else 'MISSED'}: {target}" for target, met in self.targets.items()]
         parts = ([f"### {self.title}"], [self.how], table, ends)

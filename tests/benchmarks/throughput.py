@@ -28,7 +28,7 @@ DELAY = 0.02  # seconds before each reply
 CONNECTIONS = (1, 2, 4, 8, 16)
 SHARE = 0.9  # of N times one connection's rate
 USUAL = "aiosmtplib.send for each"
-LEAN = "aiosmtplib.send for each, one TLS context"
+LEAN = "aiosmtplib.send, one TLS context"
 OURS = "one RetryingSMTP"
 
 
