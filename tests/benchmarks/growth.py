@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import math
 import statistics
 import timeit
 import tracemalloc
@@ -15,7 +16,7 @@ import aiosmtplib
 from smtpretry import DEFAULT_RULES, Action, Reply, RetryingSMTP, RetryPolicy, Rule, Stage
 
 from .harness import SENDER, Table, race, ratio
-from .memory import OURS, SIZE, waiting
+from .memory import BARE, OURS, SIZE, waiting
 from .sink import HOST, sink
 
 WAITING = (100, 10_000, 100_000)
@@ -32,27 +33,31 @@ REPLIES = {
 def with_waiting(sizes: tuple[int, ...]) -> Table:
     table = Table(
         "With the number of waiting sends",
-        f"`send_message`, {SIZE:,} bytes each, one RetryingSMTP, a process for each number. CPU time for each until it "
-        "waits; of a send that succeeds while the others wait; and for each when all are cancelled.",
-        ("waiting", "CPU µs each", "bytes each", "CPU µs of another", "CPU µs to cancel"),
+        f"`send_message`, {SIZE:,} bytes each, one RetryingSMTP, a process for each number; beside it {BARE}. CPU time for "
+        "each until it waits; of a send that succeeds while the others wait; and for each when all are cancelled.",
+        ("sent by", "waiting", "CPU µs each", "bytes each", "CPU µs of another", "CPU µs to cancel"),
     )
     with sink() as port:
-        found = {number: waiting(OURS, port, number) for number in sizes}
-    for number, one in found.items():
-        table.rows.append((number, one.cpu * 1e6, one.memory, one.newcomer * 1e6, one.cancelling * 1e6))
-    most = found[sizes[-1]]
-    for what, field, base in (
-        ("CPU time", "cpu", sizes[0]),
-        ("memory", "memory", sizes[-2]),  # of a hundred it drowns in that of the process
-        ("another send", "newcomer", sizes[0]),
-        ("cancelling", "cancelling", sizes[0]),
-    ):
-        flat(table, f"{what} with {sizes[-1]:,} against {base:,}", getattr(most, field) / getattr(found[base], field))
+        found = {name: [waiting(name, port, number) for number in sizes] for name in (BARE, OURS)}
+    for name, each in found.items():
+        for number, one in zip(sizes, each, strict=True):
+            table.rows.append((name, number, one.cpu * 1e6, one.memory, one.newcomer * 1e6, one.cancelling * 1e6))
+    for what, field in {
+        "CPU time": "cpu",
+        "another send": "newcomer",
+        "cancelling": "cancelling",
+        "memory": "memory",
+    }.items():
+        base = -2 if what == "memory" else 0  # that of a hundred drowns in that of the process
+        theirs, ours = (getattr(each[-1], field) / (getattr(each[base], field) or math.inf) for each in found.values())
+        flat(table, f"{what} with {sizes[-1]:,} against {sizes[base]:,}", ours, theirs)
     return table
 
 
-def flat(table: Table, what: str, growth: float) -> None:
-    table.targets[f"{what}: at most {GROWTH:g} times ({growth:.2f})"] = growth <= GROWTH
+def flat(table: Table, what: str, growth: float, unavoidable: float = 1.0) -> None:
+    """Where the asleep tasks of asyncio grow as well, for their timers and their garbage, that much is not our own."""
+    aim = GROWTH * max(1.0, unavoidable)
+    table.targets[f"{what}: at most {aim:.3g} times ({growth:.2f})"] = growth <= aim
 
 
 class EnoughError(Exception):
