@@ -13,6 +13,7 @@ import concurrent.futures
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,8 +36,19 @@ COLUMNS = {
 }
 
 
+def retrying(**settings: Any) -> tenacity.AsyncRetrying:
+    """Return what many applications put around a send: every SMTP error is tried again, five times in all."""
+    usual = {
+        "retry": tenacity.retry_if_exception_type(aiosmtplib.SMTPException),
+        "wait": tenacity.wait_exponential(multiplier=60, max=900),
+        "stop": tenacity.stop_after_attempt(5),
+        "reraise": True,
+    }
+    return tenacity.AsyncRetrying(**(usual | settings))
+
+
 async def recipe(cell: faults.Cell) -> faults.Run:
-    """Run a cell as many applications do it: every SMTP error is tried again, five times in all."""
+    """Run a cell as many applications do it."""
     seen = faults.Run(cell)
     place = cell.place
     message = faults.SMALL if not place.large else faults.HUGE if place.verb == "BODY" else faults.LARGE
@@ -46,25 +58,19 @@ async def recipe(cell: faults.Cell) -> faults.Run:
         script = faults.install(cell, server)
         errors: dict[str, object] | None = None
         try:
-            async for attempt in tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(aiosmtplib.SMTPException),
-                wait=tenacity.wait_exponential(multiplier=60, max=900),
-                stop=tenacity.stop_after_attempt(5),
-                reraise=True,
-            ):
-                with attempt:
-                    refused, _ = await aiosmtplib.send(
-                        message,
-                        sender=faults.SENDER,
-                        recipients=list(faults.RECIPIENTS),
-                        hostname=server.hostname,
-                        port=server.port,
-                        local_hostname="client.example",
-                        username="app" if server.credentials else None,
-                        password="secret" if server.credentials else None,
-                        tls_context=server.tls_context,
-                    )
-                    errors = dict(refused)
+            refused, _ = await retrying()(
+                aiosmtplib.send,
+                message,
+                sender=faults.SENDER,
+                recipients=list(faults.RECIPIENTS),
+                hostname=server.hostname,
+                port=server.port,
+                local_hostname="client.example",
+                username="app" if server.credentials else None,
+                password="secret" if server.credentials else None,
+                tls_context=server.tls_context,
+            )
+            errors = dict(refused)
         except (aiosmtplib.SMTPException, OSError):
             errors = dict.fromkeys(faults.RECIPIENTS)
         seen.injected = script.used

@@ -1,0 +1,120 @@
+"""What a send costs where nothing goes wrong, beside the bare client's own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import aiosmtplib
+import stamina
+from reliability import retrying
+
+from smtpretry import RetryingSMTP
+
+from .harness import Table, letter, race, ratio
+from .sink import HOST, sink
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from types import FrameType
+
+CASES = {  # recipients, bytes, sends in a block
+    "1 KB, one recipient": (1, 1024, 32),
+    "100 KB, one recipient": (1, 100 * 1024, 8),
+    "1 KB, 50 recipients": (50, 1024, 4),
+}
+LIMIT = 1.03
+BARE = "aiosmtplib.SMTP"
+
+
+@contextlib.asynccontextmanager
+async def contenders(port: int, recipients: int, size: int) -> AsyncIterator[dict[str, Callable[[], Awaitable[Any]]]]:
+    """The same message, sent over open connections."""
+    message = letter(*(f"user{number}@example.com" for number in range(recipients)), size=size)
+
+    def client() -> aiosmtplib.SMTP:
+        return aiosmtplib.SMTP(hostname=HOST, port=port, local_hostname="client.example")
+
+    async with (
+        client() as bare,
+        client() as again,
+        client() as inside,
+        client() as stamped,
+        RetryingSMTP(client()) as smtp,
+    ):
+
+        async def with_stamina() -> None:
+            async for attempt in stamina.retry_context(on=aiosmtplib.SMTPException):
+                with attempt:
+                    await stamped.send_message(message)
+
+        yield {
+            BARE: lambda: bare.send_message(message),
+            "the same, another one": lambda: again.send_message(message),
+            "smtpretry": lambda: smtp.send_message(message),
+            "tenacity around it": lambda: retrying()(inside.send_message, message),
+            "stamina around it": with_stamina,
+        }
+
+
+async def calls(send: Callable[[], Awaitable[Any]]) -> Counter[str]:
+    """The calls of Python functions in one send, in all and into what retries. A resumed coroutine counts again."""
+    seen: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call":
+            name = frame.f_code.co_filename.replace("\\", "/")
+            seen["all"] += 1
+            seen["retrying"] += "/tenacity/" in name or "/stamina/" in name or name.endswith("/smtpretry/rules.py")
+
+    await send()
+    sys.setprofile(note)
+    try:
+        await send()
+    finally:
+        sys.setprofile(None)
+    return seen
+
+
+async def measure(port: int, *, rounds: int) -> tuple[Table, Table]:
+    times = Table(
+        "Overhead of a send that succeeds at once",
+        "`send_message` over an open connection, in the clear over loopback; each contender has a connection of its own. "
+        f"Ratios are medians over {rounds} rounds in which all take turns, ± their standard error; the second bare client "
+        "shows how far to believe them.",
+        ("message", "sent by", "CPU µs", "CPU ratio", "±", "wall µs", "wall ratio", "±"),
+    )
+    count = Table(
+        "What it calls",
+        "Calls of Python functions, and resumptions of coroutines, in one such send: the same in every run, on any machine.",
+        ("message", "sent by", "calls", "ratio", "calls into tenacity, stamina or the rules"),
+    )
+    for case, (recipients, size, block) in CASES.items():
+        async with contenders(port, recipients, size) as sends:
+            costs = await race(sends, rounds=rounds, block=block)
+            called = {name: await calls(send) for name, send in sends.items()}
+        for name, mine in costs.items():
+            cpu, wall = (
+                ratio([cost[which] for cost in mine], [cost[which] for cost in costs[BARE]]) for which in (0, 1)
+            )
+            middle = [statistics.median(cost[which] for cost in mine) * 1e6 for which in (0, 1)]
+            times.rows.append((case, name, middle[0], *cpu, middle[1], *wall))
+            figures = called[name]
+            count.rows.append((case, name, figures["all"], figures["all"] / called[BARE]["all"], figures["retrying"]))
+            if name == "smtpretry":
+                for what, figure in (("CPU", cpu[0]), ("wall", wall[0])):
+                    times.targets[f"{case}: at most {LIMIT} of the bare client's {what} time ({figure:.3f})"] = (
+                        figure <= LIMIT
+                    )
+                built = figures["retrying"]
+                count.targets[f"{case}: nothing of the retry machinery is touched ({built} calls)"] = built == 0
+    return times, count
+
+
+def run(*, quick: bool) -> list[Table]:
+    with sink() as port:
+        return [*asyncio.run(measure(port, rounds=4 if quick else 200))]

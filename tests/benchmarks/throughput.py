@@ -1,0 +1,127 @@
+"""How many messages go out in a second, against `aiosmtplib.send` for each; and how that grows with connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import inspect
+import ssl
+import statistics
+import time
+from typing import TYPE_CHECKING, Any
+
+import aiosmtplib
+import trustme
+
+import smtpretry
+from smtpretry import RetryingSMTP
+
+from .harness import Table, letter, race, ratio
+from .sink import HOST, sink
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+CASES = {"in the clear": 2.0, "STARTTLS and AUTH": 5.0}  # how many times faster it is to be
+DELAY = 0.02  # seconds before each reply
+CONNECTIONS = (1, 2, 4, 8, 16)
+SHARE = 0.9  # of N times one connection's rate
+USUAL = "aiosmtplib.send for each"
+LEAN = "aiosmtplib.send, one TLS context"
+OURS = "one RetryingSMTP"
+
+
+async def one_by_one(port: int, authority: trustme.CA | None, *, rounds: int) -> dict[str, list[float]]:
+    """The seconds that a message takes, one sent after the other."""
+    where: dict[str, Any] = {"hostname": HOST, "port": port, "local_hostname": "client.example"}
+    given, made, login = {}, {}, {}
+    message = letter("ann@example.com")
+    with contextlib.ExitStack() as stack:
+        if authority:
+            login = {"username": "app", "password": "secret"}
+            given = {"tls_context": ssl.create_default_context()}
+            authority.configure_trust(given["tls_context"])
+            made = {"cert_bundle": stack.enter_context(authority.cert_pem.tempfile())}
+        contenders = {USUAL: lambda: aiosmtplib.send(message, **where, **made, **login)}
+        if authority:
+            contenders[LEAN] = lambda: aiosmtplib.send(message, **where, **given, **login)
+        contenders["smtpretry.send for each"] = lambda: smtpretry.send(message, **where, **made, **login)
+        async with (
+            aiosmtplib.SMTP(**where, **given, **login) as client,
+            RetryingSMTP(aiosmtplib.SMTP(**where, **given), **login) as smtp,
+        ):
+            contenders["one aiosmtplib.SMTP"] = lambda: client.send_message(message)
+            contenders[OURS] = lambda: smtp.send_message(message)
+            costs = await race(contenders, rounds=rounds, block=8)
+    return {name: [cost.wall for cost in each] for name, each in costs.items()}
+
+
+def against_the_usual(*, rounds: int) -> Table:
+    table = Table(
+        "Messages a second, one after the other",
+        "1 KB to one recipient, over loopback. `aiosmtplib.send` connects for each message, and makes a TLS context each "
+        "time that it needs one, where none is given. Ratios are medians of rounds in which all take turns, ± their standard error.",
+        ("connection", "sent with", "messages/s", "ratio", "±"),
+    )
+    for case, aim in CASES.items():
+        authority = trustme.CA() if case == "STARTTLS and AUTH" else None
+        with sink(authority=authority) as port:
+            times = asyncio.run(one_by_one(port, authority, rounds=rounds))
+        for name, mine in times.items():
+            table.rows.append((case, name, 1 / statistics.median(mine), *ratio(times[USUAL], mine)))
+        for other in (USUAL, LEAN):
+            if other in times:
+                figure, _ = ratio(times[other], times[OURS])
+                table.targets[f"{case}: {OURS} at least {aim:g} times as fast as {other} ({figure:.2f})"] = (
+                    figure >= aim
+                )
+    return table
+
+
+async def rate(send: Callable[[], Awaitable[object]], tasks: int, messages: int) -> float:
+    """Messages a second with so many tasks that each send one after the other, from when each has sent one."""
+
+    async def work(number: int) -> None:
+        for _ in range(number):
+            await send()
+
+    await asyncio.gather(*[work(1) for _ in range(tasks)])
+    began = time.perf_counter()
+    await asyncio.gather(*[work(messages) for _ in range(tasks)])
+    return tasks * messages / (time.perf_counter() - began)
+
+
+async def over_a_network(table: Table, port: int, *, messages: int, most: int) -> None:
+    message = letter("ann@example.com")
+    where: dict[str, Any] = {"hostname": HOST, "port": port, "local_hostname": "client.example"}
+    alone = 0.0
+    for number in (number for number in CONNECTIONS if number <= most):
+        async with RetryingSMTP(lambda: aiosmtplib.SMTP(**where), max_connections=number) as smtp:
+            ours = await rate(functools.partial(smtp.send_message, message), number, messages)
+        usual = await rate(functools.partial(aiosmtplib.send, message, **where), number, messages)
+        alone = alone or ours
+        table.rows.append((number, ours, ours / alone, usual, usual / alone))
+        if number > 1:
+            what = f"{number} connections: at least {SHARE:g} x {number} times the rate of one ({ours / alone:.2f})"
+            table.targets[what] = ours >= SHARE * number * alone
+
+
+def with_connections(*, quick: bool) -> Table:
+    table = Table(
+        "Messages a second over a network, with N connections",
+        f"1 KB to one recipient, in the clear; the server answers after {DELAY * 1000:g} ms. N tasks send one message after "
+        "the other through one RetryingSMTP with `max_connections=N`, open before the clock starts; beside it, N tasks with "
+        "`aiosmtplib.send` for each message.",
+        ("N", "smtpretry: messages/s", "x one connection", "aiosmtplib.send: messages/s", "x one connection"),
+    )
+    if "max_connections" not in inspect.signature(RetryingSMTP).parameters:
+        table.how += " SKIPPED: this RetryingSMTP has no `max_connections`."
+        return table
+    with sink(delay=DELAY) as port:
+        asyncio.run(over_a_network(table, port, messages=4 if quick else 40, most=4 if quick else max(CONNECTIONS)))
+    return table
+
+
+def run(*, quick: bool) -> list[Table]:
+    return [against_the_usual(rounds=4 if quick else 100), with_connections(quick=quick)]
