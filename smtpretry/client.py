@@ -344,11 +344,7 @@ class RetryingSMTP:
                 wait = delivery.next_at - self.policy.clock()
                 if wait > self._max_wait and await self._hand_over(delivery):
                     break
-                alarm = self._pool.alarm(wait)
-                try:
-                    await alarm
-                finally:
-                    self._pool.stop(alarm)
+                await self._pool.alarm(wait)
                 await self.attempt(delivery, timeout=timeout)
         except BaseException as error:
             tell(error, delivery, self.policy.clock())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
 from .errors import ClientClosed
@@ -48,7 +50,10 @@ class Pool:
         self._free = deque(self._connections)  # those that nobody uses: closed ones, then the open ones, last used last
         self._lent = 0
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
-        self._alarms = dict[asyncio.Future[None], asyncio.TimerHandle | asyncio.Future[None]]()
+        self._alarms = list[tuple[float, int, asyncio.Future[None]]]()  # a heap: when, and whom to wake
+        self._number = itertools.count()  # of an alarm, for two at the same time
+        self._timer: asyncio.TimerHandle | None = None
+        self._sleepers = set[asyncio.Future[None]]()  # those whom the policy's own `sleep` wakes
         self._retiring = set[asyncio.Task[None]]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._all_back, self._room = asyncio.Event(), asyncio.Event()
@@ -107,31 +112,48 @@ class Pool:
             self._give_back(connection)
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
-        """What to await, holding nothing; it raises `ClientClosed` as soon as the pool is closed. `stop` it afterwards.
+        """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed.
 
-        No task and no coroutine: a hundred thousand may wait.
+        All who wait share one timer, and none has a task or a coroutine here: there may be a hundred thousand.
         """
         if self.closed:
             raise ClientClosed(_CLOSED)
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
         if self._sleep is None:
-            self._alarms[woken] = loop.call_later(seconds, _wake, woken)
+            heappush(self._alarms, (loop.time() + seconds, next(self._number), woken))
+            self._set_timer()
         else:
-            self._alarms[woken] = sleeping = asyncio.ensure_future(self._sleep(seconds))
+            sleeping = asyncio.ensure_future(self._sleep(seconds))
             sleeping.add_done_callback(partial(_wake, woken))
+            self._sleepers.add(woken)
+            woken.add_done_callback(self._sleepers.discard)
+            woken.add_done_callback(lambda _: sleeping.cancel())
         return woken
 
-    def stop(self, woken: asyncio.Future[None]) -> None:
-        """Let go of an alarm that has been awaited."""
-        self._alarms.pop(woken).cancel()
+    def _set_timer(self) -> None:
+        """Have `_ring` called when the first alarm is due."""
+        due = self._alarms[0][0]
+        if self._timer is None or due < self._timer.when():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        while self._alarms and self._alarms[0][0] <= now:
+            _wake(heappop(self._alarms)[2])
+        if self._alarms:
+            self._set_timer()
 
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
         self.closed = True
-        for woken in self._alarms:
+        for woken in [*(woken for _, _, woken in self._alarms), *self._sleepers]:
             _wake(woken, error=ClientClosed(_WOKEN))
+        self._alarms.clear()
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -255,7 +277,8 @@ class Pool:
         self._loop, self._all_back, self._room = loop, asyncio.Event(), asyncio.Event()
         self._free, self._lent, self.limit = deque(self._connections), 0, self.size
         self._waiting.clear()
-        self._sweeper = self._widener = None
+        self._alarms.clear()
+        self._sweeper = self._widener = self._timer = None
 
 
 def _wake(
