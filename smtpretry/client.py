@@ -340,11 +340,10 @@ class RetryingSMTP:
             raise ValueError(msg)
         try:
             await self.attempt(delivery, timeout=timeout)
-            while delivery.next_at is not None:
-                wait = delivery.next_at - self.policy.clock()
-                if wait > self._max_wait and await self._hand_over(delivery):
+            while (when := delivery.next_at) is not None:
+                if when - self.policy.clock() > self._max_wait and await self._hand_over(delivery):
                     break
-                await self._pool.alarm(wait)
+                await self._pool.alarm(when - self.policy.clock())
                 await self.attempt(delivery, timeout=timeout)
         except BaseException as error:
             tell(error, delivery, self.policy.clock())
