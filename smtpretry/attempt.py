@@ -103,7 +103,8 @@ class Pass:
             await transaction.mail()
             await self._offer(connection, transaction, group, taken)
             if taken:
-                self._accept(taken, await self._data(transaction, taken))
+                sending = transaction.data() if self.save is None else self._data(transaction, taken)
+                self._accept(taken, await sending)
             else:
                 await connection.reset(self.timeout)
                 if not connection.is_open:
@@ -121,7 +122,7 @@ class Pass:
 
     async def _data(self, transaction: Transaction, taken: Sequence[str]) -> Reply:
         """Send the message, unless it is another worker's by now. Who may get it at most once is in doubt meanwhile."""
-        in_doubt = taken if self.save is not None and self.policy.on_uncertain == "raise" else ()
+        in_doubt = taken if self.policy.on_uncertain == "raise" else ()
         try:
             self._mark(in_doubt, uncertain=True)
             if in_doubt or self.policy.clock() - self.saved_at > _FENCE:
@@ -372,4 +373,5 @@ class Pass:
         )
         self.delivery.attempts[-1].steps.append(step)
         level = logging.WARNING if step.action is Action.FAIL else logging.INFO
-        _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))
+        if _log.isEnabledFor(level):
+            _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))

@@ -141,7 +141,7 @@ def _flatten(message: email.message.Message, cte_type: str) -> bytes:
 
 def _identified(message: bytes, domain: str) -> bytes:
     """The message with CRLF line ends, a Message-ID and a Date."""
-    message = normalize_message_line_endings(message)
+    message = _with_crlf(message)
     section = _HEADER_SECTION.match(message)
     header = section[0] if section else b""
     added = b""
@@ -153,3 +153,11 @@ def _identified(message: bytes, domain: str) -> bytes:
     if not section and added and not message.startswith(b"\r\n"):
         added += b"\r\n"  # a body alone: it needs the empty line before it
     return added + message
+
+
+def _with_crlf(message: bytes) -> bytes:
+    """The message with CRLF at the end of each line; itself where it has it already, as nearly all do."""
+    lines = message.count(b"\r\n")
+    if message.endswith(b"\r\n") and message.count(b"\r") == lines == message.count(b"\n"):
+        return message
+    return normalize_message_line_endings(message)

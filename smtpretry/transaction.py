@@ -65,7 +65,10 @@ class Transaction:
         reply means that nobody knows (RFC 1047).
         """
         await self.connection.command(Stage.DATA, b"DATA", timeout=self.timeout, expect=3)
-        body = _PERIOD.sub(b"..", self.delivery.message) + b".\r\n"
+        body = self.delivery.message
+        if body.startswith(b".") or b"\n." in body:
+            body = _PERIOD.sub(b"..", body)
+        body += b".\r\n"
         try:
             if len(body) > _CHUNK:
                 with self.connection.at(Stage.DATA):
