@@ -350,12 +350,12 @@ class Pass:
             self._settle(recipients, Status.UNCERTAIN, said)
 
     def _accept(self, recipients: Sequence[str], reply: Reply) -> None:
-        self.pool.resume()
         self.unruly = 0
         self.delivery.response = reply.message
         accepted = Said(Stage.END_OF_DATA, reply)
         self._note(accepted, None, recipients)
         self._settle(recipients, Status.ACCEPTED, accepted)
+        self.pool.resume()
 
     def _settle(self, recipients: Sequence[str], status: Status, last: Said) -> None:
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)

@@ -33,23 +33,28 @@ class Bulk(Generic[T]):
         self._sends = set[asyncio.Task[Delivery]]()
         self._ended: asyncio.Queue[asyncio.Task[Delivery] | None] = asyncio.Queue()
         self._failure: BaseException | None = None
+        self._feeding: asyncio.Task[None]
 
     async def run(self, messages: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[Delivery, None]:
         """Send each of the messages, and yield what became of it."""
-        feeding = asyncio.ensure_future(self._feed(messages))
+        self._feeding = feeding = asyncio.ensure_future(self._feed(messages))
         feeding.add_done_callback(lambda _: self._ended.put_nowait(None))
         try:
             while self._sends or not feeding.done():
                 send = await self._ended.get()
                 if send is not None and (delivery := self._taken(send)) is not None:
                     yield delivery
-            feeding.result()
             if self._failure is not None:
                 raise self._failure
+            feeding.result()
         finally:
-            for task in (feeding, *self._sends):
-                task.cancel()
-            await asyncio.gather(feeding, *self._sends, return_exceptions=True)
+            feeding.cancel()
+            try:
+                await asyncio.sleep(0)  # a message that was just drawn becomes a delivery, or the log could not name it
+            finally:
+                for send in self._sends:
+                    send.cancel()
+                await asyncio.gather(feeding, *self._sends, return_exceptions=True)
 
     async def _feed(self, messages: Iterable[T] | AsyncIterable[T]) -> None:
         number = 0
@@ -63,8 +68,6 @@ class Bulk(Generic[T]):
             await asyncio.sleep(0)  # it takes a connection, or its place in the queue for one
             await self._slots.acquire()
             await self._room()
-            if self._failure is not None:
-                break
 
     async def _send(self, message: T, number: int) -> Delivery:
         sending = self._deliver(message)
@@ -78,12 +81,15 @@ class Bulk(Generic[T]):
         except Exception as error:
             error.add_note(f"smtpretry: it was message {number} of send_many")
             self._failure = self._failure or error
+            self._feeding.cancel()  # which may wait for the next message
             raise
 
     def _taken(self, send: asyncio.Task[Delivery]) -> Delivery | None:
         """What became of one; None where it never was a delivery."""
         self._sends.remove(send)
         self._slots.release()
+        if send.cancelled():
+            return None
         failure = send.exception()
         return send.result() if failure is None else delivery_of(failure)
 

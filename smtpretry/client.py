@@ -306,9 +306,10 @@ class RetryingSMTP:
     async def quit(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Say QUIT and disconnect; the next send connects again. Raises what aiosmtplib's own `quit` raises."""
         async with self._pool.lend() as connection:
-            response = await connection.quit(timeout)
-        await self._pool.hang_up()
-        return response
+            try:
+                return await connection.quit(timeout)
+            finally:
+                await self._pool.hang_up()  # the others
 
     async def aclose(self) -> None:
         """Wake the sends that wait (each raises `ClientClosed` with its delivery), then disconnect with QUIT.
@@ -341,9 +342,12 @@ class RetryingSMTP:
         try:
             await self.attempt(delivery, timeout=timeout)
             while (when := delivery.next_at) is not None:
-                if when - self.policy.clock() > self._max_wait and await self._hand_over(delivery):
+                far = self._engine is not None and when - self.policy.clock() > self._max_wait
+                if far and await self._hand_over(delivery):
                     break
                 await self._pool.alarm(when - self.policy.clock())
+                if far and await self._hand_over(delivery):  # it may have it: the first answer could have been lost
+                    break
                 await self.attempt(delivery, timeout=timeout)
         except BaseException as error:
             tell(error, delivery, self.policy.clock())

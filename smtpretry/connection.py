@@ -11,7 +11,7 @@ import inspect
 import ipaddress
 import math
 import ssl
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
@@ -22,7 +22,7 @@ from aiosmtplib.typing import Default
 from .reply import NO_REPLY, Reply, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 
 CleartextAuth = Literal["never", "loopback", "always"]
 Timeout = float | Literal[Default.token] | None
@@ -131,11 +131,26 @@ class Credentials:
 
 @dataclass(slots=True)
 class Needs:
-    """What the sessions with a server turned out to need, and the token that it refused."""
+    """What the sessions with a server turned out to need, and what it refused last."""
 
     tls: bool = False
     auth: bool = False
     refused: tuple[str | bytes, Reply] | None = None
+    refusals: int = 0  # how many passwords were refused
+    proven: bool = False  # somebody has logged in
+    _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    @asynccontextmanager
+    async def trying(self) -> AsyncIterator[None]:
+        """Let one connection log in at a time until one has: a wrong password is not to be sent by all of them."""
+        if self.proven:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        if self._trying is None or self._trying[0] is not loop:
+            self._trying = loop, asyncio.Lock()
+        async with self._trying[1]:
+            yield
 
 
 class _Deadline:
@@ -155,6 +170,12 @@ class _Deadline:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = loop.call_at(self._at, self._look)
+
+    def cancel(self) -> None:
+        """Let go of the timer, which holds all of the connection."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _look(self) -> None:
         self._timer = None
@@ -197,7 +218,7 @@ class Connection:
         self._refreshed = False
         self._sent: str | bytes = ""  # what the last AUTH was made with
         self._forms = list[str]()  # in which it was sent
-        self._refused: tuple[str | bytes, Reply] | None = None  # a password, on this connection
+        self._refusals = needs.refusals  # when it was connected
 
     @property
     def is_open(self) -> bool:
@@ -232,7 +253,8 @@ class Connection:
                 await self._encrypt(timeout)
             obstacle = self.obstacle_to_auth()
             if obstacle is None:
-                await self._log_in(timeout)
+                async with self.needs.trying():
+                    await self._log_in(timeout)
             elif self._must_log_in:
                 raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
 
@@ -240,7 +262,7 @@ class Connection:
         """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""
         self.authenticated, self.reused, self._refreshed, self.carried = None, False, False, 0
         self._deadline, self._in_time = _Deadline(self._give_up), True
-        self._refused = None  # servers have been seen to refuse a good password while they could not check it
+        self._refusals = self.needs.refusals
         port = self.client.port
         if port is None and self._start_tls and not (self.client.sock or self.client.socket_path):
             port = 587  # aiosmtplib's own default for start_tls=True
@@ -295,10 +317,8 @@ class Connection:
 
     def remember(self, refusal: Reply, *, final: bool) -> None:
         """Never send the refused token again, nor the refused password on this connection."""
-        if self.credentials.token:
-            self.needs.refused = self._sent, refusal
-        else:
-            self._refused = self._sent, refusal
+        self.needs.refused = self._sent, refusal
+        self.needs.refusals += 1
         if final:
             self.needs.auth = self._must_log_in  # what goes without logging in, goes
 
@@ -382,6 +402,7 @@ class Connection:
         """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""
         self._drop(self.client.transport)
         self.client.close()
+        self._deadline.cancel()
 
     def forget(self) -> None:
         """Let go of a connection whose event loop has ended, and of what could not be closed with it."""
@@ -460,16 +481,19 @@ class Connection:
             except TimeoutError as error:
                 no_token = aiosmtplib.SMTPTimeoutError("no token came from oauth_token_generator in time")
                 raise Failed.silently(Stage.AUTH, no_token) from error
-        refused = self.needs.refused if self.credentials.token else self._refused
-        if refused and refused[0] == secret:
+        refused = self.needs.refused
+        since = self.needs.refusals > self._refusals
+        # A token is never sent again, a password on a new connection: servers have refused good ones that they could
+        # not check.
+        if refused and refused[0] == secret and (since or self.credentials.token):
             what = "token that the generator gave" if self.credentials.token else "password"
             raise Failed(Said(Stage.AUTH, refused[1]), f"the {what} is the one that the server refused before")
         self._sent, self._forms = secret, self.credentials.forms(secret)
         with self.at(Stage.AUTH):
             accepted = await self._interruptibly(log_in(self.credentials.username, secret, timeout=timeout))
         self.judge(Stage.AUTH, *accepted)
-        self.authenticated, self._refreshed, self._refused = self.reply(*accepted), False, None
-        self.needs.refused = None
+        self.authenticated, self._refreshed = self.reply(*accepted), False
+        self.needs.refused, self.needs.proven = None, True
 
     async def _interruptibly(self, steps: Coroutine[Any, Any, T]) -> T:
         """Await several steps of aiosmtplib's in one; a cancellation in their midst is not swallowed (see `heed`)."""

@@ -7,7 +7,7 @@ import itertools
 from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 from .errors import ClientClosed
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
+_FEW = 1000  # alarms
 
 
 class Pool:
@@ -51,12 +52,14 @@ class Pool:
         self._lent = 0
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
         self._alarms = list[tuple[float, int, asyncio.Future[None]]]()  # a heap: when, and whom to wake
+        self._prune_at = _FEW  # at so many alarms those of cancelled sends are thrown out
         self._number = itertools.count()  # of an alarm, for two at the same time
         self._timer: asyncio.TimerHandle | None = None
         self._sleepers = set[asyncio.Future[None]]()  # those whom the policy's own `sleep` wakes
         self._retiring = set[asyncio.Task[None]]()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._all_back, self._room = asyncio.Event(), asyncio.Event()
+        self._all_back = asyncio.Event()
+        self._places: set[asyncio.Future[Connection | None]] = set()  # in `_waiting`: they want no connection
         self._sweeper: asyncio.TimerHandle | None = None
         self._widener: asyncio.TimerHandle | None = None
 
@@ -77,7 +80,7 @@ class Pool:
     def resume(self) -> None:
         """The server works: the next pause begins from a short one again."""
         if self.failures:
-            self.failures = 0
+            self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 
     def crowd(self, seconds: float) -> bool:
@@ -101,15 +104,18 @@ class Pool:
             raise ClientClosed(_CLOSED)
         connection = (self._take() if not self._waiting else None) or await self._my_turn()
         connection.watch()
+        loop = self._loop
         try:
             yield connection
             connection.heed()
             connection.reused = True
         except BaseException:
-            connection.abort()
+            if self._loop is loop:  # else its loop ended in the midst of it, and another one has the connection
+                connection.abort()
             raise
         finally:
-            self._give_back(connection)
+            if self._loop is loop:
+                self._give_back(connection)
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed.
@@ -121,6 +127,10 @@ class Pool:
         loop = asyncio.get_running_loop()
         woken: asyncio.Future[None] = loop.create_future()
         if self._sleep is None:
+            if len(self._alarms) >= self._prune_at:
+                self._alarms = [alarm for alarm in self._alarms if not alarm[2].done()]
+                heapify(self._alarms)
+                self._prune_at = max(_FEW, 2 * len(self._alarms))
             heappush(self._alarms, (loop.time() + seconds, next(self._number), woken))
             self._set_timer()
         else:
@@ -147,6 +157,9 @@ class Pool:
         if self._alarms:
             self._set_timer()
 
+    def _pending_alarms(self) -> bool:
+        return any(not woken.done() for _, _, woken in self._alarms)
+
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
@@ -158,17 +171,20 @@ class Pool:
             turn = self._waiting.popleft()
             if not turn.done():
                 turn.set_result(None)
-        self._room.set()
         while self._lent:
             await self._all_back.wait()
         await self.hang_up(politely=politely)
+        if self.closed:  # not opened again meanwhile
+            for timer in (self._timer, self._sweeper, self._widener):
+                if timer is not None:
+                    timer.cancel()  # or the loop would keep all of this until they are due
+            self._timer = self._sweeper = self._widener = None
+            self.limit = self.size
 
     async def hang_up(self, *, politely: bool = True) -> None:
         """Close the connections that nobody uses."""
         free = list(self._free)
         self._free.clear()
-        self._lent += len(free)
-        self._all_back.clear()
         await asyncio.gather(*(self._retire(connection, politely=politely) for connection in free))
 
     def _take(self) -> Connection | None:
@@ -184,9 +200,13 @@ class Pool:
 
     async def room(self) -> None:
         """Wait until fewer sends wait for a connection than there may be connections."""
-        while len(self._waiting) >= self.size:
-            self._room.clear()
-            await self._room.wait()
+        if len(self._waiting) >= self.size:
+            place: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+            self._places.add(place)
+            place.add_done_callback(self._places.discard)
+            self._waiting.append(place)
+            self._serve()
+            await place
 
     async def _my_turn(self) -> Connection:
         turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
@@ -195,7 +215,7 @@ class Pool:
         try:
             connection = await turn
         except asyncio.CancelledError:
-            if not turn.cancelled() and (connection := turn.result()) is not None:
+            if not turn.cancelled() and turn.exception() is None and (connection := turn.result()) is not None:
                 self._give_back(connection)  # it came with the cancellation
             raise
         if connection is None:
@@ -220,17 +240,32 @@ class Pool:
         while self._waiting:
             if self._waiting[0].done():  # cancelled
                 self._waiting.popleft()
-            elif (connection := self._take()) is not None:
-                self._waiting.popleft().set_result(connection)
+            elif self._waiting[0] in self._places:  # it wants no connection
+                self._waiting.popleft().set_result(None)
             else:
-                break
-        self._room.set()
+                try:
+                    connection = self._take()
+                except Exception as error:  # noqa: BLE001 - the function that makes clients: whoever asked is told
+                    self._waiting.popleft().set_exception(error)
+                    continue
+                if connection is None:
+                    break
+                self._waiting.popleft().set_result(connection)
 
-    async def _retire(self, connection: Connection, *, politely: bool = True) -> None:
-        try:
-            await connection.hang_up(politely=politely)
-        finally:
+    def _retire(self, connection: Connection, *, politely: bool = True) -> asyncio.Task[None]:
+        """Close one that was taken out of `_free`. It comes back even where the task is cancelled before it begins."""
+
+        def back(task: asyncio.Task[None]) -> None:
+            self._retiring.discard(task)
+            connection.abort()
             self._give_back(connection)
+
+        self._lent += 1
+        self._all_back.clear()
+        retiring = asyncio.ensure_future(connection.hang_up(politely=politely))
+        self._retiring.add(retiring)
+        retiring.add_done_callback(back)
+        return retiring
 
     def _sweep_at(self, idle_since: float) -> None:
         if self.idle_timeout is not None:
@@ -245,11 +280,7 @@ class Pool:
                 self._sweep_at(connection.idle_since)
                 break
             self._free.remove(connection)
-            self._lent += 1
-            self._all_back.clear()
-            retiring = asyncio.ensure_future(self._retire(connection))
-            self._retiring.add(retiring)
-            retiring.add_done_callback(self._retiring.discard)
+            self._retire(connection)
 
     def _widen_in(self, seconds: float) -> None:
         if self._widener is not None:
@@ -271,13 +302,17 @@ class Pool:
         if self._loop is not None and self._loop.is_closed():
             for connection in self._connections:
                 connection.forget()  # what was left open there ended with it
+        elif self._loop is not None and (self._lent or self._waiting or self._sleepers or self._pending_alarms()):
+            msg = "the client is in use in another event loop: close it there, or make one client for each loop"
+            raise ValueError(msg)
         if any(connection.is_open and connection.client.loop is not loop for connection in self._connections):
             msg = "the client is connected in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        self._loop, self._all_back, self._room = loop, asyncio.Event(), asyncio.Event()
+        self._loop, self._all_back = loop, asyncio.Event()
         self._free, self._lent, self.limit = deque(self._connections), 0, self.size
         self._waiting.clear()
         self._alarms.clear()
+        self._sleepers.clear()
         self._sweeper = self._widener = self._timer = None
 
 

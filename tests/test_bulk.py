@@ -105,6 +105,44 @@ async def test_drawn_only_as_fast_as_they_are_sent(connections: int) -> None:
 
 
 @virtually
+async def test_others_do_not_starve_it() -> None:
+    """Among other sends of the same client that never pause, it gets its turns."""
+    async with ScriptedServer() as server, RetryingSMTP(server.client(), patient()) as smtp:
+        server.fail_at("END_OF_DATA", "late", delay=1)
+
+        async def incessantly() -> None:
+            while True:
+                await smtp.sendmail(APP, [ANN], BODY)
+
+        others = [asyncio.ensure_future(incessantly()) for _ in range(2)]
+        async with asyncio.timeout(100):
+            assert len([delivery async for delivery in smtp.send_many(Source(10))]) == 10
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+@virtually
+async def test_a_closed_client_ends_it_though_the_source_stalls() -> None:
+    """Closing the client ends it at once, also while the source has nothing to give."""
+
+    async def source() -> AsyncIterator[Any]:
+        yield letter(to(0))
+        await asyncio.sleep(100_000)
+        yield letter(to(1))
+
+    async with talk() as (server, smtp):
+        server.on("RCPT", GREYLISTED)
+        loop = asyncio.get_running_loop()
+        loop.call_later(1, lambda: asyncio.ensure_future(smtp.aclose()))
+        told: list[Delivery] = []
+        with pytest.raises(ClientClosed):
+            await told_by(smtp.send_many(source()), told)
+        assert [delivery.pending for delivery in told] == [[to(0)]]
+        assert loop.time() < 100
+
+
+@virtually
 async def test_no_more_under_way_than_said() -> None:
     """Where all wait for greylisting, no more are drawn than `concurrency`."""
     async with talk() as (server, smtp):
@@ -177,6 +215,27 @@ async def test_a_closed_client_gives_the_deliveries_back() -> None:
             await told_by(smtp.send_many(Source(5)), told)
         assert sorted(delivery.pending[0] for delivery in told) == [to(number) for number in range(5)]
         server.clear()
+
+
+@pytest.mark.parametrize("connections", [1, 2, 4])
+@pytest.mark.parametrize("taken", [1, 2, 5])
+@virtually
+async def test_a_loop_that_is_left_tells_of_each_message(
+    connections: int, taken: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each message that was drawn is yielded, on the server, or named in the log."""
+    async with ScriptedServer() as server:
+        source = Source(100)
+        async with RetryingSMTP(server.client, patient(), max_connections=connections) as smtp:
+            with caplog.at_level(logging.WARNING, "smtpretry"):
+                async with contextlib.aclosing(smtp.send_many(source)) as deliveries:
+                    left = taken
+                    async for _ in deliveries:
+                        left -= 1
+                        if not left:
+                            break
+        there = {message.recipients[0] for message in server.messages}
+        assert all(to(number) in there or to(number) in caplog.text for number in range(source.drawn))
 
 
 @virtually

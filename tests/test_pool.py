@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import aiosmtplib
 import pytest
 import virtual
-from support import ANN, APP, BOB, BODY, LOG_IN, PASSWORD, USER, patient, virtually
+from support import ANN, APP, BOB, BODY, CAT, GREYLISTED, LOG_IN, PASSWORD, USER, once, patient, virtually
 
-from smtpretry import RetryingSMTP, RetryPolicy
+from smtpretry import RetryingSMTP, RetryPolicy, delivery_of
+from smtpretry.connection import Connection
 from smtpretry.testing import ScriptedServer
 
 CLIENT = aiosmtplib.SMTP()
@@ -247,6 +249,125 @@ async def test_quit_disconnects_all() -> None:
         assert server.verbs.count("QUIT") == 3
         await smtp.sendmail(APP, [ANN], BODY)
         assert server.connections == 4
+
+
+@pytest.mark.parametrize("turns", range(12))
+@pytest.mark.parametrize("end", ["quit", "aclose"])
+@virtually
+async def test_a_cancelled_end_leaves_no_connection_behind(end: str, turns: int) -> None:
+    """quit() and aclose(), cancelled at any moment, give back what they were closing: the next sends have it."""
+    async with ScriptedServer() as server, several(server, 2) as smtp:
+        await burst(smtp, 2)
+        ending = asyncio.ensure_future(getattr(smtp, end)())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        ending.cancel()
+        await asyncio.gather(ending, return_exceptions=True)
+        async with smtp:
+            await burst(smtp, 4)
+
+
+@virtually
+async def test_a_function_that_makes_no_client_fails_the_send_that_asked() -> None:
+    """What the function raises comes out of the send that needed a client, and of no other: who has it has it."""
+    async with ScriptedServer() as server:
+        broken = False
+
+        def make() -> aiosmtplib.SMTP:
+            if broken:
+                raise OSError("no more clients")  # noqa: EM101, TRY003
+            return server.client()
+
+        async with RetryingSMTP(make, patient(), max_connections=2) as smtp:
+            server.on("MAIL", "421 4.3.2 Shutting down", times=1)
+            sends = []
+            for who in (ANN, BOB, CAT):
+                sends.append(asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=who)))
+                await asyncio.sleep(1)
+            broken = True
+            results = await asyncio.gather(*sends, return_exceptions=True)
+            failed = [result for result in results if isinstance(result, OSError)]
+            accepted = [result for result in results if not isinstance(result, BaseException)]
+            assert len(failed) + len(accepted) == len(results)
+            assert len(server.messages) == len(accepted) >= 1
+            assert all(not delivery_of(error).accepted for error in failed)
+
+
+@pytest.mark.parametrize("connections", [2, 8])
+@virtually
+async def test_a_wrong_password_is_sent_once(connections: int) -> None:
+    """Connections that begin together do not all try a password that the server refuses: accounts are locked for less."""
+    async with ScriptedServer(auth=(USER, "another")) as server:
+        async with several(server, connections, policy=once(), username=USER, password=PASSWORD) as smtp:
+            sends = [smtp.deliver(BODY, sender=APP, recipients=ANN) for _ in range(connections)]
+            deliveries = await asyncio.gather(*sends)
+        assert all(delivery.refused for delivery in deliveries)
+        assert server.verbs.count("AUTH") == 1
+
+
+@virtually
+async def test_an_outage_is_not_taken_for_a_crowd() -> None:
+    """Eight connections that are refused together are used again, all of them, as soon as the server is back."""
+    async with ScriptedServer() as server, several(server, 8) as smtp:
+        server.on("CONNECT", "421 4.3.2 Service not available", times=8, optional=True)
+        await burst(smtp, 8)
+        began = virtual.clock()
+        slow(server)
+        await burst(smtp, 8)
+        assert virtual.clock() - began < 2
+
+
+@virtually
+async def test_a_closed_client_is_let_go() -> None:
+    """No timer holds on to a client that was closed, its connections and its credentials."""
+
+    def connections() -> int:
+        gc.collect()
+        return sum(isinstance(each, Connection) for each in gc.get_objects())
+
+    before = connections()
+    async with ScriptedServer(auth=(USER, PASSWORD)) as server:
+        for _ in range(5):
+            async with several(server, 1, username=USER, password=PASSWORD) as smtp:
+                await smtp.sendmail(APP, [ANN], BODY)
+        del smtp
+        assert connections() == before
+
+
+@virtually
+async def test_cancelled_waits_are_forgotten() -> None:
+    """Thousands of sends that were cancelled while they waited for hours leave little behind."""
+    async with ScriptedServer() as server, several(server, 1) as smtp:
+        server.on("RCPT", GREYLISTED)
+        sends = [asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY)) for _ in range(100)]
+        await asyncio.sleep(1)
+        for send in sends:
+            send.cancel()
+        smtp._pool._alarms *= 20
+        await asyncio.sleep(1)
+        again = asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY))
+        await asyncio.sleep(1)
+        assert len(smtp._pool._alarms) == 1
+        again.cancel()
+        server.clear()
+
+
+def test_a_client_that_waits_in_another_loop_is_refused() -> None:
+    """While a send waits in one loop, another loop cannot take its client away from it."""
+
+    async def scenario() -> None:
+        async with ScriptedServer() as server, several(server, 1, policy=RetryPolicy()) as smtp:
+            server.on("RCPT", "450 4.2.0 Greylisted for 1 second", times=1)
+            sending = asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY))
+            while not smtp._pool._alarms:  # noqa: ASYNC110 - there is no event for it
+                await asyncio.sleep(0)
+            await smtp.quit()
+            with pytest.raises(ValueError, match="in use in another event loop"):
+                await asyncio.to_thread(asyncio.run, smtp.sendmail(APP, [BOB], BODY))
+            await sending
+            assert [message.recipients for message in server.messages] == [[ANN]]
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(
