@@ -1,6 +1,6 @@
 """A Celery task that sends a mail: one pass, and while somebody is pending, the same again later. No worker waits.
 
-Start a worker with `celery --workdir examples -A celery_app worker` (needs celery). In the application,
+Start a worker with `celery --workdir examples -A celery_app worker` (needs celery, and a broker). In the application,
 `celery_app.send(message)` hands it a mail.
 
 The delivery travels in the task: the same bytes each time, to those alone who are pending, until the policy's
@@ -14,8 +14,8 @@ A task that waits longer than the broker likes runs twice: Redis and SQS hand it
 (by default 60 and 30 minutes), RabbitMQ after `consumer_timeout` (30). So none waits more than LONGEST, and what has to
 wait longer is put off again then, without a connection. Keep those settings well above it.
 
-CELERY_BROKER_URL names the broker, CELERY_RESULT_BACKEND where results go, if anywhere, SMTP_HOST (localhost) and
-SMTP_PORT (25) the mail server; SMTP_USERNAME and SMTP_PASSWORD log in where it asks.
+CELERY_BROKER_URL names the broker (RabbitMQ on localhost), CELERY_RESULT_BACKEND where results go, if anywhere,
+SMTP_HOST (localhost) and SMTP_PORT (25) the mail server; SMTP_USERNAME and SMTP_PASSWORD log in where it asks.
 """
 
 import asyncio

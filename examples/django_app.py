@@ -4,7 +4,7 @@ Start it with `uvicorn --app-dir examples django_app:application` (needs django 
 
     curl -F email=bob@example.com -F text='Two, please.' -F drawing=@README.md localhost:8000/orders
 
-waits for half a minute or so, and gets
+gets, within half a minute or so,
 
     200  the customer's server has the mail, or may have it (UNCERTAIN);
     502  it does not, and another request would not help, or would send the others a second one;

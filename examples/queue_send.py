@@ -1,7 +1,8 @@
 """An application that does not wait for greylisting: it hands the message over to the queue, and a worker sends it.
 
-Run it with `python examples/queue_send.py`, while `examples/queue_worker.py` runs. It starts a mail server on port 2525
-of 127.0.0.1 (SMTP_PORT) which greylists for five seconds, where the application waits for no more than two.
+Run it with `python examples/queue_send.py`, while `examples/queue_worker.py` runs, which makes the tables. It starts a
+mail server on port 2525 of 127.0.0.1 (SMTP_PORT) which greylists for five seconds, where the application waits for no
+more than two.
 """
 
 import asyncio
@@ -34,8 +35,9 @@ async def main() -> None:
         async with asyncio.timeout(30):
             while not server.received("bob@example.com"):  # noqa: ASYNC110 - its own server
                 await asyncio.sleep(0.1)
+        print(f"all have it after {time.monotonic() - began:.1f} s")
         for recipient, messages in server.mailboxes.items():
-            print(f"{recipient} has it {len(messages)} time(s), after {time.monotonic() - began:.1f} s")
+            print(f"{recipient} has it {len(messages)} time(s)")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ async def tell(delivery: Delivery) -> None:
     """Tell whom it concerns that somebody did not get it. An application writes it down, or sends `delivery.dsn()`."""
     for recipient, reply in delivery.refused.items():
         print(f"{recipient}: {reply}", flush=True)
+    for recipient in delivery.uncertain:
+        print(f"{recipient}: may have it, or not", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import virtual
 from support import ANN, APP, BOB, BODY, CAT, GREYLISTED, LOG_IN, PASSWORD, USER, once, patient, virtually
 
-from smtpretry import RetryingSMTP, RetryPolicy, delivery_of
+from smtpretry import RetryingSMTP, RetryPolicy, delivery_of, prepare
 from smtpretry.connection import Connection
 from smtpretry.testing import ScriptedServer
 
@@ -60,6 +60,18 @@ async def test_one_after_the_other_needs_one_connection() -> None:
             await smtp.sendmail(APP, [ANN], BODY)
         assert server.connections == server.open_connections == 1
         assert smtp.is_connected
+
+
+@virtually
+async def test_an_open_connection_is_used_before_a_closed_one_is_opened() -> None:
+    """Where one of two connections was closed by the server, the next send goes over the other."""
+    async with ScriptedServer() as server, several(server, 2) as smtp:
+        slow(server)
+        await burst(smtp, 2)
+        server.on("RCPT", BOB, "421 4.7.0 Closing this one", times=1)
+        await smtp.attempt(prepare(BODY, sender=APP, recipients=BOB))
+        await smtp.sendmail(APP, [ANN], BODY)
+        assert server.connections == 2
 
 
 @virtually

@@ -618,6 +618,7 @@ async def test_keeps_the_message_id_and_date_that_are_there(raw: bool) -> None:
         (b"Subject: x\r\n\r\n..\r\n.a\r\nb.\r\n", b"..\r\n.a\r\nb.\r\n"),
         (b"Subject: x\r\n\r\nno line end", b"no line end\r\n"),
         (b"Subject: x\r\n\r\nlone\rreturn\r\n", b"lone\r\nreturn\r\n"),
+        (b"Subject: x\r\n\r\nlone\nfeed\r\n", b"lone\r\nfeed\r\n"),
         (b"\r\nonly a body\r\n", b"only a body\r\n"),
         (b"only a body", b"only a body\r\n"),
         (b"", b""),
@@ -633,6 +634,15 @@ async def test_the_body_arrives_as_it_is(given: bytes, body: bytes) -> None:
         assert b"Message-ID: <" in header
         assert b"Date: " in header
         assert (b"Subject: x" in header) == given.startswith(b"Subject")
+
+
+@virtually
+async def test_a_dot_in_front_of_everything_arrives() -> None:
+    """A message whose very first byte is a dot keeps it."""
+    given = b".dotted: yes\r\nMessage-ID: <1@example.com>\r\nDate: Mon, 01 Jan 2024 00:00:00 +0000\r\n\r\nbody\r\n"
+    async with talk() as (server, smtp):
+        await smtp.sendmail(APP, [ANN], given)
+        assert server.messages[0].content == given
 
 
 @virtually
