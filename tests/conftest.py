@@ -1,7 +1,8 @@
-"""What pytest says of itself: which smtpretry it tests."""
+"""What pytest says of itself, which smtpretry it tests, and how many tests run at a time."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import smtpretry
@@ -10,3 +11,8 @@ import smtpretry
 def pytest_report_header() -> str:
     """Say where it is installed, for the source tree has another one."""
     return f"smtpretry: {smtpretry.__version__}, in {Path(smtpretry.__file__).parent}"
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Two for each processor, for many tests wait for what other processes do."""
+    return 2 * (os.cpu_count() or 1)
