@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections import deque
 from contextlib import asynccontextmanager
 from functools import partial
-from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
+from .alarms import Alarms
 from .errors import ClientClosed
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
-_FEW = 1000  # alarms
 
 
 class Pool:
@@ -46,16 +44,11 @@ class Pool:
         self.failures = 0
         self.closed = False
         self._make = make
-        self._sleep = sleep
         self._connections = [make()]  # all of them
         self._free = deque(self._connections)  # those that nobody uses: closed ones, then the open ones, last used last
         self._lent = 0
         self._waiting: deque[asyncio.Future[Connection | None]] = deque()
-        self._alarms = list[tuple[float, int, asyncio.Future[None]]]()  # a heap: when, and whom to wake
-        self._prune_at = _FEW  # at so many alarms those of cancelled sends are thrown out
-        self._number = itertools.count()  # of an alarm, for two at the same time
-        self._timer: asyncio.TimerHandle | None = None
-        self._sleepers = set[asyncio.Future[None]]()  # those whom the policy's own `sleep` wakes
+        self._alarms = Alarms(sleep)
         self._retiring = set[asyncio.Task[None]]()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
@@ -118,55 +111,16 @@ class Pool:
                 self._give_back(connection)
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
-        """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed.
-
-        All who wait share one timer, and none has a task or a coroutine here: there may be a hundred thousand.
-        """
+        """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""
         if self.closed:
             raise ClientClosed(_CLOSED)
-        loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
-        if self._sleep is None:
-            if len(self._alarms) >= self._prune_at:
-                self._alarms = [alarm for alarm in self._alarms if not alarm[2].done()]
-                heapify(self._alarms)
-                self._prune_at = max(_FEW, 2 * len(self._alarms))
-            heappush(self._alarms, (loop.time() + seconds, next(self._number), woken))
-            self._set_timer()
-        else:
-            sleeping = asyncio.ensure_future(self._sleep(seconds))
-            sleeping.add_done_callback(partial(_wake, woken))
-            self._sleepers.add(woken)
-            woken.add_done_callback(self._sleepers.discard)
-            woken.add_done_callback(lambda _: sleeping.cancel())
-        return woken
-
-    def _set_timer(self) -> None:
-        """Have `_ring` called when the first alarm is due."""
-        due = self._alarms[0][0]
-        if self._timer is None or due < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = asyncio.get_running_loop().call_at(due, self._ring)
-
-    def _ring(self) -> None:
-        self._timer = None
-        now = asyncio.get_running_loop().time()
-        while self._alarms and self._alarms[0][0] <= now:
-            _wake(heappop(self._alarms)[2])
-        if self._alarms:
-            self._set_timer()
-
-    def _pending_alarms(self) -> bool:
-        return any(not woken.done() for _, _, woken in self._alarms)
+        return self._alarms.set(seconds)
 
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
         self.closed = True
-        for woken in [*(woken for _, _, woken in self._alarms), *self._sleepers]:
-            _wake(woken, error=ClientClosed(_WOKEN))
-        self._alarms.clear()
+        self._alarms.stop(partial(ClientClosed, _WOKEN))
         while self._waiting:
             turn = self._waiting.popleft()
             if not turn.done():
@@ -175,10 +129,10 @@ class Pool:
             await self._all_back.wait()
         await self.hang_up(politely=politely)
         if self.closed:  # not opened again meanwhile
-            for timer in (self._timer, self._sweeper, self._widener):
+            for timer in (self._sweeper, self._widener):
                 if timer is not None:
                     timer.cancel()  # or the loop would keep all of this until they are due
-            self._timer = self._sweeper = self._widener = None
+            self._sweeper = self._widener = None
             self.limit = self.size
 
     async def hang_up(self, *, politely: bool = True) -> None:
@@ -302,7 +256,7 @@ class Pool:
         if self._loop is not None and self._loop.is_closed():
             for connection in self._connections:
                 connection.forget()  # what was left open there ended with it
-        elif self._loop is not None and (self._lent or self._waiting or self._sleepers or self._pending_alarms()):
+        elif self._loop is not None and (self._lent or self._waiting or len(self._alarms)):
             msg = "the client is in use in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
         if any(connection.is_open and connection.client.loop is not loop for connection in self._connections):
@@ -311,20 +265,5 @@ class Pool:
         self._loop, self._all_back = loop, asyncio.Event()
         self._free, self._lent, self.limit = deque(self._connections), 0, self.size
         self._waiting.clear()
-        self._alarms.clear()
-        self._sleepers.clear()
-        self._sweeper = self._widener = self._timer = None
-
-
-def _wake(
-    woken: asyncio.Future[None], slept: asyncio.Future[None] | None = None, error: BaseException | None = None
-) -> None:
-    if slept is not None and not slept.cancelled():
-        error = slept.exception()
-    if woken.done():
-        return
-    if error is None:
-        woken.set_result(None)
-    else:
-        woken.set_exception(error)
-        woken.exception()  # seen, or asyncio would complain where the send is cancelled at the same time
+        self._alarms.forget()
+        self._sweeper = self._widener = None

@@ -355,11 +355,11 @@ async def test_cancelled_waits_are_forgotten() -> None:
         await asyncio.sleep(1)
         for send in sends:
             send.cancel()
-        smtp._pool._alarms *= 20
+        smtp._pool._alarms._heap *= 20
         await asyncio.sleep(1)
         again = asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY))
         await asyncio.sleep(1)
-        assert len(smtp._pool._alarms) == 1
+        assert len(smtp._pool._alarms._heap) == 1
         again.cancel()
         server.clear()
 
