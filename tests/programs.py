@@ -80,9 +80,10 @@ async def running(command: str, **env: object) -> AsyncIterator[Program]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Wait for something that another process brings about."""
-    while not condition():  # noqa: ASYNC110 - it happens to a list
-        await asyncio.sleep(0.01)
+    """Wait for something that another process or task brings about, but not for ever."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110 - it happens to a list
+            await asyncio.sleep(0.01)
 
 
 def in_real_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

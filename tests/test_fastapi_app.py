@@ -17,6 +17,7 @@ import fastapi_app
 import httpx
 import pytest
 import uvicorn
+from programs import until
 from support import ANN, BOB, CAT, EVE, PASSWORD, USER, ca_bundle
 
 from smtpretry import RetryPolicy
@@ -25,7 +26,7 @@ from smtpretry.testing import ScriptedServer, no_wait
 ROOT = Path(__file__).parents[1]
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
 GREYLISTED = "450 4.2.0 Greylisted for 300 seconds"
 UNKNOWN = "550 5.1.1 User unknown"
@@ -69,13 +70,6 @@ async def app_and_mail_server(
         serving(policy, SMTP_HOST="localhost", SMTP_PORT=mail.port, **env or {}) as http,
     ):
         yield mail, http
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the event loop go on until then."""
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - of what other code keeps
-            await asyncio.sleep(0)
 
 
 async def sign_up(http: httpx.AsyncClient, *emails: str) -> None:

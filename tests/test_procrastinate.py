@@ -7,7 +7,6 @@ import functools
 import itertools
 import logging
 import socket
-import time
 from base64 import b64encode
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -74,13 +73,6 @@ async def working(engine: ProcrastinateEngine, smtp: RetryingSMTP, **options: An
             await worker
 
 
-async def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.02)
-
-
 def rows(database: str, what: str = "status::text, attempts, args") -> list[tuple[Any, ...]]:
     with psycopg.connect(database) as connection:
         return connection.execute(f"SELECT {what} FROM procrastinate_jobs ORDER BY id").fetchall()  # noqa: S608
@@ -122,7 +114,7 @@ async def test_from_the_application_to_the_worker(database: str) -> None:
         assert list(errors) == [EVE]
         assert "1 of 3 recipients deferred until" in text
         async with working(engine, smtp, on_end=on_end):
-            await until(lambda: ended)
+            await programs.until(lambda: ended)
         [(status, _, stored)] = rows(database)
         await smtp.aclose()
     assert [len(server.received(who)) for who in (ANN, BOB, EVE)] == [1, 1, 0]
@@ -140,7 +132,7 @@ async def test_a_job_is_made_once(database: str) -> None:
         await asyncio.gather(*[engine.submit(delivery) for _ in range(4)])
         assert len(rows(database)) == 1
         async with working(engine, smtp):
-            await until(lambda: rows(database, "status::text") == [("succeeded",)])
+            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
             await engine.submit(delivery)
         assert len(rows(database)) == len(server.messages) == 1
 
@@ -176,9 +168,9 @@ async def test_no_message_in_any_log(database: str, caplog: pytest.LogCaptureFix
             delivery = await smtp.enqueue(body, sender=APP, recipients=[ANN])
             change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
             async with working(engine, smtp):
-                await until(lambda: rows(database, "attempts") == [(1,)])
+                await programs.until(lambda: rows(database, "attempts") == [(1,)])
                 change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 1}))
-                await until(lambda: server.messages)
+                await programs.until(lambda: server.messages)
             await smtp.aclose()
     assert "ended with status: Success" in caplog.text
     ours = (record for record in caplog.records if record.name != "mail.log")  # the mail server's
@@ -196,10 +188,10 @@ async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCap
         await engine.submit(smtpretry.prepare(letter(ANN)))
         change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
         async with working(engine, smtp):
-            await until(lambda: rows(database, "attempts") == [(2,)])
+            await programs.until(lambda: rows(database, "attempts") == [(2,)])
             assert not server.messages
             change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 1}))
-            await until(lambda: server.messages)
+            await programs.until(lambda: server.messages)
     assert "ValueError; comes again in 1 s" in caplog.text
 
 
@@ -220,10 +212,10 @@ async def test_a_worker_that_lost_its_job_changes_nothing(database: str, theft: 
         held = server.fail_at("RCPT", "late", delay=1.2, times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
-            await until(lambda: held.used)
+            await programs.until(lambda: held.used)
             change(database, f"UPDATE procrastinate_jobs SET {theft}")  # noqa: S608
             taken = rows(database, "status::text, attempts, worker_id, args")
-            await until(lambda: not server.open_connections)
+            await programs.until(lambda: not server.open_connections)
             await asyncio.sleep(0.2)
             assert rows(database, "status::text, attempts, worker_id, args") == taken
         assert not server.messages
@@ -237,10 +229,10 @@ async def test_a_worker_that_stops_gives_back_what_it_has(database: str) -> None
         held = server.fail_at("RCPT", "stall", times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
-            await until(lambda: held.used)
+            await programs.until(lambda: held.used)
         assert rows(database, "status::text, scheduled_at <= now() + interval '1 second'") == [("todo", True)]
         async with working(engine, smtp):
-            await until(lambda: server.messages)
+            await programs.until(lambda: server.messages)
         await smtp.aclose()
 
 
@@ -258,7 +250,7 @@ async def test_the_application_is_told_until_it_has_heard(database: str) -> None
         server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
         await engine.submit(smtpretry.prepare(letter(ANN, EVE)))
         async with working(engine, smtp, on_end=on_end):
-            await until(lambda: rows(database, "status::text") == [("succeeded",)])
+            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
         assert [list(delivery.refused) for delivery in told] == [[EVE], [EVE]]
         assert told[1].dsn()["To"] == APP
         assert len(server.messages) == 1
@@ -272,10 +264,10 @@ async def test_an_abort_ends_a_delivery(database: str) -> None:
         held = server.fail_at("RCPT", "stall", times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
-            await until(lambda: held.used)
+            await programs.until(lambda: held.used)
             [(number,)] = rows(database, "id")
             await engine.app.job_manager.cancel_job_by_id_async(number, abort=True)
-            await until(lambda: rows(database, "status::text") == [("aborted",)])
+            await programs.until(lambda: rows(database, "status::text") == [("aborted",)])
         assert not server.messages
 
 
@@ -287,13 +279,13 @@ async def test_a_database_that_restarts_between_acceptance_and_save(database: st
         held = smtp_server.fail_at("END_OF_DATA", "late", delay=1, times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
-            await until(lambda: held.used)
+            await programs.until(lambda: held.used)
             await asyncio.to_thread(server.stop)
             await asyncio.sleep(1.2)
             await asyncio.to_thread(server.start)
-            await until(lambda: "ACCEPTED" in str(rows(database, "args->'outcomes'")))
+            await programs.until(lambda: "ACCEPTED" in str(rows(database, "args->'outcomes'")))
         async with working(engine, smtp):
-            await until(lambda: rows(database, "status::text") == [("succeeded",)])
+            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
         assert len(smtp_server.messages) == 1
         await smtp.aclose()
 
@@ -305,7 +297,7 @@ async def test_a_reply_that_no_database_takes(database: str) -> None:
         server.on("RCPT", b"450 4.2.0 \x00 \xff \xed\xa0\x80 \\u0000 later\r\n", times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
-            await until(lambda: server.messages)
+            await programs.until(lambda: server.messages)
 
 
 def test_another_connector_is_refused() -> None:
