@@ -6,13 +6,16 @@ other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` 
 
 from .client import RetryingSMTP, send
 from .decorator import retry
-from .delivery import Attempt, Delivery, Outcome, Status, Step
+from .delivery import Delivery
 from .envelope import prepare
 from .errors import ClientClosed, NotOurs, UncertainDelivery, delivery_of
+from .outcome import Attempt, Outcome, Status, Step
 from .policy import Decision, RetryPolicy
-from .queues import Engine
-from .reply import NO_REPLY, Reply, Stage
-from .rules import DEFAULT_RULES, Action, Rule, Scope
+from .queues.engine import Engine
+from .replies.reply import NO_REPLY, Reply
+from .replies.rule import Action, Rule
+from .replies.rules import DEFAULT_RULES
+from .replies.stage import Scope, Stage
 from .typing import SupportsSend
 
 __version__ = "0.1.0"

@@ -21,24 +21,24 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .connection import Connection, Failed, Said, Timeout
-from .delivery import Attempt, Delivery, Status, Step
+from .delivery import Delivery
+from .outcome import Attempt, Status, Step
 from .policy import Decision, RetryPolicy
-from .reply import NO_REPLY, Reply, Stage
-from .rules import Action, Rule, Scope
-from .transaction import Transaction
+from .replies.reply import NO_REPLY, Reply, Said
+from .replies.rule import Action, Rule
+from .replies.stage import Scope, Stage
+from .session.connection import Connection, Failed, Timeout
+from .session.transaction import Transaction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .pool import Pool
+    from .session.pool import Pool
 
 Save = Callable[[Delivery], Awaitable[None]]
 
 _log = logging.getLogger("smtpretry")
 
-_BEFORE_MAIL = (Stage.CONNECT, Stage.EHLO, Stage.STARTTLS, Stage.AUTH)
-_IN_TRANSACTION = (Stage.RCPT, Stage.DATA)  # where a refusal leaves one open
 _OUR_OWN_REFUSAL = Decision(
     Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
 )
@@ -188,7 +188,7 @@ class Pass:
     async def _act(self, connection: Connection, failed: Failed, concerned: list[str]) -> None:
         """Do what the policy says about a failure that ended the transaction."""
         said = failed.said
-        splittable = len(concerned) > 1 and said.stage not in _BEFORE_MAIL
+        splittable = len(concerned) > 1 and not said.stage.before_mail
         concerned = self._whom(said.stage, concerned)
         decision = self._decide(connection, failed, concerned, splittable=splittable)
         if self._is_one_too_many(said, decision):
@@ -198,7 +198,7 @@ class Pass:
             return
         if Action.RECONNECT in (decision.action, decision.rule.otherwise):
             connection.abort()
-        elif said.stage in _IN_TRANSACTION:
+        elif said.stage.in_transaction:
             await connection.reset(self.timeout)
         at_once = decision.action is Action.RECONNECT and self._may_go_on(connection, said, decision)
         self._note(said, replace(decision, wait=0.0) if at_once else decision, concerned)
@@ -224,14 +224,14 @@ class Pass:
             return True
         if connection.reused and said.stage in _FIRST_COMMANDS:
             return True  # it had died since it was last used
-        if self.suspect is None or said.stage not in _IN_TRANSACTION or decision.scope is Scope.SERVER:
+        if self.suspect is None or not said.stage.in_transaction or decision.scope is Scope.SERVER:
             return False
         self._set_apart(self.suspect)  # refused, and hung up on: the others go without it
         return True
 
     def _whom(self, stage: Stage, group: list[str]) -> list[str]:
         """Whom a failure at that stage concerns."""
-        if stage in _BEFORE_MAIL:
+        if stage.before_mail:
             return list(self.todo)
         return [self.offered] if stage is Stage.RCPT and self.offered is not None else group
 

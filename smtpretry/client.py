@@ -11,12 +11,14 @@ from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .attempt import Pass
 from .bulk import Bulk
-from .connection import CleartextAuth, Connection, Credentials, Failed, Needs, Timeout
-from .delivery import Delivery, Status
+from .delivery import Delivery
 from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
+from .outcome import Status
 from .policy import RetryPolicy
-from .pool import Pool
+from .session.connection import CleartextAuth, Connection, Failed, Needs, Timeout
+from .session.credentials import Credentials
+from .session.pool import Pool
 
 if TYPE_CHECKING:
     import socket
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from aiosmtplib import SMTPResponse
 
     from .attempt import Save
-    from .queues import Engine
+    from .queues.engine import Engine
 
 _log = logging.getLogger("smtpretry")
 

@@ -10,8 +10,9 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from .errors import read
 from .policy import RetryPolicy
-from .reply import NO_REPLY, Stage
-from .rules import Action
+from .replies.reply import NO_REPLY
+from .replies.rule import Action
+from .replies.stage import Stage
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from aiosmtplib.email import extract_recipients, extract_sender, flatten_message, parse_address
 from aiosmtplib.protocol import normalize_message_line_endings
 
-from .delivery import Delivery, Outcome
+from .delivery import Delivery
+from .outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING
 import aiosmtplib
 from aiosmtplib import SMTPResponse
 
-from .delivery import Delivery, Outcome, Status
-from .reply import NO_REPLY, Reply, Stage
+from .delivery import Delivery
+from .outcome import Outcome, Status
+from .replies.reply import NO_REPLY, Reply
+from .replies.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import email.utils
+import platform
 import re
-import socket
 from email.message import Message
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from .delivery import Delivery, Outcome, Status
-from .reply import NO_REPLY, Stage
+from .outcome import Outcome, Status
+from .replies.reply import NO_REPLY
+from .replies.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,12 +29,21 @@ _ACTIONS = {
 _NO_ANSWER, _BROKEN = "4.4.1", "4.4.2"  # RFC 3463 §3.5
 
 
-def notify(delivery: Delivery, *, reporting_mta: str | None = None) -> Message:
+class Notifiable(Protocol):
+    """What is known of a delivery."""
+
+    sender: str
+    outcomes: dict[str, Outcome]
+    message: bytes
+    began_at: float | None
+
+
+def notify(delivery: Notifiable, *, reporting_mta: str | None = None) -> Message:
     """See `Delivery.dsn`."""
     if not email.utils.parseaddr(delivery.sender)[1]:
         msg = "the delivery has the null sender: nobody is to be notified of it (RFC 5321 §4.5.5)"
         raise ValueError(msg)
-    host = reporting_mta or socket.gethostname()
+    host = reporting_mta or platform.node()
     failed = any(_ACTIONS[outcome.status][0] == "failed" for outcome in delivery.outcomes.values())
     notification = MIMEMultipart("report", report_type="delivery-status")
     notification["From"] = f"Mail Delivery System <mailer-daemon@{host}>"
@@ -47,14 +57,14 @@ def notify(delivery: Delivery, *, reporting_mta: str | None = None) -> Message:
     return notification
 
 
-def _words(delivery: Delivery) -> Message:
+def _words(delivery: Notifiable) -> Message:
     lines = ["This is what became of your message.", ""]
     for who, outcome in delivery.outcomes.items():
         lines += [f"{who}: {_ACTIONS[outcome.status][1]}", *([f"    {outcome.reply}"] if outcome.reply else []), ""]
     return MIMEText("\n".join(lines))
 
 
-def _fields(delivery: Delivery, host: str) -> Message:
+def _fields(delivery: Notifiable, host: str) -> Message:
     """The part for machines: a group of fields for the message, and one for each recipient."""
     part = Message()
     part["Content-Type"] = "message/delivery-status"
@@ -89,7 +99,7 @@ def _status(outcome: Outcome) -> str:
     return reply.enhanced or f"{reply.code // 100}.0.0"
 
 
-def _header(delivery: Delivery) -> Message:
+def _header(delivery: Notifiable) -> Message:
     """The header of the message alone (RFC 6522 §4): the sender has the rest."""
     header = re.split(rb"\r?\n\r?\n", delivery.message, maxsplit=1)[0]
     return MIMEText(header.decode(errors="replace").replace("\r\n", "\n") + "\n", "rfc822-headers")

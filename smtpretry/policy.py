@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import tenacity
 
-from .reply import NO_REPLY, Reply, Stage
-from .rules import DEFAULT_RULES, Action, Rule, Scope
+from .replies.reply import NO_REPLY, Reply
+from .replies.rule import Action, Rule
+from .replies.rules import DEFAULT_RULES
+from .replies.stage import Scope, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -25,17 +27,6 @@ _EVERYTHING = frozenset(Action)
 _SHORTEST = 1.0  # seconds that a named delay is taken for at least
 _TRUSTED = 3  # attempts; a server that names delays and goes on refusing is believed no more than the backoff
 _GRACE = 0.1  # seconds that may pass between a decision and its wait
-
-_BY_STAGE = {
-    Stage.CONNECT: Scope.SERVER,
-    Stage.EHLO: Scope.SERVER,
-    Stage.STARTTLS: Scope.SERVER,
-    Stage.AUTH: Scope.SERVER,
-    Stage.MAIL: Scope.MESSAGE,
-    Stage.RCPT: Scope.RECIPIENT,
-    Stage.DATA: Scope.MESSAGE,
-    Stage.END_OF_DATA: Scope.MESSAGE,
-}
 
 # What holds where no row matches, whatever rules a policy has (RFC 5321 §4.2.1: the first digit tells).
 _UNMATCHED = (
@@ -182,7 +173,7 @@ class RetryPolicy:
         """
         rows = chain(self.rules, _UNMATCHED)
         rule = next(rule for rule in rows if rule.matches(reply, stage, token=token, login=login))
-        action, scope = rule.action, rule.scope or _BY_STAGE[stage]
+        action, scope = rule.action, rule.scope or stage.scope
         if action not in able:
             action = rule.otherwise or (Action.FAIL if reply.is_permanent else Action.RETRY)
         if action not in (Action.RETRY, Action.RECONNECT):

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from aiosmtplib import SMTPResponse
 
-    from .connection import Timeout
     from .envelope import Message
+    from .session.connection import Timeout
 
 
 class SupportsSend(Protocol):

@@ -1256,7 +1256,7 @@ def test_one_client_outlives_its_event_loop() -> None:
             await server.stop()
 
     virtual.run(send(last=False))
-    server._server, server._sessions = None, set()
+    server._server, server.sessions = None, set()
     virtual.run(send(last=True))
     smtp.clear()
     gc.collect()

@@ -26,12 +26,14 @@ except ImportError as error:
     _message = "this engine needs procrastinate and psycopg: pip install 'smtpretry[procrastinate]'"
     raise ImportError(_message, name=error.name) from error
 
-from smtpretry import Delivery, NotOurs, RetryingSMTP, RetryPolicy
+from smtpretry.delivery import Delivery
+from smtpretry.errors import NotOurs
+from smtpretry.policy import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from smtpretry.queues import OnEnd
+    from .engine import OnEnd, SupportsAttempt
 
 _TASK = "smtpretry:attempt"
 _OURS = """ WHERE id = %(id)s AND status = 'doing' AND attempts = %(attempts)s
@@ -80,7 +82,7 @@ class ProcrastinateEngine:
         }
         self._manager = app.job_manager = _Manager(app.connector)
         self._come_again = _ComeAgain()
-        self._work: tuple[RetryingSMTP, OnEnd | None] | None = None
+        self._work: tuple[SupportsAttempt, OnEnd | None] | None = None
         app.task(name=_TASK, queue=queue, pass_context=True, retry=self._come_again)(self._attempt)
 
     async def submit(self, delivery: Delivery, /, *, connection: psycopg.AsyncConnection[Any] | None = None) -> None:
@@ -100,7 +102,7 @@ class ProcrastinateEngine:
             await self._manager.defer_job_async(job.evolve(task_kwargs=delivery.to_dict()), connection=connection)
         return None
 
-    async def work(self, smtp: RetryingSMTP, /, *, on_end: OnEnd | None = None) -> None:
+    async def work(self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None) -> None:
         """See `Engine`. Ends with SIGINT or SIGTERM, or where the database stays away: then start it again."""
         self._work, self._come_again.policy = (smtp, on_end), smtp.policy
         rescue = asyncio.create_task(self._rescue())

@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import faults
 import pytest
 import virtual
 
+import faults
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:

@@ -8,13 +8,16 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from smtpretry.errors import ClientClosed
+
 from .alarms import Alarms
-from .errors import ClientClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from .connection import Connection, Said
+    from smtpretry.replies.reply import Said
+
+    from .connection import Connection
 
 _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"

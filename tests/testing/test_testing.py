@@ -23,7 +23,7 @@ import virtual
 
 from smtpretry import testing
 from smtpretry.policy import RetryPolicy
-from smtpretry.reply import Stage
+from smtpretry.replies.stage import Stage
 from smtpretry.testing import ScriptedServer, no_wait
 
 if TYPE_CHECKING:
@@ -320,7 +320,7 @@ def test_errors_inside_the_server_surface(monkeypatch: pytest.MonkeyPatch) -> No
             with pytest.raises(aiosmtplib.SMTPServerDisconnected):
                 await send(client)
 
-    monkeypatch.setattr(testing._Session, "smtp_MAIL", broken)
+    monkeypatch.setattr("smtpretry.testing.session.Session.smtp_MAIL", broken)
     with pytest.raises(ZeroDivisionError):
         asyncio.run(scenario())
 

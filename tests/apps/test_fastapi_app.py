@@ -23,7 +23,7 @@ from support import ANN, BOB, CAT, EVE, PASSWORD, USER, ca_bundle
 from smtpretry import RetryPolicy
 from smtpretry.testing import ScriptedServer, no_wait
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

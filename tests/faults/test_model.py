@@ -9,10 +9,8 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import faults
 import hypothesis.strategies as st
 import virtual
-from faults import SENDER, Watched, name_of, probe
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,6 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+import faults
+from faults import SENDER, Watched, name_of, probe
 from smtpretry import NO_REPLY, ClientClosed, Delivery, Status
 
 if TYPE_CHECKING:

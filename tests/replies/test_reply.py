@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from smtpretry.reply import NO_REPLY, Reply
+from smtpretry.replies.reply import NO_REPLY, Reply
 
 MESSY = st.text(st.characters(), max_size=400)  # lone surrogates, controls and all
 WORDS = """450 4.2.0 5.1.1 (#5.7.1) greylisted try again wait retry in for after late later per last an hour minutes

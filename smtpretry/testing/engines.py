@@ -25,20 +25,21 @@ import aiosmtplib
 import tenacity
 from aiosmtplib.typing import Default
 
-from .client import RetryingSMTP
-from .delivery import Delivery
-from .envelope import prepare
-from .policy import RetryPolicy
+from smtpretry.client import RetryingSMTP
+from smtpretry.delivery import Delivery
+from smtpretry.envelope import prepare
+from smtpretry.policy import RetryPolicy
+
+from .server import ScriptedServer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
-    from .attempt import Save
-    from .connection import Timeout
-    from .queues import Engine
-    from .testing import ScriptedServer
+    from smtpretry.attempt import Save
+    from smtpretry.queues.engine import Engine
+    from smtpretry.session.connection import Timeout
 
     MakeEngine = Callable[[], AbstractAsyncContextManager[Engine]]
 
@@ -120,8 +121,6 @@ class _Trial:
     """The servers, a worker process for each, and the engine that submits."""
 
     def __init__(self, make_engine: MakeEngine, workers: int, patience: float) -> None:
-        from .testing import ScriptedServer  # noqa: PLC0415 - which imports this module
-
         self.make_engine, self.patience = make_engine, patience
         self.servers = [ScriptedServer() for _ in range(workers)]
         self.processes = list[SpawnProcess]()

@@ -11,16 +11,18 @@ import aiosmtplib
 from aiosmtplib import SMTPResponse
 from aiosmtplib.typing import Default
 
-from .connection import Connection, Failed, Said, Timeout
-from .envelope import mailbox_of
-from .reply import Reply, Stage
+from smtpretry.envelope import mailbox_of
+from smtpretry.replies.reply import Reply, Said
+from smtpretry.replies.stage import Stage
+
+from .connection import Connection, Failed, Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from aiosmtplib.protocol import SMTPProtocol
 
-    from .delivery import Delivery
+    from smtpretry.delivery import Delivery
 
 _PERIOD = re.compile(rb"(?m)^\.")
 _CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, final dot and all

@@ -8,11 +8,11 @@ import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-import faults
 import pytest
 import virtual
-from faults import RECIPIENTS, SENDER, Watched, client_for, copies, probe, server_for
 
+import faults
+from faults import RECIPIENTS, SENDER, Watched, client_for, copies, probe, server_for
 from smtpretry import Delivery, Status
 from smtpretry.testing import ScriptedServer
 

@@ -1,19 +1,4 @@
-"""Every fault at every place of a transaction: the matrix, how one cell of it is run, and what must be true afterwards.
-
-A cell is one message to three recipients, sent by one client to a scripted server that fails at one place in one way,
-once or for ever. The server is the witness: what it took is compared with what the client reports. `test_faults.py`
-enumerates the cells, `reliability.py` counts them.
-
-Not in the matrix, because no client can know better:
-
-*   A server that lies: it takes the message and says 451, or says 250 and drops it. The reply is all that there is.
-*   A second reply in a packet of its own, while the client waits for the first: it *is* the reply, as far as anybody can
-    tell. In the same packet as a reply (the matrix has that) it can be told, and between two commands it is thrown away.
-    After a refused body it is the one way to lose a mail; after any other command the client falls out of step by one
-    reply, and notices at DATA, whose 354 is like no other reply (`test_hostile.py` shows it).
-*   The same inside a body that went out in one write: a 250 that comes before the dot was read counts as the answer to
-    it. The matrix has the case where the server takes the message after all.
-"""
+"""How one cell of the matrix is run, and what must be true afterwards."""
 
 from __future__ import annotations
 
@@ -21,14 +6,13 @@ import asyncio
 import re
 import socket
 from dataclasses import dataclass, field
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
 import tenacity
 import virtual
 
-from smtpretry import NO_REPLY, Delivery, RetryingSMTP, RetryPolicy, Status, UncertainDelivery
+from smtpretry import Delivery, RetryingSMTP, RetryPolicy, Status, UncertainDelivery
 from smtpretry.testing import ReceivedMessage, ScriptedServer
 
 if TYPE_CHECKING:
@@ -38,234 +22,24 @@ if TYPE_CHECKING:
 
     from smtpretry.testing import Script
 
-Mode = Literal["resend", "raise"]
-MODES: tuple[Mode, ...] = ("resend", "raise")
-
-SENDER = "app@example.com"
-RECIPIENTS = ("ann@example.com", "bob@example.com", "carol@example.com")
-STRANGER = "nobody@example.com"  # whom `probe` finds refused
-FRIEND = "dave@example.com"  # whom `probe` finds accepted
-NAME = "<three@example.com>"
-SMALL = b"Subject: three\r\nMessage-ID: <three@example.com>\r\n\r\n.hello\r\n"
-LARGE = SMALL + (b"x" * 988 + b"\r\n") * 100  # in more than one write
-HUGE = SMALL + (b"x" * 988 + b"\r\n") * 2000  # more than the kernel takes while the server does not read
-
-LATER = "451 4.3.0 Try again"
-NEVER = "554 5.0.0 No"
-BYE = "421 4.3.0 Closing"  # no word of why
-GIVE_UP_AFTER = timedelta(minutes=10)
-PATIENCE = 1800.0  # virtual seconds in which a delivery that gives up after ten minutes has certainly ended
-MANY = 400  # commands
-
-_UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-
-
-# --- The matrix -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What the server does in place of, or with, its reply.
-
-    Attributes:
-        kind: what the client can know of it: "none" (nothing is wrong), "lost" (no valid reply), or the reply.
-        how: for `fail_at`; "" for `on`.
-        reply: for `on`.
-        close: how the connection ends after it.
-        acts: whether the server did what it was asked before.
-        delay: seconds before the reply.
-    """
-
-    name: str
-    kind: Literal["none", "lost", "421", "4xx", "5xx"]
-    how: str = ""
-    reply: str = ""
-    close: Literal["fin", "rst"] | bool | None = None
-    acts: bool = False
-    delay: float = 90.0
-
-    def install(self, server: ScriptedServer, verb: str, pattern: str, times: int | None) -> Script:
-        """Put it into the server."""
-        if not self.how:
-            return server.on(verb, pattern, self.reply, times=times, close=self.close, optional=True)
-        return server.fail_at(
-            verb,
-            self.how,
-            pattern,
-            act=self.acts,
-            times=times,
-            close=self.close or False,
-            delay=self.delay,
-            optional=True,
-        )
-
-
-def _both(name: str, how: str, close: Literal["fin"] | None = None) -> Iterator[Fault]:
-    yield Fault(f"{name} before", "lost", how, close=close)
-    yield Fault(f"{name} after", "lost", how, close=close, acts=True)
-
-
-FAULTS: tuple[Fault, ...] = (
-    *_both("FIN", "fin"),
-    *_both("RST", "rst"),
-    *_both("stall", "stall"),
-    *_both("garbage", "garbage"),
-    *_both("garbage and FIN", "garbage", "fin"),
-    *_both("half a reply", "half"),
-    *_both("half a reply and FIN", "half", "fin"),
-    Fault("one-byte pieces", "none", "bytewise", acts=True),
-    Fault("slow", "none", "late", acts=True, delay=50),
-    Fault("late", "lost", "late", acts=True),
-    Fault("unasked line after", "lost", "unasked", acts=True),
-    Fault("unasked line before", "lost", "unasked_before", acts=True),
-    Fault("421", "421", reply=BYE),
-    Fault("421 and open", "421", reply=BYE, close=False),
-    Fault("4xx", "4xx", reply=LATER),
-    Fault("4xx and FIN", "4xx", reply=LATER, close="fin"),
-    Fault("5xx", "5xx", reply=NEVER),
-    Fault("5xx and FIN", "5xx", reply=NEVER, close="fin"),
+from .matrix import (
+    BEFORE_MAIL,
+    FRIEND,
+    GIVE_UP_AFTER,
+    HUGE,
+    LARGE,
+    MANY,
+    NAME,
+    PATIENCE,
+    RECIPIENTS,
+    SENDER,
+    SMALL,
+    STRANGER,
+    UNCLEAN,
+    Cell,
+    Mode,
+    Place,
 )
-_WHOLE = ("bytewise", "late", "unasked", "unasked_before")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where it happens.
-
-    Attributes:
-        session: "clear", or "tls": STARTTLS, and 530 to MAIL before AUTH.
-        mechanism: what AUTH the server offers there: LOGIN has two challenges, PLAIN none.
-        skip: how often it passes before.
-        refusal: what the server says to DATA, as long as the fault lasts, so that RSET follows.
-    """
-
-    verb: str
-    pattern: str = "*"
-    session: Literal["clear", "tls"] = "clear"
-    mechanism: str = "LOGIN"
-    large: bool = False
-    skip: int = 0
-    refusal: str = ""
-
-    def __str__(self) -> str:
-        """For the name of a test."""
-        words = [self.session, self.verb, *self.pattern.split("@")[:1], str(self.skip + 1) if self.skip else ""]
-        words += [self.mechanism if self.mechanism != "LOGIN" else "", "large" if self.large else "", self.refusal[:3]]
-        return "-".join(word for word in words if word not in ("", "*"))
-
-    def takes(self, fault: Fault) -> bool:
-        """Whether the fault makes sense here."""
-        if self.verb == "BODY":
-            # There is no reply of the server's own here: nothing to do before it, and nothing to cut or to send late.
-            # What is said in the middle of a body ends the connection, or it is the lie of the module's docstring.
-            if fault.how in _WHOLE:
-                return fault.how in ("late", "unasked")
-            return not fault.acts and (
-                fault.how != "" or fault.close == "fin" or (fault.reply == BYE and fault.close is None)
-            )
-        if self.verb == "STARTTLS" and fault.how not in ("", *_WHOLE):
-            return not fault.acts  # 220 has been said, and the handshake is what fails
-        if self.verb == "CONNECT":
-            return not fault.acts or fault.how in _WHOLE  # nothing was asked
-        return True
-
-
-def _places(session: Literal["clear", "tls"]) -> Iterator[Place]:
-    yield Place("CONNECT", session=session)
-    yield Place("EHLO", session=session)
-    if session == "tls":
-        yield Place("STARTTLS", session=session)
-        yield Place("EHLO", session=session, skip=1)
-        yield Place("AUTH", session=session)
-        yield Place("AUTH", session=session, mechanism="PLAIN")
-        yield Place("CHALLENGE", session=session)
-        yield Place("CHALLENGE", session=session, mechanism="CRAM-MD5")
-    yield Place("MAIL", session=session)
-    for recipient in RECIPIENTS:
-        yield Place("RCPT", recipient, session=session)
-    yield Place("DATA", session=session)
-    for large in (False, True):
-        yield Place("BODY", session=session, large=large)
-        yield Place("END_OF_DATA", session=session, large=large)
-    for refusal in (LATER, NEVER):
-        yield Place("RSET", session=session, refusal=refusal)
-    yield Place("QUIT", session=session)
-
-
-PLACES: tuple[Place, ...] = (*_places("clear"), *_places("tls"))
-_BEFORE_MAIL = ("CONNECT", "EHLO", "STARTTLS", "AUTH", "CHALLENGE")
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run.
-
-    Attributes:
-        used: whether the client has sent a message before, so that the connection is used, or has to be made anew.
-    """
-
-    place: Place
-    fault: Fault
-    mode: Mode
-    ever: bool
-    used: bool
-
-    def __str__(self) -> str:
-        """One line, for a report."""
-        times = "for ever" if self.ever else "once"
-        return f"{self.place}: {self.fault.name} {times}, {self.mode}, {'used' if self.used else 'new'} client"
-
-    @property
-    def dot_is_out(self) -> bool:
-        """Whether the client can have sent the final dot, and no valid reply came to it."""
-        at_the_dot = self.place.verb == "END_OF_DATA" or (self.place.verb == "BODY" and not self.place.large)
-        return at_the_dot and self.fault.kind == "lost"
-
-    def expected(self, recipient: str) -> tuple[set[Status], int | None]:  # noqa: C901, PLR0911 - a table
-        """What may have become of a recipient, and the code of the reply that says so (None: whatever)."""
-        place, fault = self.place, self.fault
-        if place.verb == "QUIT":
-            return {Status.ACCEPTED}, 250
-        if place.verb == "RSET":  # a fault there changes nothing
-            if place.refusal == NEVER:
-                return {Status.REFUSED}, 554
-            return ({Status.REFUSED}, 451) if self.ever else ({Status.ACCEPTED}, 250)
-        if place.verb == "RCPT" and recipient != place.pattern:
-            return {Status.ACCEPTED}, 250
-        if fault.kind == "none":
-            return {Status.ACCEPTED}, 250
-        if place.verb == "STARTTLS" and fault.how == "unasked":
-            return {Status.ACCEPTED}, 250  # what came in the clear behind 220 is thrown away (RFC 3207 §4.2)
-        if place.verb == "BODY" and fault.how == "unasked" and not place.large:
-            return {Status.ACCEPTED}, 250  # see the module's docstring
-        if self.dot_is_out:
-            if fault.how.startswith("unasked") and self.mode == "raise":
-                return {Status.UNCERTAIN, Status.ACCEPTED}, None  # "more than one reply" is an honest answer, too
-            return ({Status.UNCERTAIN}, NO_REPLY) if self.ever or self.mode == "raise" else ({Status.ACCEPTED}, 250)
-        if fault.kind == "5xx":
-            return {Status.REFUSED}, 554
-        if not self.ever:
-            return {Status.ACCEPTED}, 250
-        code = {"421": 421, "4xx": 451, "lost": NO_REPLY}[fault.kind]
-        return {Status.REFUSED}, code
-
-
-def cells(place: Place, *, all_of_them: bool = False) -> Iterator[Cell]:
-    """Yield the cells at a place: each fault in both modes, once and for ever, with a new client and a used one.
-
-    The tests are to be quick: of these eight combinations they try four, which hold all pairs; and two where TLS lies
-    under what was tried in the clear as well.
-    """
-    for fault in FAULTS:
-        if place.takes(fault):
-            for mode in MODES:
-                for ever in (False, True):
-                    for used in (False, True):
-                        pair = used == ((mode == "raise") ^ ever ^ (place.session == "tls"))
-                        again = place.session == "tls" and place.verb not in _BEFORE_MAIL
-                        if all_of_them or (pair and (not again or used)):
-                            yield Cell(place, fault, mode, ever, used)
-
 
 # --- The server's side ------------------------------------------------------------------------------------------------
 
@@ -429,7 +203,7 @@ class Run:
 
 def clean(text: str) -> bool:
     """Whether it is one line that no terminal minds."""
-    return not _UNCLEAN.search(text)
+    return not UNCLEAN.search(text)
 
 
 def disagreements(  # noqa: C901, PLR0912 - one after the other
@@ -513,7 +287,7 @@ async def run(cell: Cell) -> Run:
         smtp = client_for(server, cell.mode)
         if cell.used:
             await smtp.sendmail(SENDER, [FRIEND], b"Subject: before\r\n\r\n")
-            if cell.place.verb in _BEFORE_MAIL:
+            if cell.place.verb in BEFORE_MAIL:
                 server.disconnect()
         script = install(cell, server)
         result: tuple[dict[str, SMTPResponse], str] | None = None

@@ -12,7 +12,7 @@ import virtual
 from support import ANN, APP, BOB, BODY, CAT, GREYLISTED, LOG_IN, PASSWORD, USER, once, patient, virtually
 
 from smtpretry import RetryingSMTP, RetryPolicy, delivery_of, prepare
-from smtpretry.connection import Connection
+from smtpretry.session.connection import Connection
 from smtpretry.testing import ScriptedServer
 
 CLIENT = aiosmtplib.SMTP()

@@ -21,7 +21,7 @@ import smtpretry
 from smtpretry import ClientClosed, Reply, RetryPolicy
 from smtpretry.testing import ScriptedServer
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

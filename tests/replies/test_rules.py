@@ -14,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpretry.policy import RetryPolicy
-from smtpretry.reply import NO_REPLY, READ, Reply, Stage
-from smtpretry.rules import DEFAULT_RULES, Action, Rule, Scope, markdown_table
+from smtpretry.replies.reply import NO_REPLY, READ, Reply
+from smtpretry.replies.rule import Action, Rule
+from smtpretry.replies.rules import DEFAULT_RULES
+from smtpretry.replies.stage import Scope, Stage
+from smtpretry.replies.tables import markdown_table
 
 POLICY = RetryPolicy()
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 AUTH, MAIL, RCPT, DATA, END = Stage.AUTH, Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_DATA
 EVERYTHING = frozenset(Action)
 

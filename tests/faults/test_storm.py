@@ -8,11 +8,11 @@ from datetime import timedelta
 from random import Random
 from typing import Any
 
-import faults
 import pytest
 import virtual
-from faults import SENDER, Watched
 
+import faults
+from faults import SENDER, Watched
 from smtpretry import Status
 from smtpretry.testing import ScriptedServer
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from smtpretry.__main__ import main
-from smtpretry.rules import DEFAULT_RULES, markdown_table
+from smtpretry.replies.rules import DEFAULT_RULES
+from smtpretry.replies.tables import markdown_table
 
 GREYLISTED = "450 4.2.0 <bob@example.com>: Greylisted for 300 seconds"
 
@@ -266,7 +267,7 @@ def test_a_reader_that_has_seen_enough_is_no_error():
 
 def test_the_readme_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """The example in the README is what the command prints."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     command, shown = re.search(r"\$ python -m smtpretry (explain .*)\n((?:.*\n)+?)```", readme).groups()
     assert main(shlex.split(command)) == 0
     assert capsys.readouterr().out == shown

@@ -1,0 +1,192 @@
+"""``explain``: what smtpretry would do about a reply, and why."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from smtpretry.policy import Decision, RetryPolicy
+from smtpretry.replies.reply import READ, Reply
+from smtpretry.replies.rule import Action
+from smtpretry.replies.rules import DEFAULT_RULES
+from smtpretry.replies.stage import Stage
+from smtpretry.replies.tables import described
+
+from . import UNREADABLE, wrapped
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_POLICY = RetryPolicy()
+
+# Where a reply stands in a line of a mail log or of a traceback, and what tells the stage there.
+_IN_LOGS = (
+    # Postfix: (host mx[192.0.2.1] said: 450 4.2.0 Greylisted (in reply to RCPT TO command))
+    re.compile(r"\bsaid: (?P<reply>\d{3}[ -].*?)(?: \(in reply to (?P<stage>[\w ]+?)(?: command)?\))?\)*$"),
+    re.compile(r"\b(?P<stage>refused to talk to me): (?P<reply>\d{3}[ -].*?)\)*$"),
+    # Exim: SMTP error from remote mail server after RCPT TO:<bob@example.com>: 450 4.2.0 Greylisted
+    re.compile(
+        r"\bafter (?:pipelined )?"
+        r"(?P<stage>initial connection|EHLO|HELO|STARTTLS|AUTH|MAIL FROM|RCPT TO|DATA|end of data)\b"
+        r".{0,300}?: (?P<reply>\d{3}[ -].*)"
+    ),
+    # Sendmail: stat=Deferred: 450 4.2.0 Greylisted
+    re.compile(r"\bstat=\w[\w ]{0,40}: (?P<reply>\d{3}[ -].*)"),
+    # Python: aiosmtplib.errors.SMTPRecipientRefused: (450, '4.2.0 Greylisted', 'bob@example.com')
+    re.compile(r"\((?P<code>\d{3}), b?(?P<quote>['\"])(?P<text>.*?)(?P=quote)"),
+    # Anything: a code and its enhanced status
+    re.compile(r"(?:^|[\s:;>\"'(\[])(?P<reply>[45]\d\d[ -][245]\.\d{1,3}\.\d{1,3}\b.*)"),
+)
+_STAGES = {
+    "refused to talk to me": Stage.CONNECT,
+    "initial connection": Stage.CONNECT,
+    "ehlo": Stage.EHLO,
+    "helo": Stage.EHLO,
+    "starttls": Stage.STARTTLS,
+    "auth": Stage.AUTH,
+    "mail from": Stage.MAIL,
+    "rcpt to": Stage.RCPT,
+    "data": Stage.DATA,
+    "end of data": Stage.END_OF_DATA,
+}
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser's."""
+    explain = commands.add_parser(
+        "explain",
+        help="say what a reply means",
+        description="Say what replies mean: action, scope, wait, the row of the table, its reason and source.",
+    )
+    explain.add_argument("reply", nargs="*", metavar="REPLY", help="a reply; none: one a line from standard input")
+    explain.add_argument(
+        "--stage", type=_stage, help=f"when it was said ({', '.join(_dashed(stage) for stage in Stage)}); else guessed"
+    )
+    explain.add_argument("--json", action="store_true", help="one JSON object a line")
+    explain.set_defaults(run=_explain)
+
+
+def _dashed(stage: Stage) -> str:
+    return stage.name.lower().replace("_", "-")
+
+
+def _stage(name: str) -> Stage:
+    try:
+        return Stage[name.upper().replace("-", "_")]
+    except KeyError:
+        msg = f"{name!r} is none of {', '.join(_dashed(stage) for stage in Stage)}"
+        raise argparse.ArgumentTypeError(msg) from None
+
+
+def _explain(options: argparse.Namespace) -> int:
+    code = 0
+    lines: Iterable[str] = options.reply or (line.rstrip("\n") for line in sys.stdin)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() and not options.reply:
+            continue
+        try:
+            reply, told = _read(line)
+        except ValueError as error:
+            sys.stdout.flush()
+            print(f"{'argument' if options.reply else 'line'} {number}: {error}", file=sys.stderr)
+            code = UNREADABLE
+            continue
+        if options.stage:
+            facts = _facts(reply, options.stage, "given")
+        elif told:
+            facts = _facts(reply, told, "told")
+        else:
+            facts = _facts(reply, _guess(reply), "guessed")
+        print(json.dumps(facts, ensure_ascii=False) if options.json else "\n".join(_lines(facts)))
+    return code
+
+
+def _read(line: str) -> tuple[Reply, Stage | None]:
+    """The reply that a line is or holds, and the stage where the line tells it."""
+    try:
+        return Reply.parse(line), None
+    except ValueError:
+        for pattern in _IN_LOGS:
+            if (found := pattern.search(line.rstrip())) is None:
+                continue
+            groups = found.groupdict()
+            text = groups.get("reply") or f"{groups['code']} " + groups["text"].replace("\\n", f"\n{groups['code']} ")
+            try:
+                return Reply.parse(text), _STAGES.get((groups.get("stage") or "").lower())
+            except ValueError:
+                continue
+        raise
+
+
+def _guess(reply: Reply) -> Stage:
+    """The stage at which a reply is most often said."""
+    if reply.code in (432, 435, 534, 535, 538) or (reply.code == 454 and "relay" not in reply.text.lower()):  # noqa: PLR2004 - RFC 4954
+        return Stage.AUTH
+    return Stage.MAIL if reply.code in (523, 524, 530) else Stage.RCPT
+
+
+def _facts(reply: Reply, stage: Stage, told: str) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "reply": str(reply),
+        "code": reply.code,
+        "enhanced": reply.enhanced,
+        "text": reply.text,
+        "stage": stage.name,
+        "stage_is": told,
+    }
+    if reply.code < 400:  # noqa: PLR2004 - RFC 5321 §4.2.1
+        return facts | {"action": None, "why": "The server accepts: nothing to do.", "source": "RFC 5321 §4.2.1"}
+    decision = _POLICY.decide(reply, stage)
+    rule, said = decision.rule, reply.text[:READ].replace("\n", " ")
+    return facts | {
+        "action": decision.action.name,
+        "otherwise": _otherwise(decision, reply, stage),
+        "scope": decision.scope.name,
+        "wait": round(decision.wait),
+        "wait_is": _wait_is(decision, reply),
+        "row": next((number for number, row in enumerate(DEFAULT_RULES, start=1) if row is rule), None),
+        "matches": described(rule)["reply"],
+        "words": found[0] if rule.text and (found := re.search(rule.text, said, re.IGNORECASE)) else None,
+        "why": rule.why,
+        "source": rule.source,
+    }
+
+
+def _otherwise(decision: Decision, reply: Reply, stage: Stage) -> str | None:
+    """What happens where the session cannot do the action."""
+    able = frozenset(Action) - {decision.action}
+    if decision.action in (Action.RETRY, Action.RECONNECT, Action.FAIL):
+        return None
+    return _POLICY.decide(reply, stage, able=able).action.name
+
+
+def _wait_is(decision: Decision, reply: Reply) -> str | None:
+    if decision.action not in (Action.RETRY, Action.RECONNECT):
+        return None
+    if reply.retry_after is not None:
+        return "named by the server"
+    if decision.rule.wait is None or decision.rule.wait not in (0, decision.wait):
+        return "the backoff before the second attempt"
+    return "nothing to wait for" if decision.rule.wait == 0 else "this row's"
+
+
+def _lines(facts: dict[str, Any]) -> Iterator[str]:
+    yield facts["reply"]
+    if facts["action"] is None:
+        yield f"    {facts['why']}"
+        return
+    otherwise = f" (or {facts['otherwise']}, where the session cannot)" if facts["otherwise"] else ""
+    yield f"    action  {facts['action']}{otherwise}"
+    yield f"    scope   {facts['scope']}"
+    if facts["wait_is"]:
+        yield f"    wait    {facts['wait']} s ({facts['wait_is']})"
+    hint = "; --stage says another" if facts["stage_is"] == "guessed" else ""
+    yield f"    stage   {facts['stage']} ({facts['stage_is']}{hint})"
+    yield from wrapped("why", facts["why"])
+    yield from wrapped("source", facts["source"])
+    row = f"{facts['row']} of {len(DEFAULT_RULES)}" if facts["row"] else "none: what holds where no row matches"
+    words = f": {facts['words']!r}" if facts["words"] else ""
+    yield f"    row     {row} ({facts['matches']}{words})"

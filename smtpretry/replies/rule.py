@@ -1,0 +1,210 @@
+"""One row of the table: `Rule`, and the `Action` that it asks for."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from enum import Enum
+
+from .reply import CODES, NO_REPLY, READ, Reply
+from .stage import Scope, Stage
+
+
+class Action(Enum):
+    """What to do about a reply."""
+
+    RETRY = "RETRY"  # wait, then offer it again
+    RECONNECT = "RECONNECT"  # close this connection; on a new one, offer it again
+    AUTHENTICATE = "AUTHENTICATE"  # log in, then the envelope again, at once
+    STARTTLS = "STARTTLS"  # encrypt, then the envelope again, at once
+    REFRESH_TOKEN = "REFRESH_TOKEN"  # noqa: S105 - no password; ask for another token, log in with it
+    SPLIT = "SPLIT"  # send to those taken so far; the rest in the next transaction, at once
+    FAIL = "FAIL"  # final
+
+    def __repr__(self) -> str:
+        """As it is written in a rule."""
+        return f"Action.{self.name}"
+
+
+_LAST_RESORTS = (Action.RETRY, Action.RECONNECT, Action.FAIL)
+_STATUS = re.compile(r"(?:[245]|x)\.(?:\d{1,3}|\*|x)\.(?:\d{1,3}|\*|x)", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Rule:
+    """One row: the replies that it matches, and what they mean. What is left out matches everything.
+
+    Args:
+        action: what to do.
+        code: the reply code: one, a range such as ``range(400, 500)``, or a tuple of codes; `NO_REPLY` for silence.
+        enhanced: a status such as "4.2.2", "x.7.26" (x: any class) or "4.7.*", or a tuple of such.
+        text: a regular expression, searched in the first 1000 characters of the text whatever the case of the letters;
+            the line feeds of a multi-line reply count as spaces.
+        unless: a regular expression that must not be found there ("too many recipients", unless "this hour").
+        stages: when it was said, any iterable of `Stage`.
+        token: True for sessions that log in with an OAuth token only.
+        login: True for sessions that could log in and have not done so only: what is final for all others.
+        fewer: True where the server has too many connections of this client: while others are open, their number stays
+            below that for the time of the wait, and nothing else waits.
+        scope: whom it concerns; None for the stage's own (RCPT: the recipient; CONNECT, EHLO, STARTTLS, AUTH: the
+            server; else the message).
+        wait: seconds that such trouble lasts at least, 0 where there is nothing to wait for; None for the backoff of
+            the policy.
+        otherwise: what to do where the session cannot do `action`: RETRY, RECONNECT or FAIL; None for FAIL for a 5xx,
+            RETRY else.
+        why: the reason, one sentence for a ticket.
+        source: who says so: the RFC and section, or the page of the provider.
+
+    Raises:
+        ValueError: a code outside 200 to 599, a status or a regular expression that cannot be read, a wait below zero
+            or not finite, or a rule that can match nothing: an empty range, tuple or collection of stages, a status
+            where there is no reply.
+        TypeError: a value of another type.
+    """
+
+    action: Action
+    code: int | range | tuple[int, ...] | None = None
+    enhanced: str | tuple[str, ...] | None = None
+    text: str | None = None
+    unless: str | None = None
+    stages: Iterable[Stage] | None = None
+    token: bool = False
+    login: bool = False
+    fewer: bool = False
+    scope: Scope | None = None
+    wait: float | None = None
+    otherwise: Action | None = None
+    why: str = ""
+    source: str = ""
+    _status: re.Pattern[str] | None = field(init=False, compare=False, default=None)
+    _text: re.Pattern[str] | None = field(init=False, compare=False, default=None)
+    _unless: re.Pattern[str] | None = field(init=False, compare=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Refuse at once what can never be meant."""
+        _check(self.action, Action, "action")
+        _check(self.otherwise, Action, "otherwise", optional=True)
+        _check(self.scope, Scope, "scope", optional=True)
+        _check(self.token, bool, "token")
+        _check(self.login, bool, "login")
+        _check(self.fewer, bool, "fewer")
+        _check(self.why, str, "why")
+        _check(self.source, str, "source")
+        if self.otherwise is not None and self.otherwise not in _LAST_RESORTS:
+            msg = f"otherwise is what every session can do, RETRY, RECONNECT or FAIL, not {self.otherwise.name}"
+            raise ValueError(msg)
+        self._check_code()
+        self._check_wait()
+        if self.stages is not None:
+            object.__setattr__(self, "stages", _stages(self.stages))
+        if self.enhanced is not None:
+            object.__setattr__(self, "_status", _status(self.enhanced))
+            if self.code == NO_REPLY:
+                msg = "a rule for NO_REPLY with an enhanced status can match nothing: silence has no status"
+                raise ValueError(msg)
+        for name in ("text", "unless"):
+            if (pattern := getattr(self, name)) is not None:
+                object.__setattr__(self, f"_{name}", _pattern(pattern, name))
+        if self.text is not None and self.text == self.unless:
+            msg = f"a rule for a text unless that same text can match nothing: {self.text!r}"
+            raise ValueError(msg)
+
+    def _check_code(self) -> None:
+        codes = (self.code,) if isinstance(self.code, int) else self.code
+        if codes is None:
+            return
+        if not isinstance(codes, (range, tuple)) or not all(type(code) is int for code in codes):
+            msg = f"code is a number, a range or a tuple of numbers, not {self.code!r}"
+            raise TypeError(msg)
+        if not codes:
+            msg = f"a rule with no code can match nothing: {self.code!r} is empty"
+            raise ValueError(msg)
+        if wrong := [code for code in codes if code not in CODES and code != NO_REPLY]:
+            msg = f"a reply code is from 200 to 599, or NO_REPLY (-1), not {wrong[0]}"
+            raise ValueError(msg)
+
+    def _check_wait(self) -> None:
+        if self.wait is None:
+            return
+        if isinstance(self.wait, bool) or not isinstance(self.wait, (int, float)):
+            msg = f"wait is a number of seconds or None, not {self.wait!r}"
+            raise TypeError(msg)
+        if not 0 <= self.wait < math.inf:
+            msg = f"wait is a finite number of seconds, 0 or more, not {self.wait!r}"
+            raise ValueError(msg)
+
+    def matches(self, reply: Reply, stage: Stage, *, token: bool = False, login: bool = False) -> bool:
+        """Whether this row is about that reply, said at that stage, in such a session."""
+        if (self.token and not token) or (self.login and not login):
+            return False
+        if self.stages is not None and stage not in self.stages:
+            return False
+        if self.code is not None and reply.code not in ((self.code,) if isinstance(self.code, int) else self.code):
+            return False
+        if self._status is not None and not (reply.enhanced and self._status.fullmatch(reply.enhanced)):
+            return False
+        text = reply.text[:READ].replace("\n", " ")
+        if self._text is not None and not self._text.search(text):
+            return False
+        return self._unless is None or not self._unless.search(text)
+
+    def __repr__(self) -> str:
+        """As it is written, without what is left out."""
+        return f"Rule({', '.join(f'{name}={value}' for name, value in self._given())})"
+
+    def _given(self) -> Iterator[tuple[str, str]]:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.init and value != each.default:
+                if each.name == "stages":
+                    value = "{" + ", ".join(f"Stage.{stage.name}" for stage in Stage if stage in value) + "}"
+                yield each.name, value if each.name == "stages" else repr(value)
+
+
+def _check(value: object, kind: type, name: str, *, optional: bool = False) -> None:
+    if not isinstance(value, kind) and not (optional and value is None):
+        msg = f"{name} is a {kind.__name__}{' or None' * optional}, not {value!r}"
+        raise TypeError(msg)
+
+
+def _stages(stages: Iterable[Stage]) -> frozenset[Stage]:
+    if not isinstance(stages, Iterable):
+        msg = f"stages is a collection of Stage, such as {{Stage.MAIL, Stage.RCPT}}, not {stages!r}"
+        raise TypeError(msg)
+    stages = frozenset(stages)
+    if wrong := [stage for stage in stages if not isinstance(stage, Stage)]:
+        msg = f"stages is a collection of Stage, such as {{Stage.MAIL, Stage.RCPT}}, and holds {wrong[0]!r}"
+        raise TypeError(msg)
+    if not stages:
+        msg = "a rule with no stage can match nothing; leave stages out for any stage"
+        raise ValueError(msg)
+    return stages
+
+
+def _status(enhanced: str | tuple[str, ...]) -> re.Pattern[str]:
+    each = (enhanced,) if isinstance(enhanced, str) else enhanced
+    if not isinstance(each, tuple) or not all(isinstance(status, str) for status in each):
+        msg = f'enhanced is a status such as "4.2.2", "x.7.26" or "4.7.*", or a tuple of such, not {enhanced!r}'
+        raise TypeError(msg)
+    if not each:
+        msg = "a rule with no enhanced status can match nothing: the tuple is empty"
+        raise ValueError(msg)
+    for status in each:
+        if not _STATUS.fullmatch(status):
+            msg = f'an enhanced status is of class 2, 4, 5 or x, such as "4.2.2", "x.7.26" or "4.7.*", not {status!r}'
+            raise ValueError(msg)
+    return re.compile("|".join(s.replace(".", r"\.").replace("x", r"\d+").replace("*", r"\d+") for s in each))
+
+
+def _pattern(text: str, name: str) -> re.Pattern[str]:
+    _check(text, str, name)
+    if not text:
+        msg = f"{name} is empty and would be found in every reply; leave it out"
+        raise ValueError(msg)
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except (re.error, OverflowError, RecursionError) as error:
+        msg = f"{name} is no regular expression: {error} in {text!r}"
+        raise ValueError(msg) from error

@@ -1,0 +1,1 @@
+"""Talking to one server: connections, what is said over them, and when."""
