@@ -1,19 +1,20 @@
-"""The client that an application calls: `RetryingSMTP`, and `send`. It joins the rooms below."""
+"""The client that an application calls: `RetryingSMTP`. It joins the rooms below."""
 
 from __future__ import annotations
 
+import asyncio
 import email.message
 import logging
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
-from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
+from aiosmtplib.typing import Default, SMTPTokenGenerator
 
 from .attempt import Pass
 from .bulk import Bulk
 from .delivery import Delivery
 from .envelope import Message, prepare
-from .errors import conclude, exception_of, tell
+from .errors import QueueSilent, conclude, exception_of, tell
 from .outcome import Status
 from .policy import RetryPolicy
 from .session.connection import CleartextAuth, Connection, Failed, Needs, Timeout
@@ -21,8 +22,6 @@ from .session.credentials import Credentials
 from .session.pool import Pool
 
 if TYPE_CHECKING:
-    import socket
-    import ssl
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
     from types import TracebackType
 
@@ -35,6 +34,7 @@ _log = logging.getLogger("smtpretry")
 
 
 _MANY = 10_000  # messages: what they hold while they wait is a few KB each
+_SLOWLY = 15.0  # seconds between two questions to a queue that does not answer
 
 
 class RetryingSMTP:
@@ -235,14 +235,15 @@ class RetryingSMTP:
         Args:
             delivery: the delivery; it is changed, and returned.
             save: a coroutine function of the delivery which stores it. It is awaited before each transaction, and
-                after each reply that gives a recipient its end. What it raises comes out, and nothing more is sent:
-                `NotOurs`, where another worker has taken the delivery over.
+                after each that gave a recipient its end. What it raises comes out, and nothing more is sent: `NotOurs`,
+                where another worker has taken the delivery over.
             timeout: seconds for each command, in place of the client's own.
         """
-        one = Pass(delivery, self.policy, self._pool, timeout, save)
-        while one.unfinished:
-            async with self._pool.lend() as connection:
-                await one.run(connection)
+        with delivery.sent_by(asyncio.current_task()):
+            one = Pass(delivery, self.policy, self._pool, timeout, save)
+            while one.unfinished:
+                async with self._pool.lend() as connection:
+                    await one.run(connection)
         return delivery
 
     async def enqueue(
@@ -341,35 +342,61 @@ class RetryingSMTP:
         if timeout is not None and timeout is not Default.token and not timeout > 0:
             msg = f"timeout is a positive number of seconds, or None for no limit, not {timeout!r}"
             raise ValueError(msg)
-        try:
-            await self.attempt(delivery, timeout=timeout)
-            while (when := delivery.next_at) is not None:
-                far = self._engine is not None and when - self.policy.clock() > self._max_wait
-                if far and await self._hand_over(delivery):
-                    break
-                await self._pool.alarm(when - self.policy.clock())
-                if far and await self._hand_over(delivery):  # it may have it: the first answer could have been lost
-                    break
+        with delivery.sent_by(asyncio.current_task()):
+            try:
                 await self.attempt(delivery, timeout=timeout)
-        except BaseException as error:
-            tell(error, delivery, self.policy.clock())
-            raise
+                while (when := delivery.next_at) is not None:
+                    far = when - self.policy.clock() > self._max_wait
+                    if far and self._engine is not None and await self._hand_over(delivery, self._engine, when):
+                        break
+                    await self._pool.alarm(when - self.policy.clock())
+                    await self.attempt(delivery, timeout=timeout)
+            except BaseException as error:
+                if not isinstance(error, Exception):  # whoever cancelled it may not look at what is pending
+                    _log.warning("%s broken off; pending: %s", delivery.id, ", ".join(delivery.pending))
+                tell(error, delivery, self.policy.clock())
+                raise
         return delivery
 
-    async def _hand_over(self, delivery: Delivery) -> bool:
-        """Give the rest to the queue; False where there is none, or where it cannot take it now."""
-        if self._engine is None:
-            return False
-        try:
-            await self._engine.submit(delivery)
-        except Exception as error:  # noqa: BLE001 - whatever it is: nothing is lost, and the send waits in process
-            said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
-            _log.warning(
-                "%s: not handed over to the queue, goes on in process: %s: %s", delivery.id, type(error).__name__, said
-            )
-            return False
-        _defer(delivery)
-        return True
+    async def _hand_over(self, delivery: Delivery, engine: Engine, until: float) -> bool:
+        """Give the rest to the queue; False where it says that it does not have it.
+
+        Where its answer is lost, nothing is tried in process, for a worker may be sending it: it is asked again, until
+        the next try is due.
+        """
+        wait = 1.0
+        while True:
+            try:
+                await engine.submit(delivery)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the queue may have taken it before
+                said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
+                why = f"{type(error).__name__}: {said}"
+                has = await _has(engine, delivery)
+            else:
+                has = True
+            if has is not None:
+                delivery.cure = None
+            if has:
+                _defer(delivery)
+                return True
+            if has is False:
+                _log.warning("%s: not handed over to the queue, goes on in process: %s", delivery.id, why)
+                return False
+            delivery.cure = f"the queue may have it, and does not answer: {why}"
+            _log.warning("%s: %s", delivery.id, delivery.cure)
+            if (left := until - self.policy.clock()) <= 0:
+                raise QueueSilent(delivery.cure)
+            await self._pool.alarm(min(wait, left))
+            wait = min(2 * wait, _SLOWLY)
+
+
+async def _has(engine: Engine, delivery: Delivery) -> bool | None:
+    """Whether the queue has the delivery; None where it does not say."""
+    has = getattr(engine, "has", None)
+    try:
+        return None if has is None else bool(await has(delivery.id))
+    except Exception:  # noqa: BLE001 - it is as silent as before
+        return None
 
 
 def _defer(delivery: Delivery) -> None:
@@ -377,75 +404,6 @@ def _defer(delivery: Delivery) -> None:
     for who in delivery.pending:
         delivery.outcomes[who].status = Status.DEFERRED
     _log.info("%s: handed over to the queue (%s)", delivery.id, ", ".join(delivery.deferred))
-
-
-async def send(
-    message: Message | str | bytes,
-    /,
-    *,
-    sender: str | None = None,
-    recipients: str | Sequence[str] | None = None,
-    mail_options: Sequence[str] | None = None,
-    rcpt_options: Sequence[str] | None = None,
-    hostname: str | None = "localhost",
-    port: int | None = None,
-    username: str | bytes | None = None,
-    password: str | bytes | None = None,
-    oauth_token_generator: SMTPTokenGenerator | None = None,
-    local_hostname: str | None = None,
-    source_address: tuple[str, int] | None = None,
-    timeout: float | None = 60,
-    use_tls: bool = False,
-    start_tls: bool | None = None,
-    validate_certs: bool = True,
-    client_cert: str | None = None,
-    client_key: str | None = None,
-    tls_context: ssl.SSLContext | None = None,
-    cert_bundle: str | None = None,
-    socket_path: SocketPathType | None = None,
-    sock: socket.socket | None = None,
-    policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
-) -> tuple[dict[str, SMTPResponse], str]:
-    """Connect, send one message until every recipient has its end, disconnect: `aiosmtplib.send` with a policy.
-
-    Arguments, return value and exceptions are aiosmtplib's; see `RetryingSMTP.send_message` for what retrying adds.
-    With a username each connection begins with AUTH, over TLS or loopback only.
-
-    Raises:
-        aiosmtplib.SMTPException: nobody was accepted.
-        ValueError, TypeError: an argument is wrong; nothing was sent.
-    """
-    client = aiosmtplib.SMTP(
-        hostname=hostname,
-        port=port,
-        username=username,
-        password=password,
-        oauth_token_generator=oauth_token_generator,
-        local_hostname=local_hostname,
-        source_address=source_address,
-        timeout=timeout,
-        use_tls=use_tls,
-        start_tls=start_tls,
-        validate_certs=validate_certs,
-        client_cert=client_cert,
-        client_key=client_key,
-        tls_context=tls_context,
-        cert_bundle=cert_bundle,
-        socket_path=socket_path,
-        sock=sock,
-    )
-    delivery = prepare(
-        message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
-    )
-    smtp = RetryingSMTP(client, policy)
-    try:
-        async with smtp:
-            await smtp._deliver(delivery, Default.token)  # noqa: SLF001 - next door
-    except BaseException as error:
-        if not hasattr(error, "delivery"):  # it came in closing
-            tell(error, delivery, policy.clock())
-        raise
-    return conclude(delivery, policy.clock())
 
 
 def _check_number(name: str, number: int) -> None:

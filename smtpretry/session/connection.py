@@ -11,7 +11,7 @@ import ipaddress
 import math
 import ssl
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import aiosmtplib
@@ -21,6 +21,7 @@ from smtpretry.replies.reply import NO_REPLY, Reply, Said
 from smtpretry.replies.stage import Stage
 
 from .credentials import Credentials
+from .pipelining import Pipelining
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
@@ -64,6 +65,7 @@ class Needs:
     refused: tuple[str | bytes, Reply] | None = None
     refusals: int = 0  # how many passwords were refused
     proven: bool = False  # somebody has logged in
+    pipelining: Pipelining = field(default_factory=Pipelining)
     _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     @asynccontextmanager
@@ -261,6 +263,29 @@ class Connection:
         self.heed()
         code, message = await self.exchange(stage, self.client.execute_command(*words, timeout=None), timeout)
         self.judge(stage, code, message, expect)
+
+    # SHIM
+    def send(self, data: bytes, replies: int) -> None:
+        with self.at(Stage.MAIL):
+            if self.client.protocol is None:
+                raise aiosmtplib.SMTPServerDisconnected("Connection lost")
+            self.client.protocol._response_pending = True
+            self.client.protocol.write(data)
+
+    async def receive(self, stage: Stage, timeout: Timeout) -> aiosmtplib.SMTPResponse:
+        if self.client.protocol is None:
+            self._fail(stage, aiosmtplib.SMTPServerDisconnected("Connection lost"))
+        return await self.exchange(stage, self.client.protocol.read_response(), timeout)
+
+    @property
+    def line(self) -> Any:
+        class L:
+            async def drain(_):
+                with suppress(ConnectionError):
+                    await self.client.protocol._drain_helper()
+
+        self.client.transport.set_write_buffer_limits(high=1, low=0)
+        return L()
 
     async def exchange(
         self, stage: Stage, answer: Awaitable[aiosmtplib.SMTPResponse], timeout: Timeout

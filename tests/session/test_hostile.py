@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from faults import Watched
 
-PASSES = 8  # attempts that ten minutes of patience allow, and some more
+PASSES = 10  # attempts that half an hour of patience allows, and some more
 VERBS = ("CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "END_OF_DATA")
 
 

@@ -181,7 +181,7 @@ def test_nothing_depends_on_quit(session: str, fault: faults.Fault) -> None:
             for pause in (10.5, 30):  # in the middle of the QUIT, and after it
                 smtp = client_for(server)
                 await send(smtp)
-                script = fault.install(server, "QUIT", "*", 1)
+                script = fault.install(server, faults.Place("QUIT"), 1)
                 await asyncio.sleep(pause)
                 assert script.used == 1
                 before = loop.time()
