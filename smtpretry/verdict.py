@@ -182,6 +182,7 @@ class Judge:
         self._full = False  # nobody else is to be offered
         self._split = False
         self._postponed: Ruling | None = None  # why everybody who is not taken has to wait
+        self._took = False  # the server has a recipient in this transaction
         self._go_ahead: bool | None = None  # whether the answer to DATA was 354
 
     @property
@@ -202,10 +203,11 @@ class Judge:
     @property
     def dot_is_due(self) -> bool:
         """Whether the server waits for a message although it took nobody: a lone dot ends that."""
-        return bool(self._go_ahead) and not self.verdict.taken
+        return bool(self._go_ahead) and not self._took
 
     def hear(self, answer: Answer) -> None:
         """Take in the answer to the next command."""
+        self._took = self._took or (answer.recipient is not None and answer.failure is None)
         if answer.stage is Stage.DATA and answer.failure is None:
             self._go_ahead = True
         elif self._ended_at is not None:
@@ -238,7 +240,7 @@ class Judge:
             self._put_aside(replace(self._postponed, recipients=[who for who in self.case.todo if who not in taken]))
         if self._ended_at is None:
             verdict.after = After.NOTHING if verdict.accepted else After.RESET
-        elif self._go_ahead and verdict.taken and self._ended_at is not Stage.END_OF_DATA:
+        elif self._go_ahead and self._took and self._ended_at is not Stage.END_OF_DATA:
             verdict.after = After.CLOSE  # the server waits for a message that those who were taken must not get yet
         return verdict
 
