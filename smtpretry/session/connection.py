@@ -65,7 +65,7 @@ class Needs:
     refused: tuple[str | bytes, Reply] | None = None
     refusals: int = 0  # how many passwords were refused
     proven: bool = False  # somebody has logged in
-    pipelining: Pipelining = field(default_factory=Pipelining)
+    pipelining: Pipelining = field(default_factory=lambda: Pipelining(wanted=False))
     _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     @asynccontextmanager
