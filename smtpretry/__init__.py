@@ -9,6 +9,7 @@ from .decorator import retry
 from .delivery import Delivery
 from .envelope import prepare
 from .errors import ClientClosed, NotOurs, QueueSilent, UncertainDelivery, deliveries_of, delivery_of
+from .failover import Failover
 from .oneshot import send
 from .outcome import Attempt, Outcome, Status, Step
 from .policy import Decision, RetryPolicy
@@ -30,6 +31,7 @@ __all__ = [
     "Decision",
     "Delivery",
     "Engine",
+    "Failover",
     "NotOurs",
     "Outcome",
     "QueueSilent",

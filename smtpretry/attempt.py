@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .delivery import Delivery
-from .ledger import Ledger
+from .ledger import Ledger, Turn
 from .outcome import Status
 from .policy import Decision, RetryPolicy
 from .replies.reply import NO_REPLY, Reply, Said
@@ -43,10 +43,10 @@ class Pass:
     """
 
     def __init__(
-        self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, save: Save | None = None
+        self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, *, save: Save | None, turn: Turn
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
-        self.ledger = Ledger(delivery, policy)
+        self.turn, self.ledger = turn, Ledger(delivery, policy, turn)
         self.unfinished = True
         self._crowded = False  # this connection is one too many
         self._batch: int | None = None  # how many recipients the server takes in one transaction
@@ -62,7 +62,9 @@ class Pass:
         if first := not ledger.todo:
             ledger.open(now)
         if now < pool.resumes_at and pool.reason is not None:
-            ledger.wait(list(ledger.todo), pool.reason, pool.resumes_at - now)
+            whom = list(ledger.todo)
+            whom = ledger.leave(whom) if self.turn.others_are_ready else whom
+            ledger.wait(whom, pool.reason, pool.resumes_at - now)
         if first and ledger.todo:
             ledger.count(now)
         self._crowded = False
@@ -193,7 +195,13 @@ class Pass:
         if verdict.in_doubt is not None:
             self.ledger.doubt(verdict.taken, verdict.in_doubt)
         for ruling in verdict.refused:
-            self.ledger.settle(ruling.recipients, Status.REFUSED, ruling.said)
+            if not self._moves_on(ruling):
+                self.ledger.settle(ruling.recipients, Status.REFUSED, ruling.said)
+
+    def _moves_on(self, ruling: Ruling) -> bool:
+        """Whether another server is to be tried at once: the trouble is this one's, not the message's."""
+        of_the_server = ruling.decision.scope is Scope.SERVER or ruling.said.stage.before_mail
+        return self.turn.others_are_ready and of_the_server
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
@@ -212,7 +220,7 @@ class Pass:
         if verdict.one_too_many is not None:
             self.pool.crowd(verdict.one_too_many)
             self._crowded = True
-        for ruling in verdict.waiting:
+        for ruling in (*verdict.waiting, *filter(self._moves_on, verdict.refused)):
             self._defer(ruling)
 
     def _learn(self, connection: Connection, ruling: Ruling) -> None:
@@ -229,9 +237,11 @@ class Pass:
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
         wait = decision.wait or backoff(elapsed=self.ledger.elapsed())
-        if decision.scope is Scope.SERVER:
+        if decision.scope is Scope.SERVER or self._moves_on(ruling):
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
-        self.ledger.wait(ruling.recipients, ruling.said, wait, ruling.said_to)
+        whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
+        tied = decision.scope is not Scope.SERVER
+        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, tied=tied)
 
     async def _clean_up(self, connection: Connection, verdict: Verdict) -> None:
         """Leave a session that is known to be clean, or none; tell it what the next transaction needs."""

@@ -10,6 +10,7 @@ from aiosmtplib.typing import Default, SMTPTokenGenerator
 
 from .attempt import Pass
 from .errors import exception_of
+from .ledger import Turn
 from .policy import RetryPolicy
 from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, Needs, Timeout
@@ -111,11 +112,34 @@ class RetryingSMTP(Sends):
             timeout: seconds for each command, in place of the client's own.
         """
         with delivery.sent_by(asyncio.current_task()):
-            one = Pass(delivery, self.policy, self._pool, timeout, save)
-            while one.unfinished:
-                async with self._pool.lend() as connection:
-                    await one.run(connection)
+            await self.take_turn(delivery, save, Turn(), timeout)
         return delivery
+
+    # What a Failover asks
+
+    async def take_turn(self, delivery: Delivery, save: Save | None, turn: Turn, timeout: Timeout) -> None:
+        """Make a pass, alone or as one of several servers."""
+        one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
+        while one.unfinished:
+            async with self._pool.lend() as connection:
+                await one.run(connection)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the server is in no trouble, or a message may find out whether it still is."""
+        return self.policy.clock() >= self._pool.resumes_at and not self._pool.is_probing
+
+    @property
+    def resumes_at(self) -> float:
+        """Until when the server is left alone, on the policy's clock."""
+        return self._pool.resumes_at
+
+    @property
+    def has_queue(self) -> bool:
+        """Whether long waits go to a queue."""
+        return self._engine is not None
+
+    # The connections
 
     async def connect(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Connect now, once, and return the server's banner. Sends connect by themselves, and again after a failure.

@@ -178,7 +178,10 @@ class Delivery:
             "response": self.response,
             "cure": self.cure,
             "outcomes": {who: _plain(outcome) for who, outcome in self.outcomes.items()},
-            "attempts": [{"at": one.at, "steps": [_plain(step) for step in one.steps]} for one in self.attempts],
+            "attempts": [
+                {"at": one.at, "server": one.server, "steps": [_plain(step) for step in one.steps]}
+                for one in self.attempts
+            ],
         }
 
     @classmethod
@@ -203,7 +206,10 @@ class Delivery:
                 response=data["response"],
                 cure=data["cure"],
                 outcomes={who: _outcome(outcome) for who, outcome in data["outcomes"].items()},
-                attempts=[Attempt(one["at"], [_step(step) for step in one["steps"]]) for one in data["attempts"]],
+                attempts=[
+                    Attempt(one["at"], [_step(step) for step in one["steps"]], one.get("server", ""))
+                    for one in data["attempts"]
+                ],
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"no delivery as to_dict writes it: {type(error).__name__}: {error}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,29 @@ _RESENDS = 2  # times that a message is sent again after an end in doubt, in the
 _AT_ONCE, _ALIKE = 1.0, 0.05  # seconds, and share of the wait: those whose waits end within it go on together
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Which server's turn a pass is, where there are several.
+
+    Attributes:
+        number: which of them; None where there is one.
+        is_followed: whether another one comes after it, for whom its patience is over.
+        others_are_ready: whether another one can take over at once.
+        only_its_own: whether it gets only those who wait for it.
+    """
+
+    number: int | None = None
+    is_followed: bool = False
+    others_are_ready: bool = False
+    only_its_own: bool = False
+
+    def takes(self, outcome: Outcome) -> bool:
+        """Whether a recipient is its own to offer."""
+        return (
+            self.number is None or outcome.server == self.number or (outcome.server is None and not self.only_its_own)
+        )
+
+
 class Ledger:
     """The accounts of one pass.
 
@@ -34,8 +58,8 @@ class Ledger:
         changed: whether something has become known that is to be stored.
     """
 
-    def __init__(self, delivery: Delivery, policy: RetryPolicy) -> None:
-        self.delivery, self.policy = delivery, policy
+    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn) -> None:
+        self.delivery, self.policy, self.turn = delivery, policy, turn
         self.todo: dict[str, None] = {}
         self.changed = False
         self._deferred = list[Outcome]()
@@ -44,7 +68,7 @@ class Ledger:
         """Begin with everybody who is due."""
         if self.delivery.began_at is None:
             self.delivery.began_at = now
-        due = self.delivery.due(now)
+        due = [who for who in self.delivery.due(now) if self.turn.takes(self.delivery.outcomes[who])]
         self.todo = dict.fromkeys(due)
         if self.policy.on_uncertain == "raise":
             self.settle(
@@ -102,14 +126,35 @@ class Ledger:
         for who in recipients:
             self.delivery.outcomes[who].uncertain = uncertain
 
-    def wait(self, recipients: Iterable[str], said: Said, seconds: float, said_to: str | None = None) -> None:
-        """Take them out of this pass for so long, or for good where the policy gives up."""
+    def leave(self, recipients: Iterable[str]) -> list[str]:
+        """Leave them to another server, now; return those who wait for this one, and may not be left."""
+        its_own = [who for who in recipients if self.delivery.outcomes[who].server is not None]
+        for who in set(recipients).difference(its_own):
+            self.todo.pop(who, None)
+        return its_own
+
+    def wait(
+        self, recipients: Iterable[str], said: Said, seconds: float, *, said_to: str | None = None, tied: bool = False
+    ) -> None:
+        """Take them out of this pass for so long, or for good where the policy gives up.
+
+        Args:
+            recipients: who waits.
+            said: why.
+            seconds: how long.
+            said_to: the recipient whose RCPT it answered.
+            tied: whether it is this server that they have to come back to.
+        """
         now, elapsed = self.policy.clock(), self.elapsed()
         for who in [who for who in recipients if who in self.todo]:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != said_to and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
-            if self.policy.gives_up(attempt=outcome.attempts, elapsed=elapsed, wait=seconds):
+            gives_up = self.policy.gives_up(attempt=outcome.attempts, elapsed=elapsed, wait=seconds)
+            if gives_up and self.turn.is_followed:
+                outcome.server = (self.turn.number or 0) + 1
+                del self.todo[who]
+            elif gives_up:
                 why = f"gave up: the policy allows no attempt after another {seconds:g} s"
                 self.delivery.cure = self.delivery.cure or why
                 _log.warning("%s %s: %s", self.delivery.id, who, why)
@@ -117,6 +162,7 @@ class Ledger:
             else:
                 outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error
                 outcome.next_at = now + seconds
+                outcome.server = self.turn.number if tied else outcome.server
                 del self.todo[who]
                 self._deferred.append(outcome)
 

@@ -17,7 +17,7 @@ FLOORS = (  # from the ground up: a room imports from its own floor, and from th
     ("session",),
     ("attempt",),
     ("queues",),
-    ("bulk", "client", "decorator", "oneshot", "sending", "typing"),
+    ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
     ("", "testing", "cli", "__main__"),
 )
 

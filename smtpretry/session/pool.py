@@ -64,6 +64,11 @@ class Pool:
         """Whether a connection is open."""
         return any(connection.is_open for connection in self._connections)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether a single connection is finding out if the server works again."""
+        return self.failures > 0 and self._lent > 0
+
     def strike(self, now: float) -> int:
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
         return max(1, self.failures + (now >= self.resumes_at))
