@@ -16,14 +16,15 @@ from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
 from .outcome import Status
 from .policy import RetryPolicy
-from .session.connection import CleartextAuth, Connection, Failed, Needs, Timeout
+from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
+from .session.opening import check_client
 from .session.pool import Pool
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -73,7 +74,7 @@ class RetryingSMTP:
 
     def __init__(
         self,
-        client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP],
+        client: aiosmtplib.SMTP | MakeClient,
         policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
         *,
         username: str | bytes | None = None,
@@ -104,15 +105,17 @@ class RetryingSMTP:
         _check_number("max_connections", max_connections)
         if max_messages_per_connection is not None:
             _check_number("max_messages_per_connection", max_messages_per_connection)
-        if max_connections > 1 and _made_by(client) is _made_by(client):
-            msg = "one client is one connection: for more of them give a function that makes a new client at each call"
-            raise ValueError(msg)
+        if not callable(client) or isinstance(client, type):
+            check_client(client)
+            if max_connections > 1:
+                msg = "one client is one connection: for more of them give a function that makes a new one at each call"
+                raise ValueError(msg)
         self.policy = policy
         self._engine, self._max_wait = defer, max_wait
         credentials, needs = Credentials(username, password, oauth_token_generator), Needs()
 
         def connection() -> Connection:
-            return Connection(_made_by(client), credentials, cleartext_auth, needs, max_messages_per_connection)
+            return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
         self._pool = Pool(connection, max_connections, idle_timeout, policy.sleep)
 
@@ -452,11 +455,3 @@ def _check_number(name: str, number: int) -> None:
     if not isinstance(number, int) or number < 1:
         msg = f"{name} is a whole number from 1 on, not {number!r}"
         raise ValueError(msg)
-
-
-def _made_by(client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP]) -> aiosmtplib.SMTP:
-    made = client() if callable(client) and not isinstance(client, type) else client
-    if not isinstance(made, aiosmtplib.SMTP):
-        msg = f"client is an aiosmtplib.SMTP, or a function that makes one, not {made!r}"
-        raise TypeError(msg)
-    return made

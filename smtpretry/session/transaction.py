@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 import aiosmtplib
-from aiosmtplib import SMTPResponse
 from aiosmtplib.typing import Default
 
 from smtpretry.envelope import mailbox_of
-from smtpretry.replies.reply import Reply, Said
 from smtpretry.replies.stage import Stage
 
 from .connection import Connection, Failed, Timeout
@@ -20,9 +16,10 @@ from .connection import Connection, Failed, Timeout
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aiosmtplib.protocol import SMTPProtocol
+    from aiosmtplib import SMTPResponse
 
     from smtpretry.delivery import Delivery
+    from smtpretry.replies.reply import Reply
 
 _PERIOD = re.compile(rb"(?m)^\.")
 _CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, final dot and all
@@ -71,56 +68,23 @@ class Transaction:
         if body.startswith(b".") or b"\n." in body:
             body = _PERIOD.sub(b"..", body)
         body += b".\r\n"
-        try:
-            if len(body) > _CHUNK:
-                with self.connection.at(Stage.DATA):
-                    code, message = await self._send_in_chunks(body, self.connection.seconds(self.timeout))
-            else:
-                code, message = await self.connection.exchange(Stage.DATA, self._send_at_once(body), self.timeout)
-        except Failed as failed:
-            raise Failed(Said(self._stage, failed.said.reply, failed.said.error)) from failed.said.error
+        code, message = await self._send(body)
         if not self.dot_sent:
             self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
         self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else None)
         return self.connection.reply(code, message)
 
-    async def _send_at_once(self, body: bytes) -> SMTPResponse:
-        protocol = self._protocol
-        protocol.write(body)
-        self.dot_sent = True
-        return await protocol.read_response()
-
-    async def _send_in_chunks(self, body: bytes, timeout: float | None) -> SMTPResponse:
-        """Send a large body, the final dot when all else has gone; return at once what the server says meanwhile.
+    async def _send(self, body: bytes) -> SMTPResponse:
+        """Send the body, the final dot when all else has gone; return at once what the server says meanwhile.
 
         A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
         """
-        protocol = self._protocol
-        transport = cast("asyncio.WriteTransport", protocol.transport)
-        transport.set_write_buffer_limits(high=1, low=0)  # drained is: with the kernel (at 0, TLS never resumes)
-        reading = asyncio.ensure_future(protocol.read_response())
-        try:
-            for start in range(0, len(body), _CHUNK):
-                protocol.write(body[start : start + _CHUNK])
-                self.dot_sent = start + _CHUNK >= len(body)
-                draining = asyncio.ensure_future(_drain(protocol))
-                try:
-                    await _first({reading, draining}, timeout)
-                finally:
-                    draining.cancel()
-                if reading.done():
-                    break
-            await _first({reading}, timeout)
-            return reading.result()
-        finally:
-            reading.cancel()
-
-    @property
-    def _protocol(self) -> SMTPProtocol:
-        if self.connection.client.protocol is None:
-            msg = "Connection lost"
-            raise aiosmtplib.SMTPServerDisconnected(msg)
-        return self.connection.client.protocol
+        for start in range(0, len(body), _CHUNK):
+            sent = self.connection.send(body[start : start + _CHUNK], replies=not start)
+            self.dot_sent = sent and start + _CHUNK >= len(body)
+            if not self.dot_sent and not await self.connection.drain(self.timeout):
+                break
+        return await self.connection.receive(self._stage, self.timeout)
 
     @property
     def _stage(self) -> Stage:
@@ -133,15 +97,3 @@ class Transaction:
     @staticmethod
     def _cannot(why: str) -> NoReturn:
         raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(why), final=True)
-
-
-async def _drain(protocol: SMTPProtocol) -> None:
-    with suppress(ConnectionError):  # the reader tells why
-        await protocol._drain_helper()  # noqa: SLF001 - a StreamWriter around it would close the transport in the end
-
-
-async def _first(futures: set[asyncio.Future[Any]], timeout: float | None) -> None:
-    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    if not done:
-        msg = "Timed out sending the message"
-        raise aiosmtplib.SMTPReadTimeoutError(msg)
