@@ -31,6 +31,7 @@ _FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
 _PERIOD = re.compile(rb"(?m)^\.")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LOST = "Connection lost"
+_ROUNDS = 3  # of the loop, in which a line that breaks in a write says so: TLS lies between
 _TOO_LATE = "Timed out waiting for server response"
 
 
@@ -103,6 +104,8 @@ class Line(SMTPProtocol):
             self._end_out_of_step()
         if replies:
             self._replies.expect(replies)
+        if self._broken is None and not self.is_connected:
+            self.abort()  # it broke in the last write, and asyncio has not told yet
         if self._broken is None:
             self.write(data)
         return self._broken is None
@@ -134,6 +137,8 @@ class Line(SMTPProtocol):
 
         Gone is what the kernel has.
         """
+        for _ in range(_ROUNDS):
+            await asyncio.sleep(0)
         self._deadline.set(timeout)
         try:
             while self._full and not self.has_reply:
