@@ -161,15 +161,12 @@ def judge(answers: Sequence[Answer], case: Case) -> Verdict:
 
 
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
-    """Whether these can be the answers to commands that were sent ahead, and tell which command each one answers.
-
-    A refused MAIL answers all of them, whether or not more was said; but no later answer can then be a success.
-    """
-    refused = [answer.failure is not None for answer in answers]
-    if commands[0] is Stage.MAIL and answers[0].failure and answers[0].failure.reply.code != NO_REPLY:
-        return all(refused)
+    """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL."""
     silent = any(answer.failure and answer.failure.reply.code == NO_REPLY for answer in answers)
-    return len(answers) == len(commands) and not silent
+    if len(answers) != len(commands) or silent:
+        return False
+    refused = commands[0] is Stage.MAIL and answers[0].failure is not None
+    return not refused or all(answer.failure for answer in answers)
 
 
 class Judge:
@@ -222,13 +219,26 @@ class Judge:
             self.verdict.accepted = answer.success
 
     def lose_step(self, answers: Sequence[Answer]) -> None:
-        """Give up a transaction whose answers do not fit. No body was sent: nobody has the message."""
-        failures = [answer.failure.reply.text for answer in answers if answer.failure]
-        text = f"{len(answers)} answers that do not fit the commands sent ahead: {failures[-1] if failures else ''}"
+        """Give up a transaction whose answers do not fit. No body was sent: nobody has the message.
+
+        What was said last still counts where it does not matter to which command: it concerns the server, or it was the
+        first answer, and a goodbye.
+        """
+        for answer in answers[-2:]:  # the last reply, and the silence after it
+            said = answer.failure
+            if said is not None and said.reply.code != NO_REPLY:
+                decision = self.case.decide(said, list(self.case.todo), final=None, splittable=False)
+                goodbye = answer is answers[0] and decision.action is Action.RECONNECT
+                if decision.scope is Scope.SERVER or goodbye:
+                    self._end(answer, said, decision)
+                    self.verdict.after = After.CLOSE
+                    return
+        why = answers[-1].failure.reply.text if answers[-1].failure else ""
+        text = f"{len(answers)} answers that do not fit the commands sent ahead: {why}"
         said = Said(Stage.MAIL, Reply(NO_REPLY, text=text))
         self._ended_at, self.verdict.out_of_step = Stage.MAIL, True
         self.verdict.rulings.append(Ruling(said, _OUT_OF_STEP, self.case.group))
-        self.verdict.after, self.verdict.taken = After.CLOSE, []
+        self.verdict.after = After.CLOSE
 
     def conclude(self) -> Verdict:
         """What follows from all of it."""
@@ -325,10 +335,12 @@ class Judge:
 
     def _is_to_blame(self, who: str, decision: Decision) -> bool:
         """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""
+        if decision.scope is Scope.SERVER:
+            return False
         known = self.case.alone(who)
         self.verdict.alone.append(who)
         self.verdict.unruly = not known
-        return self.case.unruly + (not known) < _UNRULY and decision.scope is not Scope.SERVER
+        return self.case.unruly + (not known) < _UNRULY
 
 
 def _after(stage: Stage, decision: Decision) -> After:

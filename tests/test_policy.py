@@ -635,7 +635,9 @@ def test_the_default_clock_is_the_time_of_day() -> None:
 async def test_530_costs_no_attempt_and_450_does() -> None:
     """Of two attempts allowed, a log-in uses none: 530, 450, wait, accepted."""
     mine = {"username": USER, "password": PASSWORD}
-    async with talk(patient(max_attempts=2), auth=(USER, PASSWORD), auth_required=False, credentials=mine) as (
+    async with talk(
+        patient(max_attempts=2), auth=(USER, PASSWORD), auth_required=False, credentials=mine, pipelining=False
+    ) as (
         server,
         smtp,
     ):

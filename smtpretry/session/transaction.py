@@ -67,8 +67,9 @@ class Transaction:
         for window in self._windows(judge.case.group, ahead=ahead):
             answers = await self._say(window)
             if len(window) > 1 and not fits([command.stage for command in window], answers):
-                pipelining.lose_step()
                 judge.lose_step(answers)
+                if judge.verdict.out_of_step:
+                    pipelining.lose_step()
                 return
             for answer in answers:
                 judge.hear(answer)
