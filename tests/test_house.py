@@ -9,10 +9,22 @@ import smtpretry
 
 ROOT = Path(smtpretry.__file__).parents[1]
 SOCKETS = {"asyncio", "socket", "ssl", "selectors", "threading"}
-NO_IO = ("replies", "outcome", "notification", "delivery", "policy", "envelope")
+NO_IO = (
+    "replies",
+    "addresses",
+    "flatten",
+    "mime",
+    "outcome",
+    "notification",
+    "delivery",
+    "policy",
+    "envelope",
+    "esmtp",
+)
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
-    ("outcome", "notification", "delivery", "policy", "envelope"),
+    ("addresses", "flatten", "mime"),
+    ("outcome", "notification", "delivery", "policy", "envelope", "esmtp"),
     ("errors",),
     ("session",),
     ("attempt",),

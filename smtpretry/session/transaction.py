@@ -11,7 +11,7 @@ import aiosmtplib
 from aiosmtplib import SMTPResponse
 from aiosmtplib.typing import Default
 
-from smtpretry.envelope import mailbox_of
+from smtpretry.addresses import mailbox_of
 from smtpretry.replies.reply import Reply, Said
 from smtpretry.replies.stage import Stage
 
