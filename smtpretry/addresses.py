@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from email.message import Message
 
-_PLAIN = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+", re.ASCII)  # a mailbox alone, as nearly all addresses are
+_PLAIN = re.compile(
+    r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)*", re.ASCII
+)  # a mailbox alone, as nearly all addresses are
 _PLAIN_LIST = re.compile(rf"{_PLAIN.pattern}(?:, *{_PLAIN.pattern})*", re.ASCII)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and what no codec can write
 _FOLD = re.compile(r"(?:\r\n?|\n)(?=[ \t])|(?:\r\n?|\n)\Z")
@@ -30,6 +32,7 @@ _TOKEN = re.compile(
 )
 _IS_WHOLE = re.compile(r'\A[^\ufffd]+@[^"\ufffd]+\Z')
 _IN_COMMENT = re.compile(r"[()]|\\.")
+_ADDRESS_IN_COMMENT = re.compile(r"\([^()]*@[^()]*\)\s*\Z")
 _SPECIAL = re.compile(r'[,;:<>@"]')
 _LITERAL = re.compile(r"\[[^][\s\\]+\]")
 _IN_TEXT = re.compile(r"""([^\s<>@,;:"()]+)@([^\s<>@,;:"()]+)""")
@@ -161,7 +164,9 @@ def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Heade
     text = str(value)
     try:
         text = _text(value)
-        found = _read(_decoded(text) if _ALL_ENCODED.fullmatch(text) else text)
+        if _ALL_ENCODED.fullmatch(text):  # addresses and all
+            text = str(email.header.make_header(email.header.decode_header(text)))
+        found = _read(text)
         if lacking := [one for one in found if one and not _IS_WHOLE.search(one)]:
             msg = f"{lacking[0]!r} has no domain, or bytes of an unknown charset"
             raise ValueError(msg)  # noqa: TRY301 - told like the others
@@ -177,11 +182,10 @@ def _text(value: Any) -> str:  # noqa: ANN401
         text = value.encode(maxlinelen=0, linesep="")
     elif getattr(value, "defects", None):  # then Python has read a part of it
         text = value.fold(policy=_ONE_LINE).partition(":")[2]
-        for address in value.addresses:
-            name = getattr(address, "display_name", "")
-            if _SPECIAL.search(name) and f'"{name}"' not in text:
-                msg = "the list has a fault, and Python writes the names in it without their encoding"
-                raise ValueError(msg)
+        names = [getattr(address, "display_name", "") for address in value.addresses]
+        if _ADDRESS_IN_COMMENT.search(text) or any(_SPECIAL.search(name) and f'"{name}"' not in text for name in names):
+            msg = f"as Python mends it, {text.strip()!r}, a comment may hide an address, or a name may pass for one"
+            raise ValueError(msg)
     else:
         text = str(value)
     text = _FOLD.sub("", text).replace("\t", " ")
@@ -190,10 +194,6 @@ def _text(value: Any) -> str:  # noqa: ANN401
     except UnicodeError:
         text = text.encode("utf-8", "surrogateescape").decode(errors="replace")
     return text.strip()
-
-
-def _decoded(text: str) -> str:
-    return str(email.header.make_header(email.header.decode_header(text)))
 
 
 def _read(text: str) -> list[str]:
