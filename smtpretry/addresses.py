@@ -14,13 +14,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from email.message import Message
 
-_PLAIN = re.compile(
-    r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)*", re.ASCII
-)  # a mailbox alone, as nearly all addresses are
+# Nearly all addresses are a mailbox alone, a list of such, or one with a simple name. All else is read by tokens.
+_PLAIN = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)*", re.ASCII)
 _PLAIN_LIST = re.compile(rf"{_PLAIN.pattern}(?:, *{_PLAIN.pattern})*", re.ASCII)
+_PLAIN_NAME = re.compile(rf"[\w .'-]*<({_PLAIN.pattern})>", re.ASCII)
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and what no codec can write
 _FOLD = re.compile(r"(?:\r\n?|\n)(?=[ \t])|(?:\r\n?|\n)\Z")
 _WORD = r"=\?[^?\s]+\?[bq]\?[^?\s]*\?="  # RFC 2047, with the commas and dots that some writers leave in it
@@ -30,19 +30,27 @@ _TOKEN = re.compile(
     rf"""(\s+) | {_WORD} | "(?:[^"\\]|\\.)*" | \[[^][\\]*\] | [,;:<>@.(] | [^][\s"\\,;:<>@.()]+""",
     re.VERBOSE | re.IGNORECASE,
 )
-_IS_WHOLE = re.compile(r'\A[^\ufffd]+@[^"\ufffd]+\Z')
 _IN_COMMENT = re.compile(r"[()]|\\.")
-_ADDRESS_IN_COMMENT = re.compile(r"\([^()]*@[^()]*\)\s*\Z")
+_ADDRESS_IN_COMMENT = re.compile(r"\([^()@]*@[^()]*\)\s*\Z")
 _SPECIAL = re.compile(r'[,;:<>@"]')
 _LITERAL = re.compile(r"\[[^][\s\\]+\]")
-_IN_TEXT = re.compile(r"""([^\s<>@,;:"()]+)@([^\s<>@,;:"()]+)""")
+_IN_TEXT = re.compile(r"""(?<![^\s<>@,;:"()])([^\s<>@,;:"()]+)@([^\s<>@,;:"()]+)""")
 _LABEL = "[a-z0-9_\u0080-\U0010ffff-]+"
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE)
 _OTHERWISE_IN_2003 = re.compile("[ßẞςΣ\u200c\u200d]")  # IDNA 2003 makes another domain of these
 _ONE_LINE = email.policy.SMTP.clone(max_line_length=0, utf8=True)
 
-_RESENT = "Resent-Date"
-_SHOWN = [f"{prefix}{name}" for prefix in ("", "Resent-") for name in ("From", "Sender", "Reply-To", "To", "Cc")]
+
+def _order(*names: str) -> dict[str, int]:
+    return {name.lower(): place for place, name in enumerate(names)}
+
+
+_RESENT = _order("Resent-Date")
+_SENDERS = {prefix: _order(f"{prefix}Sender", f"{prefix}From") for prefix in ("", "Resent-")}
+_RECIPIENTS = {prefix: _order(f"{prefix}To", f"{prefix}Cc", f"{prefix}Bcc") for prefix in ("", "Resent-")}
+_SHOWN = _order(
+    *(f"{prefix}{name}" for prefix in ("", "Resent-") for name in ("From", "Sender", "Reply-To", "To", "Cc"))
+)
 
 
 def mailbox_of(address: str) -> str:
@@ -82,8 +90,7 @@ def sender_of(message: Message) -> str | None:
     Raises:
         ValueError: the header cannot be read, or the message has several blocks of Resent- fields.
     """
-    prefix = _prefix(message)
-    headers = _headers(message, (prefix + "Sender",)) or _headers(message, (prefix + "From",))
+    headers = _headers(message, _SENDERS[_prefix(message)])
     found = _mailboxes(*headers[0]) if headers else []
     return found[0] if found else None
 
@@ -94,8 +101,8 @@ def recipients_of(message: Message) -> list[str]:
     Raises:
         ValueError: a header cannot be read, or the message has several blocks of Resent- fields.
     """
-    prefix, found = _prefix(message), list[str]()
-    for name, value in _headers(message, (prefix + "To", prefix + "Cc", prefix + "Bcc")):
+    found = list[str]()
+    for name, value in _headers(message, _RECIPIENTS[_prefix(message)]):
         mailboxes = _mailboxes(name, value)
         if "" in mailboxes:
             msg = f"{name}: {str(value)!r} names somebody without an address: give recipients="
@@ -111,9 +118,9 @@ def show_in_ascii(message: Message) -> tuple[Message, bool]:
     """
     shown, left = message, False
     for name, value in _headers(message, _SHOWN):
-        text = str(value)
-        if text.isascii():
+        if str(value).isascii():
             continue
+        text = _in_one_line(str(value))
         written = text if getattr(value, "defects", None) else _IN_TEXT.sub(_with_a_label, text)
         if written != text and isinstance(value, str) and len(message.get_all(name, ())) == 1:
             if shown is message:
@@ -146,18 +153,17 @@ def a_label(domain: str) -> str:
 
 
 def _prefix(message: Message) -> str:
-    blocks = len(_headers(message, (_RESENT,)))
+    blocks = len(_headers(message, _RESENT))
     if blocks > 1:
         msg = "the message has more than one block of Resent- fields: give sender= and recipients="
         raise ValueError(msg)
     return "Resent-" if blocks else ""
 
 
-def _headers(message: Message, names: Sequence[str]) -> list[tuple[str, Any]]:
+def _headers(message: Message, order: dict[str, int]) -> list[tuple[str, Any]]:
     """The headers of these names, in the order of the names, as they were set or parsed."""
-    order = {name.lower(): place for place, name in enumerate(names)}
-    found = [(name, value) for name, value in message.raw_items() if name.lower() in order]
-    return sorted(found, key=lambda header: order[header[0].lower()])
+    found = [header for header in message.raw_items() if header[0].lower() in order]
+    return sorted(found, key=lambda header: order[header[0].lower()]) if len(found) > 1 else found
 
 
 def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Header or a header object
@@ -167,7 +173,7 @@ def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Heade
         if _ALL_ENCODED.fullmatch(text):  # addresses and all
             text = str(email.header.make_header(email.header.decode_header(text)))
         found = _read(text)
-        if lacking := [one for one in found if one and not _IS_WHOLE.search(one)]:
+        if lacking := [one for one in found if one and not _is_whole(one)]:
             msg = f"{lacking[0]!r} has no domain, or bytes of an unknown charset"
             raise ValueError(msg)  # noqa: TRY301 - told like the others
     except (ValueError, LookupError) as error:
@@ -176,24 +182,29 @@ def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Heade
     return found
 
 
+def _is_whole(mailbox: str) -> bool:
+    return "@" in mailbox.rpartition('"')[2] and "\ufffd" not in mailbox
+
+
 def _text(value: Any) -> str:  # noqa: ANN401
     """What a header says, in one line: as it goes out, for there a comma in a name stays apart from one between two."""
     if isinstance(value, email.header.Header):
         text = value.encode(maxlinelen=0, linesep="")
     elif getattr(value, "defects", None):  # then Python has read a part of it
         text = value.fold(policy=_ONE_LINE).partition(":")[2]
-        names = [getattr(address, "display_name", "") for address in value.addresses]
+        names = [getattr(address, "display_name", "") for address in getattr(value, "addresses", ())]
         if _ADDRESS_IN_COMMENT.search(text) or any(_SPECIAL.search(name) and f'"{name}"' not in text for name in names):
             msg = f"as Python mends it, {text.strip()!r}, a comment may hide an address, or a name may pass for one"
             raise ValueError(msg)
     else:
         text = str(value)
-    text = _FOLD.sub("", text).replace("\t", " ")
-    try:
-        text = text.encode("utf-8", "surrogateescape").decode()  # RFC 6532
-    except UnicodeError:
-        text = text.encode("utf-8", "surrogateescape").decode(errors="replace")
-    return text.strip()
+    return _in_one_line(text)
+
+
+def _in_one_line(text: str) -> str:
+    """A header unfolded, its undeclared bytes read as UTF-8 (RFC 6532)."""
+    text = _FOLD.sub("", text).replace("\t", " ").strip()
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode(errors="replace")
 
 
 def _read(text: str) -> list[str]:
@@ -204,6 +215,8 @@ def _read(text: str) -> list[str]:
     """
     if _PLAIN_LIST.fullmatch(text):
         return text.replace(" ", "").split(",")
+    if named := _PLAIN_NAME.fullmatch(text):
+        return [named[1]]
     if _CONTROL.search(text):
         msg = "it has a line break or another control character"
         raise ValueError(msg)

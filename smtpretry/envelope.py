@@ -23,7 +23,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec write
 _FIELD = re.compile(rb"[!-9;-~\x80-\xff]+[ \t]*:")  # with the white space of RFC 5322 §4.5
 _BEFORE_THE_HEADER = re.compile(  # a byte order mark, and the lines that mailbox files begin a message with
     rb"(?:\xef\xbb\xbf)?(?:>?From[ \t]+[^:\s][^\n]*\n)*(?=%b)"
-    rb"|(?:\xef\xbb\xbf)?>?From[ \t]+[^:\s][^\n]*\d:\d\d[^\n]*\d{4}[^\n]*\n(?=\r\n|\Z)" % _FIELD.pattern
+    rb"|(?:\xef\xbb\xbf)?>?From[ \t]+[^:\s][^\n]{,200}\d:\d\d[^\n]{,40}\d{4}[^\n]{,99}\n(?=\r\n|\Z)" % _FIELD.pattern
 )
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 _HAS = {name: re.compile(rb"^" + name + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE) for name in (b"Message-ID", b"Date")}

@@ -6,6 +6,7 @@ import email
 import email.policy
 import random
 import time
+from contextlib import suppress
 from email.header import Header
 from email.headerregistry import Address, Group
 from email.message import EmailMessage, Message
@@ -21,7 +22,7 @@ from fastapi_mail.msg import MailMsg
 from support import ANN, APP, BOB, BODY, CAT, talk, virtually
 
 import smtpretry
-from smtpretry.addresses import mailbox_of
+from smtpretry.addresses import mailbox_of, sender_of, show_in_ascii
 
 POLICIES: list[Any] = [email.policy.default, email.policy.compat32]
 MAKES = ["EmailMessage", "MIMEText", "Header", "Header in UTF-8", "parsed", "parsed, older class"]
@@ -262,3 +263,16 @@ def test_a_long_list_is_read_in_linear_time() -> None:
         return time.process_time() - began
 
     assert seconds(10_000) < 40 * min(seconds(1_000) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "hostile", ["(@", '"', '"@', "ü", "ü@", "(", "<", "a@b ", "=?", "\\", "a@[", "\n ", "ü@ü.", "x<", "[["]
+)
+def test_a_hostile_header_takes_no_time(hostile: str) -> None:
+    """A hundred thousand characters that make no sense, in a parsed message, are an answer at once."""
+    message = email.message_from_string(f"From: {hostile * (100_000 // len(hostile))}\nTo: {ANN}\n\n")
+    began = time.process_time()
+    with suppress(ValueError):
+        sender_of(message)
+    show_in_ascii(message)
+    assert time.process_time() - began < 2

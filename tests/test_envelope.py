@@ -220,6 +220,15 @@ async def test_a_domain_outside_ascii_needs_no_extension() -> None:
     assert "bücher" in message["To"]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_domain_of_undeclared_bytes(policy: Any) -> None:
+    """A parsed header in UTF-8 (RFC 6532), folded, names the same mailbox in ASCII."""
+    raw = "From: app@example.com\nTo: Bob\n <bob@bücher.example>,\n\tann@example.com\n\n".encode()
+    delivery = smtpretry.prepare(email.message_from_bytes(raw, policy=policy))
+    assert delivery.recipients == ["bob@xn--bcher-kva.example", ANN]
+    assert b"<bob@xn--bcher-kva.example>, ann@example.com\r\n" in delivery.message
+
+
 def test_one_mailbox_in_two_scripts() -> None:
     """A domain and its A-label are one domain: one copy."""
     delivery = smtpretry.prepare(b"", sender=APP, recipients=["bob@bücher.example", "bob@XN--bcher-kva.example", BOB])
