@@ -109,7 +109,7 @@ def _encode_long_lines(message: Message) -> None:
         return
     data: Any = message.get_payload(decode=True)
     was = str(message["Content-Transfer-Encoding"]).lower()
-    readable = kind.startswith("text/") and was != "base64"
+    readable = kind.startswith("text/") and was != "base64" and b"\0" not in data
     encoded = binascii.b2a_qp(data, istext=True) if readable else base64.encodebytes(data)
     del message["Content-Transfer-Encoding"]
     message.set_payload(encoded.decode("ascii"))
