@@ -179,7 +179,8 @@ class Judge:
         self._full = False  # nobody else is to be offered
         self._split = False
         self._postponed: Ruling | None = None  # why everybody who is not taken has to wait
-        self._took = False  # the server has a recipient in this transaction
+        self._begun = False  # the server was asked anything
+        self._took = False  # it has a recipient in this transaction
         self._go_ahead: bool | None = None  # whether the answer to DATA was 354
 
     @property
@@ -204,6 +205,7 @@ class Judge:
 
     def hear(self, answer: Answer) -> None:
         """Take in the answer to the next command."""
+        self._begun = self._begun or answer.final is None
         self._took = self._took or (answer.recipient is not None and answer.failure is None)
         if answer.stage is Stage.DATA and answer.failure is None:
             self._go_ahead = True
@@ -248,7 +250,9 @@ class Judge:
         if self._postponed is not None:
             taken = set(verdict.taken)
             self._put_aside(replace(self._postponed, recipients=[who for who in self.case.todo if who not in taken]))
-        if self._ended_at is None:
+        if not self._begun:
+            verdict.after = After.NOTHING
+        elif self._ended_at is None:
             verdict.after = After.NOTHING if verdict.accepted else After.RESET
         elif self._go_ahead and self._took and self._ended_at is not Stage.END_OF_DATA:
             verdict.after = After.CLOSE  # the server waits for a message that those who were taken must not get yet
@@ -275,7 +279,7 @@ class Judge:
                 self._full = True  # who needs no log-in shall not depend on it
             case Action.FAIL | Action.RETRY:
                 self._put_aside(ruling)
-                self.verdict.suspect = who
+                self.verdict.suspect = who if answer.final is None else self.verdict.suspect
             case _:
                 self._end(answer, answer.failure, decision)
 
