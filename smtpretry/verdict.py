@@ -226,6 +226,7 @@ class Judge:
         What was said last still counts where it does not matter to which command: it concerns the server, or it was the
         first answer, and a goodbye.
         """
+        self._begun = True
         for answer in answers[-2:]:  # the last reply, and the silence after it
             said = answer.failure
             if said is not None and said.reply.code != NO_REPLY:
