@@ -212,6 +212,8 @@ class Cell:
         if place.verb == "BODY" and fault.how == "unasked" and not place.large:
             return {Status.ACCEPTED}, 250  # see the module's docstring
         if self.dot_is_out:
+            if fault.how.startswith("unasked") and place.verb == "END_OF_DATA":
+                return {Status.ACCEPTED}, 250  # the two replies agree
             if fault.how.startswith("unasked") and self.mode == "raise":
                 return {Status.UNCERTAIN, Status.ACCEPTED}, None  # "more than one reply" is an honest answer, too
             return ({Status.UNCERTAIN}, NO_REPLY) if self.ever or self.mode == "raise" else ({Status.ACCEPTED}, 250)
