@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
-from functools import cached_property
 
+from .patterns import compiled
 from .reply import CODES, NO_REPLY, READ, Reply
 from .stage import Scope, Stage
 
@@ -30,8 +30,8 @@ class Action(Enum):
 
 
 _LAST_RESORTS = (Action.RETRY, Action.RECONNECT, Action.FAIL)
-_STATUS = re.compile(r"(?:[245]|x)\.(?:\d{1,3}|\*|x)\.(?:\d{1,3}|\*|x)", re.ASCII)
-_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*", re.ASCII)
+_STATUS = r"(?:[245]|x)\.(?:[0-9]{1,3}|\*|x)\.(?:[0-9]{1,3}|\*|x)"
+_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 
 
 class Words(str):
@@ -106,7 +106,7 @@ class Rule:
             _check(getattr(self, name), bool, name)
         for name in ("name", "why", "cure", "source"):
             _check(getattr(self, name), str, name)
-        if self.name and not _NAME.fullmatch(self.name):
+        if self.name and not compiled(_NAME).fullmatch(self.name):
             msg = f'name is words in lower case joined by hyphens, such as "greylisted", not {self.name!r}'
             raise ValueError(msg)
         if self.otherwise is not None and self.otherwise not in _LAST_RESORTS:
@@ -157,9 +157,9 @@ class Rule:
         if self.enhanced is not None and not self._has_status(reply.enhanced):
             return False
         text = reply.text[:READ].replace("\n", " ")
-        if self._text is not None and not self._text.search(text):
+        if self.text is not None and not compiled(self.text, re.IGNORECASE).search(text):
             return False
-        return self._unless is None or not self._unless.search(text)
+        return self.unless is None or not compiled(self.unless, re.IGNORECASE).search(text)
 
     def _has_status(self, enhanced: str | None) -> bool:
         parts = (enhanced or "").split(".")
@@ -168,18 +168,6 @@ class Rule:
             for status in ((self.enhanced,) if isinstance(self.enhanced, str) else self.enhanced or ())
             if enhanced
         )
-
-    @cached_property
-    def _text(self) -> re.Pattern[str] | None:
-        return None if self.text is None else re.compile(self.text, re.IGNORECASE)
-
-    @cached_property
-    def _unless(self) -> re.Pattern[str] | None:
-        return None if self.unless is None else re.compile(self.unless, re.IGNORECASE)
-
-    def __getstate__(self) -> dict[str, object]:
-        """What it was made of, without what has been compiled since."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
 
     def __repr__(self) -> str:
         """As it is written, without what is left out."""
@@ -234,7 +222,7 @@ def _check_status(enhanced: str | tuple[str, ...]) -> None:
         msg = "a rule with no enhanced status can match nothing: the tuple is empty"
         raise ValueError(msg)
     for status in each:
-        if not _STATUS.fullmatch(status):
+        if not compiled(_STATUS).fullmatch(status):
             msg = f'an enhanced status is of class 2, 4, 5 or x, such as "4.2.2", "x.7.26" or "4.7.*", not {status!r}'
             raise ValueError(msg)
 
@@ -247,7 +235,7 @@ def _check_pattern(text: str, name: str) -> None:
     if isinstance(text, Words):
         return
     try:
-        re.compile(text, re.IGNORECASE)
+        compiled(text, re.IGNORECASE)
     except (re.error, OverflowError, RecursionError) as error:
         msg = f"{name} is no regular expression: {error} in {text!r}"
         raise ValueError(msg) from error

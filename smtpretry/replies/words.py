@@ -208,7 +208,7 @@ MAILBOX_FULL = either(
 _WHO = r"(?:user|mail-? ?box|recipient|account|address(?:ee)?|e-?mail address|inbox)"
 _CLOSED = r"(?:inactive|disabled|closed|deactivated|suspended)"
 NO_SUCH_USER = either(
-    rf"\b{_WHO} (?:\S{{1,60}} ){{0,2}}(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
+    rf"\b{_WHO} (?:\w{{1,20}} )?(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
     rf"\b(?:no such|unknown|invalid|non-?existent|bad) (?:local )?{_WHO}\b",
     r"\bdoes(?: not|n't) have an? (?:\w{1,20} )?(?:account|mailbox)\b|\bno (?:account|mailbox) (?:by|with|for|here)\b",
     rf"\b{_CLOSED} {_WHO}\b|\b{_WHO} (?:\w{{1,20}} )?{_CLOSED}\b",
