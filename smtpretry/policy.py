@@ -32,9 +32,17 @@ _DOUBLINGS = 20  # more of them make no difference
 
 # What holds where no row matches, whatever rules a policy has (RFC 5321 §4.2.1: the first digit tells).
 _UNMATCHED = (
-    Rule(code=NO_REPLY, action=Action.RECONNECT, why="No valid reply came.", source="RFC 5321 §4.5.4.1"),
-    Rule(code=range(400, 500), action=Action.RETRY, why="A transient refusal.", source="RFC 5321 §4.2.1"),
-    Rule(action=Action.FAIL, why="A permanent refusal.", source="RFC 5321 §4.2.1"),
+    Rule(
+        name="silence", code=NO_REPLY, action=Action.RECONNECT, why="No valid reply came.", source="RFC 5321 §4.5.4.1"
+    ),
+    Rule(
+        name="transient",
+        code=range(400, 500),
+        action=Action.RETRY,
+        why="A transient refusal.",
+        source="RFC 5321 §4.2.1",
+    ),
+    Rule(name="permanent", action=Action.FAIL, why="A permanent refusal.", source="RFC 5321 §4.2.1"),
 )
 
 

@@ -20,7 +20,10 @@ All patterns are linear-time: no repetition within a repetition, each gap bounde
 
 from __future__ import annotations
 
-from .reply import NO_REPLY
+import re
+
+from .patterns import compiled
+from .reply import NO_REPLY, READ, Reply
 from .rule import Action, Rule
 from .stage import Scope, Stage
 from .words import (
@@ -83,6 +86,15 @@ class Table(tuple[Rule, ...]):
 
 
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_SAID_AT = dict.fromkeys((432, 435, 454, 534, 535, 538), Stage.AUTH) | dict.fromkeys((523, 524, 530), Stage.MAIL)
+
+
+def usual_stage(reply: Reply) -> Stage:
+    """The stage at which a reply is most often said, for where nobody tells."""
+    if compiled(RELAY, re.IGNORECASE).search(reply.text[:READ]):
+        return Stage.RCPT
+    return _SAID_AT.get(reply.code, Stage.RCPT)
+
 
 # fmt: off
 DEFAULT_RULES: tuple[Rule, ...] = Table((
