@@ -85,7 +85,7 @@ TOO_BIG = either(
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than)\b"
+_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than|only \d+)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
@@ -201,7 +201,8 @@ MAILBOX = either(r"\b(?:mail ?box|inbox|over ?quota|storage)\b")
 HOARD = either(  # too many messages that lie in the mailbox already
     r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b",
     r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
-    r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)(?! (?:sent|per|in|today|this))",
+    r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)"
+    r"(?! (?:sent|per|in|today|this))",
     r"\b(?:messages|e?mails) in (?:\w{1,5} )?(?:mail ?box|inbox)\b.{0,30}\b(?:limit|exceed\w*|max\w*)",
     r"\bzu ?viele e?-?mails (?:auf|im)\b",
 )
