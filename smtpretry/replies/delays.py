@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from .patterns import compiled
+from .patterns import caseless, compiled
 
 # A duration alone is no delay ("unable to deliver in 840 minutes"): a phrase around it must say so. Each phrase below
 # is one way of saying so. All repetitions are bounded: the time is linear in the text.
@@ -128,7 +126,7 @@ def _seconds(duration: str) -> float:
     if duration.isdecimal():
         return float(duration)
     total = 0.0
-    for figures, word, *units in compiled(_PIECES, re.IGNORECASE).findall(duration):
+    for figures, word, *units in caseless(_PIECES).findall(duration):
         total += _number(figures or word) * next(size for size, unit in zip(_UNITS, units, strict=True) if unit)
     return total
 
@@ -143,7 +141,7 @@ def _number(word: str) -> float:
 def delay_in(text: str) -> float | None:
     """The seconds to wait that the text asks for, or None."""
     words = [_NAME if compiled(_OPAQUE).search(word) else word for word in text.split()]
-    if (found := compiled(_DELAY, re.IGNORECASE).search(" ".join(words))) is None:
+    if (found := caseless(_DELAY).search(" ".join(words))) is None:
         return None
     seconds = _seconds(next(group for group in found.groups() if group is not None))
     return seconds if 0 < seconds <= _LONGEST else None

@@ -20,9 +20,7 @@ All patterns are linear-time: no repetition within a repetition, each gap bounde
 
 from __future__ import annotations
 
-import re
-
-from .patterns import compiled
+from .patterns import caseless
 from .reply import NO_REPLY, READ, Reply
 from .rule import Action, Rule
 from .stage import Scope, Stage
@@ -91,7 +89,7 @@ _SAID_AT = dict.fromkeys((432, 435, 454, 534, 535, 538), Stage.AUTH) | dict.from
 
 def usual_stage(reply: Reply) -> Stage:
     """The stage at which a reply is most often said, for where nobody tells."""
-    if compiled(RELAY, re.IGNORECASE).search(reply.text[:READ]):
+    if caseless(RELAY).search(reply.text[:READ]):
         return Stage.RCPT
     return _SAID_AT.get(reply.code, Stage.RCPT)
 

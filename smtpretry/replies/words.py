@@ -152,7 +152,7 @@ QUOTA = either(
     _per(
         r"(?:\d{1,2} ?)?(?:hours?|hr|h|days?|24 ?h\w*|week|month)", r"(?:hour|hourly|daily|day|24.hour|weekly|monthly)"
     ),
-    r"\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
+    r"\b(?:relay|sending|submission|outbound|outgoing) quota\b|\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
     r"\b(?:sending|submission|throttling|count|send) ?(?:limit|quota) ?(?:is |was |has been )?(?:exceed|reached)",
     r"\b(?:exceed|reach)(?:s|ed|ing)?\b.{0,30}\b(?:sending|submission) (?:limit|quota)",
     r"\bsent too many (?:e-?mails|mails|messages)\b.{0,80}\b(?:hours?|days?)\b",
