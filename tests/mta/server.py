@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-HOME = "home.test"  # the domain that Postfix holds its own; any other is a relay to it
+HOME = "home.test"  # the domain that Postfix and Exim hold their own; any other is a relay to it
 USERNAME, PASSWORD = "app", "not a real password"
 PATIENCE = 20.0  # seconds that a server gets to do what takes it well under one
 
@@ -67,7 +67,7 @@ class Service:
     """One port of a server: its name, who answers there, and the settings that are its own."""
 
     name: str
-    program: str = "smtpd"  # or "postscreen", of the Postfix; or "aiosmtpd"
+    program: str = "smtpd"  # or "postscreen", of the Postfix; or "exim", or "aiosmtpd"
     settings: Mapping[str, Any] = field(default_factory=dict)  # as the server's class understands them
 
 
