@@ -13,12 +13,13 @@ from .errors import exception_of
 from .ledger import Turn
 from .policy import RetryPolicy
 from .sending import Sends, check_number
-from .session.connection import CleartextAuth, Connection, Failed, Needs, Timeout
+from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
+from .session.opening import check_client
 from .session.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -64,7 +65,7 @@ class RetryingSMTP(Sends):
 
     def __init__(
         self,
-        client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP],
+        client: aiosmtplib.SMTP | MakeClient,
         policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
         *,
         username: str | bytes | None = None,
@@ -87,13 +88,15 @@ class RetryingSMTP(Sends):
         check_number("max_connections", max_connections)
         if max_messages_per_connection is not None:
             check_number("max_messages_per_connection", max_messages_per_connection)
-        if max_connections > 1 and _made_by(client) is _made_by(client):
-            msg = "one client is one connection: for more of them give a function that makes a new client at each call"
-            raise ValueError(msg)
+        if not callable(client) or isinstance(client, type):
+            check_client(client)
+            if max_connections > 1:
+                msg = "one client is one connection: for more of them give a function that makes a new one at each call"
+                raise ValueError(msg)
         credentials, needs = Credentials(username, password, oauth_token_generator), Needs()
 
         def connection() -> Connection:
-            return Connection(_made_by(client), credentials, cleartext_auth, needs, max_messages_per_connection)
+            return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
         self._pool = Pool(connection, max_connections, idle_timeout, policy.sleep)
 
@@ -192,11 +195,3 @@ class RetryingSMTP(Sends):
 
     async def _room(self) -> None:
         await self._pool.room()
-
-
-def _made_by(client: aiosmtplib.SMTP | Callable[[], aiosmtplib.SMTP]) -> aiosmtplib.SMTP:
-    made = client() if callable(client) and not isinstance(client, type) else client
-    if not isinstance(made, aiosmtplib.SMTP):
-        msg = f"client is an aiosmtplib.SMTP, or a function that makes one, not {made!r}"
-        raise TypeError(msg)
-    return made

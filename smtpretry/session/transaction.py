@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import aiosmtplib
 from aiosmtplib.typing import Default
@@ -94,8 +93,7 @@ class Transaction:
             body = _PERIOD.sub(b"..", body)
         body += b".\r\n"
         try:
-            with self.connection.at(Stage.DATA):
-                accepted = await (self._send_in_chunks(body) if len(body) > _CHUNK else self._send_at_once(body))
+            accepted = await self._send(body)
         except Failed as failed:
             said = Said(self._stage, failed.said.reply, failed.said.error)
             self.in_doubt = self.in_doubt and said.reply.code == NO_REPLY
@@ -138,33 +136,18 @@ class Transaction:
             return Answer(command.stage, failed.said, recipient=command.recipient, final=failed.final)
         return Answer(command.stage, recipient=command.recipient)
 
-    async def _send_at_once(self, body: bytes) -> Reply:
-        self.connection.send(body, 1)
-        self.in_doubt = True
-        return self._take(*await self.connection.receive(Stage.END_OF_DATA, self._dot_timeout))
-
-    async def _send_in_chunks(self, body: bytes) -> Reply:
-        """Send a large body, the final dot when all else has gone; take at once what the server says meanwhile.
+    async def _send(self, body: bytes) -> Reply:
+        """Send the body, the final dot when all else has gone; take at once what the server says meanwhile.
 
         A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
         """
-        line, timeout = self.connection.line, self.connection.seconds(self.timeout)
-        reading = asyncio.ensure_future(self.connection.receive(Stage.DATA, None))
-        try:
-            for start in range(0, len(body), _CHUNK):
-                self.connection.send(body[start : start + _CHUNK], int(start == 0))
-                self.in_doubt = start + _CHUNK >= len(body)
-                draining = asyncio.ensure_future(line.drain())
-                try:
-                    await _first({reading, draining}, timeout)
-                finally:
-                    draining.cancel()
-                if reading.done():
-                    break
-            await _first({reading}, self._dot_timeout if self.in_doubt else timeout)
-            return self._take(*reading.result())
-        finally:
-            reading.cancel()
+        for start in range(0, len(body), _CHUNK):
+            sent = self.connection.send(body[start : start + _CHUNK], replies=not start)
+            self.in_doubt = sent and start + _CHUNK >= len(body)
+            if not self.in_doubt and not await self.connection.drain(self.timeout):
+                break
+        timeout = self._dot_timeout if self.in_doubt else self.timeout
+        return self._take(*await self.connection.receive(self._stage, timeout))
 
     def _take(self, code: int, message: str) -> Reply:
         """The answer that accepts the message."""
@@ -211,10 +194,3 @@ class Transaction:
     @staticmethod
     def _cannot(why: str) -> NoReturn:
         raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(why), final=True)
-
-
-async def _first(futures: set[asyncio.Future[Any]], timeout: float | None) -> None:
-    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    if not done:
-        msg = "Timed out sending the message"
-        raise aiosmtplib.SMTPReadTimeoutError(msg)
