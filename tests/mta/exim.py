@@ -39,7 +39,7 @@ class Exim(MailServer):
     """
 
     program = "exim4"
-    remedy = "it conflicts with Postfix on Debian; take it out of its package as .ci/run does, and set SMTPRETRY_EXIM"
+    remedy = "Debian has it in Postfix's place; .ci/run shows how to take it out of its package, for SMTPRETRY_EXIM"
     out_of_step = ("SMTP protocol synchronization error", "SMTP syntax error", "unrecognized command")
 
     _MAIN = """\
@@ -114,7 +114,7 @@ plain:
         if reason := super().unavailable():
             return reason
         tried = run(cls.binary(), "-C", "/dev/null", "-bV")
-        return f"exim4 not started: {tried.stderr.strip()}" if tried.returncode else None
+        return f"exim4 not started: {tried.stderr.strip()}: {cls.remedy}" if tried.returncode else None
 
     def start(self) -> None:
         """Start it; it listens when this returns."""
@@ -139,7 +139,7 @@ plain:
 
     def replies(self, _service: str) -> list[str]:
         """Return every reply that it has sent, as its own log has it."""
-        return re.findall(r"^ *\d+ (?:SMTP>>|      ) (\d{3}[ -].*)$", self.log.read_text(), re.MULTILINE)
+        return re.findall(r"^ *\d+ (?:SMTP[|>]>|      ) (\d{3}[ -].*)$", self.log.read_text(), re.MULTILINE)
 
     def copies(self, recipient: str, message_id: str) -> int:
         """Count the copies of a message in a recipient's mailbox, once nothing is on its way any more."""
@@ -148,7 +148,8 @@ plain:
 
     def pipelined(self) -> list[bool]:
         """Tell of each message that it took, in order, whether commands came ahead of the answers (its log's "L")."""
-        return [not mark.endswith("-") for mark in re.findall(r" <= .* P=\S+ .*?(L\S*)", self.log.read_text())]
+        marks = re.findall(r" <= .*? P=\S+(?: (L\S*))? ", self.log.read_text())
+        return [bool(mark) and not mark.endswith("-") for mark in marks]
 
     def _configure(self, settings: Mapping[str, str]) -> str:
         acls = {"acl_smtp_rcpt": "", "acl_smtp_data": ""}
