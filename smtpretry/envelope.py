@@ -8,7 +8,9 @@ import email.policy
 import email.utils
 import io
 import re
+import uuid
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from email.generator import BytesGenerator
 from types import NoneType
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from .outcome import Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LONGEST_ID = 255
 Message = email.message.EmailMessage | email.message.Message
 
 _PLAIN = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+", re.ASCII)  # a mailbox alone, as nearly all addresses are
@@ -37,6 +40,8 @@ def prepare(
     recipients: str | Sequence[str] | None = None,
     mail_options: Iterable[str] | None = None,
     rcpt_options: Iterable[str] | None = None,
+    id: str | None = None,  # noqa: A002 - as the delivery has it
+    expires: timedelta | datetime | None = None,
 ) -> Delivery:
     """Make a `Delivery` of a message and aiosmtplib's arguments, without sending it; `deliver` and `attempt` take it.
 
@@ -45,9 +50,21 @@ def prepare(
     A message object is written as 7-bit MIME, which every server takes. A Message-ID (its domain is the sender's) and a
     Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same bytes.
 
+    Args:
+        message: the message.
+        sender: the reverse-path; None for the message's Sender or From.
+        recipients: whom to send it to; None for the message's To, Cc and Bcc.
+        mail_options: ESMTP parameters of MAIL.
+        rcpt_options: ESMTP parameters of each RCPT.
+        id: the delivery's name, such as "order-17", at most 255 characters; None for a new one. A queue takes the same
+            name once.
+        expires: when the message is not to be sent any more: a time with its time zone, or how long after it was handed
+            over. Who has not got it by then is refused.
+
     Raises:
-        ValueError: no sender, no recipient, an address or an option with a control character, a str outside ASCII.
-        TypeError: a message, an address or options of another type.
+        ValueError: no sender, no recipient, an address, an option or an id with a control character, a str outside
+            ASCII, a time without a time zone, a duration that is not positive.
+        TypeError: a message, an address, options or another argument of another type.
     """
     if isinstance(message, email.message.Message):
         sender = extract_sender(message) if sender is None else sender
@@ -73,6 +90,7 @@ def prepare(
             raise ValueError(msg)
         local, _, domain = mailbox.rpartition("@")
         mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
+    _check_expiry(expires)
     mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
     origin = mailbox_of(sender)
     utf8 = not (origin.isascii() and all(mailbox.isascii() for mailbox in mailboxes))
@@ -84,7 +102,34 @@ def prepare(
         message=_identified(_bytes(message, utf8=utf8), origin.rpartition("@")[2]),
         mail_options=mail_options,
         rcpt_options=rcpt_options,
+        id=_name(id),
+        expires_in=expires.total_seconds() if isinstance(expires, timedelta) else None,
+        expires_at=expires.timestamp() if isinstance(expires, datetime) else None,
     )
+
+
+def _name(name: str | None) -> str:
+    if name is None:
+        return uuid.uuid4().hex
+    if not isinstance(name, str):
+        msg = f"id is a str, not {name!r}"
+        raise TypeError(msg)
+    if not 0 < len(name) <= _LONGEST_ID or _CONTROL.search(name):
+        msg = f"id is 1 to {_LONGEST_ID} characters, none of them a control character, not {name!r}"
+        raise ValueError(msg)
+    return name
+
+
+def _check_expiry(expires: object) -> None:
+    if not isinstance(expires, (timedelta, datetime, NoneType)):
+        msg = f"expires is a timedelta or a datetime, not {expires!r}"
+        raise TypeError(msg)
+    if isinstance(expires, timedelta) and expires <= timedelta(0):
+        msg = f"expires is a positive timedelta, not {expires!r}"
+        raise ValueError(msg)
+    if isinstance(expires, datetime) and expires.utcoffset() is None:
+        msg = f"expires has no time zone: {expires!r}; datetime.now(UTC) + timedelta(...) has one"
+        raise ValueError(msg)
 
 
 def mailbox_of(address: str) -> str:

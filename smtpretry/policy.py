@@ -64,8 +64,9 @@ class RetryPolicy:
             row names a delay. The default (60 s, doubling to 15 min, up to 6 s of jitter) is made for greylisting
             (RFC 6647 §5: a retry after a minute to an hour passes; RFC 5321 §4.5.4.1 asks for patience).
         stop: any tenacity stop, on top of the two limits below; None for these alone.
-        give_up_after: how long after the first attempt the last one may begin; None for no limit. A computed wait is
-            cut so that the last attempt falls on it; a delay that the server names beyond it ends the wait at once.
+        give_up_after: how long after the message was handed over, to the client or to the queue, the last attempt may
+            begin; None for no limit. A computed wait is cut so that the last attempt falls on it; a delay that the
+            server names beyond it ends the wait at once.
         max_attempts: how many attempts each recipient gets; None for no limit.
         on_uncertain: what to do where the line broke after the final dot and before the reply. "resend" is what
             RFC 5321 §4.5.3.2.6 and RFC 1047 ask of a client (at least once); "raise" is at most once.
@@ -153,6 +154,7 @@ class RetryPolicy:
         login: bool = False,
         attempt: int = 1,
         elapsed: float = 0.0,
+        left: float = math.inf,
         error: BaseException | None = None,
     ) -> Decision:
         """Decide what a reply means. No I/O.
@@ -164,7 +166,8 @@ class RetryPolicy:
             token: whether the session logs in with an OAuth token.
             login: whether it is known that the session could log in, and has not done so.
             attempt: the number of the attempt that met the reply, from 1: what the backoff goes by.
-            elapsed: seconds since the first attempt began.
+            elapsed: seconds since the message was handed over.
+            left: seconds until it expires.
             error: the exception that stands for the reply, for tenacity waits that look at it.
 
         The wait is the delay that the server names (after the third attempt the backoff, where that is longer); else 0
@@ -183,7 +186,7 @@ class RetryPolicy:
             return Decision(action, scope, max(named, _SHORTEST), rule)
         if rule.wait == 0 and action is rule.action:
             return Decision(action, scope, 0.0, rule)
-        wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self.patience - elapsed
+        wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), min(self.patience - elapsed, left)
         if named is not None:
             wait = max(named, wait)
         elif rule.wait is not None and wait < rule.wait < left:
@@ -196,11 +199,14 @@ class RetryPolicy:
         """The seconds that `wait` computes after so many attempts in so many seconds; never below zero."""
         return max(0.0, float(self.wait(self._state(attempt=attempt, elapsed=elapsed, error=error))))
 
-    def gives_up(self, *, attempt: int, elapsed: float, wait: float) -> bool:
-        """Whether one more attempt after `wait` seconds is too many, after `attempt` of them in `elapsed` seconds."""
+    def gives_up(self, *, attempt: int, elapsed: float, wait: float, left: float = math.inf) -> bool:
+        """Whether one more attempt after `wait` seconds is too many, after `attempt` of them in `elapsed` seconds.
+
+        It is where less than that is `left` until the message expires.
+        """
         return (
             (self.max_attempts is not None and attempt >= self.max_attempts)
-            or wait > self.patience - elapsed + _GRACE
+            or wait > min(self.patience - elapsed, left) + _GRACE
             or (self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)))
         )
 

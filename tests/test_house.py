@@ -9,10 +9,10 @@ import smtpretry
 
 ROOT = Path(smtpretry.__file__).parents[1]
 SOCKETS = {"asyncio", "socket", "ssl", "selectors", "threading"}
-NO_IO = ("replies", "outcome", "notification", "delivery", "policy", "envelope")
+NO_IO = ("replies", "outcome", "stored", "notification", "delivery", "policy", "envelope")
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
-    ("outcome", "notification", "delivery", "policy", "envelope"),
+    ("outcome", "stored", "notification", "delivery", "policy", "envelope"),
     ("errors",),
     ("session",),
     ("attempt",),
