@@ -42,6 +42,8 @@ _log = logging.getLogger("smtpretry")
 _OUR_OWN_REFUSAL = Decision(
     Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
 )
+_EXPIRED = "4.4.7"  # RFC 3463 §3.5: delivery time expired
+_LAST_CALL = 1.0  # seconds before a message expires: when the last attempt begins
 _ENDED_IN_DOUBT = Said(
     Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
 )
@@ -76,13 +78,15 @@ class Pass:
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished` where this connection is one too many."""
         now, first = self.policy.clock(), not self.todo
-        if self.delivery.began_at is None:
-            self.delivery.began_at = now
+        self.delivery.hand_over(now)
         if first:
+            self._expire(now)
             self.todo = self.delivery.due(now)
             self._doubt([who for who in self.todo if self.delivery.outcomes[who].uncertain], _ENDED_IN_DOUBT)
         if now < self.pool.resumes_at and self.pool.reason is not None:
             self._wait(self.todo, self.pool.reason, self.pool.resumes_at - now)
+        if self.delivery.began_at is None:
+            self.delivery.began_at = now
         if first and self.todo:
             self.delivery.attempts.append(Attempt(now))
             for who in self.todo:
@@ -91,6 +95,15 @@ class Pass:
         while self.todo and not self.crowded:
             await self._transact(connection)
         self.unfinished = bool(self.todo)
+
+    def _expire(self, now: float) -> None:
+        """Refuse what may not be sent any more."""
+        why = self.delivery.overdue(now, self.policy.patience)
+        if why is not None and self.delivery.pending:
+            expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
+            self.delivery.attempts.append(Attempt(now))
+            self._note(expired, _OUR_OWN_REFUSAL, self.delivery.pending)
+            self._settle(self.delivery.pending, Status.REFUSED, expired)
 
     async def _transact(self, connection: Connection) -> None:
         """One transaction with as many recipients as may go together, and what follows from its failure."""
@@ -292,6 +305,7 @@ class Pass:
             token=connection.credentials.token,
             login=Action.AUTHENTICATE in able,
             elapsed=self.delivery.elapsed(self.policy.clock()),
+            left=self.delivery.left(self.policy.clock()) - _LAST_CALL,
             error=failed.said.error,
         )
         attempt = max(self.delivery.outcomes[who].attempts for who in concerned)
@@ -333,8 +347,10 @@ class Pass:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != self.offered and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
-            if self.policy.gives_up(attempt=outcome.attempts, elapsed=self.delivery.elapsed(now), wait=wait):
-                why = f"gave up: the policy allows no attempt after another {wait:g} s"
+            elapsed, left = self.delivery.elapsed(now), self.delivery.left(now) - _LAST_CALL
+            if self.policy.gives_up(attempt=outcome.attempts, elapsed=elapsed, wait=wait, left=left):
+                limit = "the message expires before" if left < wait else "the policy allows no attempt after"
+                why = f"gave up: {limit} another {wait:g} s"
                 self.delivery.cure = self.delivery.cure or why
                 _log.warning("%s %s: %s", self.delivery.id, who, why)
                 self._settle([who], Status.REFUSED, last)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import socket
     import ssl
     from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
+    from datetime import datetime, timedelta
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -188,17 +189,26 @@ class RetryingSMTP:
         recipients: str | Sequence[str] | None = None,
         mail_options: Iterable[str] | None = None,
         rcpt_options: Iterable[str] | None = None,
+        id: str | None = None,  # noqa: A002 - as the delivery has it
+        expires: timedelta | datetime | None = None,
         timeout: Timeout = Default.token,
     ) -> Delivery:
         """Send as `send_message` does, and return the whole story instead; no refusal raises.
 
         A `Delivery` that was broken off goes on to those who are pending, with the same bytes; the other arguments are
-        its own.
+        its own. For `id` and `expires` see `prepare`.
         """
         if not isinstance(message, Delivery):
             message = prepare(
-                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+                message,
+                sender=sender,
+                recipients=recipients,
+                mail_options=mail_options,
+                rcpt_options=rcpt_options,
+                id=id,
+                expires=expires,
             )
+        message.take_up(self.policy.clock(), late=True)
         return await self._deliver(message, timeout)
 
     def send_many(
@@ -239,6 +249,10 @@ class RetryingSMTP:
                 `NotOurs`, where another worker has taken the delivery over.
             timeout: seconds for each command, in place of the client's own.
         """
+        delivery.take_up(self.policy.clock(), late=True)
+        return await self._attempt(delivery, save, timeout=timeout)
+
+    async def _attempt(self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout) -> Delivery:
         one = Pass(delivery, self.policy, self._pool, timeout, save)
         while one.unfinished:
             async with self._pool.lend() as connection:
@@ -254,6 +268,8 @@ class RetryingSMTP:
         recipients: str | Sequence[str] | None = None,
         mail_options: Iterable[str] | None = None,
         rcpt_options: Iterable[str] | None = None,
+        id: str | None = None,  # noqa: A002 - as the delivery has it
+        expires: timedelta | datetime | None = None,
         connection: Any = None,  # noqa: ANN401 - each engine's own
     ) -> Delivery:
         """Hand a message over to the queue at once, without a first try.
@@ -264,6 +280,10 @@ class RetryingSMTP:
             recipients: whom to send it to; None for the message's To, Cc and Bcc.
             mail_options: ESMTP parameters of MAIL.
             rcpt_options: ESMTP parameters of each RCPT.
+            id: the delivery's name, such as "order-17": the queue takes the same one once. That is no promise that it
+                is never sent twice.
+            expires: a timedelta or a datetime with its time zone; who has not got it by then is refused, and `on_end`
+                of the worker is called.
             connection: a database connection of the application, where the engine can submit in its transaction: what
                 is rolled back is not sent.
 
@@ -279,8 +299,15 @@ class RetryingSMTP:
             raise ValueError(msg)
         if not isinstance(message, Delivery):
             message = prepare(
-                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+                message,
+                sender=sender,
+                recipients=recipients,
+                mail_options=mail_options,
+                rcpt_options=rcpt_options,
+                id=id,
+                expires=expires,
             )
+        message.hand_over(self.policy.clock())
         for who in message.deferred:  # by a submission that was rolled back
             message.outcomes[who].status = Status.PENDING
         try:
@@ -342,7 +369,9 @@ class RetryingSMTP:
             msg = f"timeout is a positive number of seconds, or None for no limit, not {timeout!r}"
             raise ValueError(msg)
         try:
-            await self.attempt(delivery, timeout=timeout)
+            if delivery.expires_in is not None:
+                delivery.hand_over(self.policy.clock())
+            await self._attempt(delivery, timeout=timeout)
             while (when := delivery.next_at) is not None:
                 far = self._engine is not None and when - self.policy.clock() > self._max_wait
                 if far and await self._hand_over(delivery):
@@ -350,7 +379,7 @@ class RetryingSMTP:
                 await self._pool.alarm(when - self.policy.clock())
                 if far and await self._hand_over(delivery):  # it may have it: the first answer could have been lost
                     break
-                await self.attempt(delivery, timeout=timeout)
+                await self._attempt(delivery, timeout=timeout)
         except BaseException as error:
             tell(error, delivery, self.policy.clock())
             raise
