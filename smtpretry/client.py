@@ -16,6 +16,8 @@ from .envelope import Message, prepare
 from .errors import conclude, exception_of, tell
 from .outcome import Status
 from .policy import RetryPolicy
+from .queues.engine import Pause
+from .replies.reply import Said
 from .session.connection import CleartextAuth, Connection, Failed, Needs, Timeout
 from .session.credentials import Credentials
 from .session.pool import Pool
@@ -352,6 +354,25 @@ class RetryingSMTP:
     def is_connected(self) -> bool:
         """Whether a connection is open now. None is needed to send."""
         return self._pool.is_connected
+
+    @property
+    def server(self) -> str:
+        """The server's name, as the workers of a queue know it who share its pause: "smtp.example.com:587"."""
+        return self._pool.server
+
+    @property
+    def pause(self) -> Pause:
+        """Until when nothing is tried, because the server said so."""
+        said = self._pool.reason if self._pool.failures else None
+        if said is None:
+            return Pause()
+        return Pause(self._pool.resumes_at, self._pool.failures, said.stage, said.reply)
+
+    def adopt(self, pause: Pause) -> None:
+        """Keep the pause that another client of the same server was asked for, or has seen the end of."""
+        self._pool.adopt(
+            pause.until, pause.failures, Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
+        )
 
     async def __aenter__(self) -> Self:
         """Open the client for sending. The connection is made when it is needed."""

@@ -79,6 +79,17 @@ class Pool:
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 
+    def adopt(self, until: float, failures: int, reason: Said | None) -> None:
+        """Take over what another pool knows of the same server."""
+        self.resumes_at, self.failures, self.reason = until, failures, reason
+        self._serve()
+
+    @property
+    def server(self) -> str:
+        """Where its connections go."""
+        client = self._connections[0].client
+        return f"{client.hostname}:{client.port}"
+
     def crowd(self, seconds: float) -> bool:
         """Make do, for so long, with the connections that are open or in use beside the one in use here, if any."""
         others = self._lent - 1 + sum(connection.is_open for connection in self._free)
