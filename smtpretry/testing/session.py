@@ -345,6 +345,8 @@ class Session(aiosmtpd.SMTP):
     async def handle_DATA(self, *_: object) -> str:
         """Take the message; called at the end of the data."""
         self._script = self._take("END_OF_DATA")
+        if self._script is None and not self.server.admit(self.loop.time()):
+            return "454 4.7.0 Throttling failure: Maximum sending rate exceeded"
         if self._script is None or self._script.act:
             login = cast("aiosmtpd.LoginPassword | None", self.session.auth_data)
             self.server.messages.append(

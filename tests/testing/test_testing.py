@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import aiosmtplib
 import pytest
 import virtual
+from support import virtually
 
 from smtpretry import testing
 from smtpretry.policy import RetryPolicy
@@ -270,6 +271,8 @@ def test_lines_of_a_reply_are_completed() -> None:
         lambda server: server.fail_at("RCPT", "explode"),
         lambda server: server.fail_at("NOWHERE", "fin"),
         lambda server: server.fail_at("RCPT", "half", reply="nothing"),
+        lambda _: ScriptedServer(max_rate=(0, 1)),
+        lambda _: ScriptedServer(max_rate=(14, 0)),
         lambda _: ScriptedServer(tls="maybe"),  # type: ignore[arg-type]
         lambda _: ScriptedServer(auth=("app", "secret"), mechanisms=["MAGIC"]),
     ],
@@ -503,6 +506,29 @@ def test_limits_and_extensions() -> None:
                 await client.sendmail("a@b.c", "d@e.f", "Subject: ö\r\n\r\n".encode())
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+@virtually
+async def test_messages_over_the_rate_are_throttled(seconds: float) -> None:
+    """`max_rate` counts what was taken in the last seconds of the loop's time, from all connections, and refuses the rest."""
+    async with ScriptedServer(max_rate=(2, seconds)) as server, server.client() as one, server.client() as other:
+        server.on("END_OF_DATA", "refused@*", "550 5.7.1 no")
+        with pytest.raises(aiosmtplib.SMTPDataError, match="550"):
+            await one.sendmail("a@b.c", "refused@e.f", MESSAGE)  # what is not taken does not count
+        await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        await asyncio.sleep(seconds / 2)
+        await other.sendmail("a@b.c", "d@e.f", MESSAGE)
+        for client in (one, other):
+            with pytest.raises(aiosmtplib.SMTPDataError, match="454.*4.7.0 Throttling failure: Maximum sending rate"):
+                await client.sendmail("a@b.c", "d@e.f", MESSAGE)
+        await asyncio.sleep(seconds / 2)
+        await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        with pytest.raises(aiosmtplib.SMTPDataError, match="454"):
+            await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        server.max_rate = None
+        await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        assert len(server.messages) == 4
 
 
 def test_null_sender_and_strangers() -> None:
