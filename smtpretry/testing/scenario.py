@@ -47,6 +47,7 @@ class Scenario:
         size_limit: int | None = 2**25,
         eightbitmime: bool = True,
         smtputf8: bool = True,
+        pipelining: bool = True,
         extensions: Iterable[str] = (),
         port: int = 0,
     ) -> None:
@@ -73,6 +74,7 @@ class Scenario:
         self.size_limit = size_limit
         self.eightbitmime = eightbitmime
         self.smtputf8 = smtputf8
+        self.pipelining = pipelining
         self.extensions = list(extensions)
         self.port = port
 
