@@ -37,8 +37,8 @@ class ScriptedServer(Scenario):
         size_limit: the largest message in bytes, offered as SIZE; a bigger one gets 552.
         eightbitmime: whether 8BITMIME is offered; where not, 8-bit content is refused.
         smtputf8: whether SMTPUTF8 is offered; where not, a command that is no ASCII is refused.
-        pipelining: whether PIPELINING is offered (RFC 2920). Commands that come together are answered in order; where it
-            is not offered, the second of them gets 554, and the connection ends, as with Exim.
+        pipelining: whether PIPELINING is offered (RFC 2920). Commands that come together are answered in order; where
+            it is not offered, the second of them gets 554, and the connection ends, as with Exim.
         extensions: further lines for the reply to EHLO. Nothing else comes of them.
         port: 0 for a free one. `start` after `stop` takes the same port again.
 

@@ -364,7 +364,7 @@ class Session(aiosmtpd.SMTP):
             pass
         self._script = self._take("END_OF_DATA")
         await self.push("554 5.5.1 Error: no valid recipients")
-        self._set_post_data_state()
+        self._set_post_data_state()  # type: ignore[no-untyped-call] # aiosmtpd's
 
     async def handle_DATA(self, *_: object) -> str:
         """Take the message; called at the end of the data."""
