@@ -17,12 +17,25 @@ every message, except where a script says otherwise::
 
         asyncio.run(scenario())
 
+Blocking tests have `ThreadedServer`, the same in a thread. pytest finds the fixtures ``smtp_server`` and ``no_wait`` by
+itself.
+
 Needs the extra ``testing``.
 """
 
 from .engines import EngineReport, check_engine
 from .scripts import ReceivedMessage, Script
 from .server import ScriptedServer
+from .threaded import ThreadedServer
 from .waits import NoWait, no_wait
 
-__all__ = ["EngineReport", "NoWait", "ReceivedMessage", "Script", "ScriptedServer", "check_engine", "no_wait"]
+__all__ = [
+    "EngineReport",
+    "NoWait",
+    "ReceivedMessage",
+    "Script",
+    "ScriptedServer",
+    "ThreadedServer",
+    "check_engine",
+    "no_wait",
+]
