@@ -152,9 +152,18 @@ class Blocking:
     send_message = _waiting_for(RetryingSMTP.send_message)
     sendmail = _waiting_for(RetryingSMTP.sendmail)
     deliver = _waiting_for(RetryingSMTP.deliver)
-    enqueue = _waiting_for(RetryingSMTP.enqueue)
     connect = _waiting_for(RetryingSMTP.connect)
     quit = _waiting_for(RetryingSMTP.quit)
+
+    @_as_in(RetryingSMTP.enqueue)
+    def enqueue(self, *args: Any, connection: Any = None, **options: Any) -> Delivery:  # noqa: ANN401
+        """Do what `RetryingSMTP.enqueue` does; with a `connection` in this thread, as databases ask for."""
+        begin = functools.partial(self._smtp.enqueue, *args, connection=connection, **options)
+        if connection is None:
+            return self._run(begin)
+        _loop.begin()
+        with contextlib.closing(asyncio.new_event_loop()) as own:
+            return own.run_until_complete(begin())
 
     def send_many(self, messages: Iterable[Message | Delivery], concurrency: int | None = None) -> Iterator[Delivery]:
         """Do what `RetryingSMTP.send_many` does: ``for delivery in smtp.send_many(messages)``.
