@@ -61,7 +61,7 @@ def _send(options: argparse.Namespace) -> int:
         message = email.message_from_bytes(sys.stdin.buffer.read())
         delivery = prepare(message, sender=options.sender, recipients=options.to)
         policy = RetryPolicy(give_up_after=timedelta(seconds=options.give_up_after))
-        smtp = RetryingSMTP(_client(options), policy, **_login(options))
+        smtp = RetryingSMTP(_client(options), policy, username=options.username, password=_password(options))
     except ValueError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
@@ -77,11 +77,11 @@ def _client(options: argparse.Namespace) -> aiosmtplib.SMTP:
     return aiosmtplib.SMTP(hostname=options.host, port=options.port, **_TLS[options.tls])
 
 
-def _login(options: argparse.Namespace) -> dict[str, str]:
+def _password(options: argparse.Namespace) -> str | None:
     if options.username is None:
-        return {}
+        return None
     password = os.environ.get("SMTP_PASSWORD")
-    return {"username": options.username, "password": getpass.getpass() if password is None else password}
+    return getpass.getpass() if password is None else password
 
 
 async def _tell(smtp: RetryingSMTP, delivery: Delivery, say: Callable[[str, str], None]) -> None:
