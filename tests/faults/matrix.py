@@ -225,7 +225,7 @@ class Cell:
             if fault.how.startswith("unasked"):
                 return {Status.ACCEPTED}, 250  # two replies that agree
             return ({Status.UNCERTAIN}, NO_REPLY) if self.ever or self.mode == "raise" else ({Status.ACCEPTED}, 250)
-        if fault.kind == "5xx" and fault.close and place.verb == "RCPT" and self.ahead and not self.ever:
+        if fault.kind == "5xx" and fault.close and place.verb in ("MAIL", "RCPT") and self.ahead and not self.ever:
             return {Status.REFUSED, Status.ACCEPTED}, None  # cut off in the midst of the answers, it is offered again
         if fault.kind == "5xx":
             return {Status.REFUSED}, 554
