@@ -16,6 +16,7 @@ from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
 from .session.opening import check_client
+from .session.pipelining import Pipelining
 from .session.pool import Pool
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class RetryingSMTP(Sends):
             logs in and encrypts on its own; where the server says that there are too many, fewer are used for a while.
         max_messages_per_connection: after how many messages a connection gives way to a new one; None for no limit. One
             that the server limits itself (421, or 452 4.5.3 to MAIL) is replaced as well.
+        pipelining: whether MAIL, all RCPT and DATA go out in one write where the server offers that (RFC 2920); the
+            message itself waits for its own 354.
         defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
         max_wait: the longest wait in process, in seconds, where there is an engine.
 
@@ -75,6 +78,7 @@ class RetryingSMTP(Sends):
         idle_timeout: float | None = 10,
         max_connections: int = 1,
         max_messages_per_connection: int | None = None,
+        pipelining: bool = True,
         defer: Engine | None = None,
         max_wait: float = 60,
     ) -> None:
@@ -94,6 +98,7 @@ class RetryingSMTP(Sends):
                 msg = "one client is one connection: for more of them give a function that makes a new one at each call"
                 raise ValueError(msg)
         credentials, needs = Credentials(username, password, oauth_token_generator), Needs()
+        needs.pipelining = Pipelining(wanted=pipelining)
 
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)

@@ -104,6 +104,11 @@ class Ledger:
         if _log.isEnabledFor(level):
             _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))
 
+    def remark(self, said: Said) -> None:
+        """Write down what the caller should know of, and warn."""
+        self.note(said, None, self.todo)
+        _log.warning("%s %s: %s", self.delivery.id, said.stage.value, said.reply.text)
+
     def settle(self, recipients: Collection[str], status: Status, last: Said) -> None:
         """Give them their end."""
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)

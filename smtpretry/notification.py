@@ -10,6 +10,7 @@ from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Protocol
 
+from .addresses import mailbox_of
 from .outcome import Outcome, Status
 from .replies.reply import NO_REPLY
 from .replies.stage import Stage
@@ -40,7 +41,7 @@ class Notifiable(Protocol):
 
 def notify(delivery: Notifiable, *, reporting_mta: str | None = None) -> Message:
     """See `Delivery.dsn`."""
-    if not email.utils.parseaddr(delivery.sender)[1]:
+    if not mailbox_of(delivery.sender):
         msg = "the delivery has the null sender: nobody is to be notified of it (RFC 5321 §4.5.5)"
         raise ValueError(msg)
     host = reporting_mta or platform.node()
@@ -74,7 +75,7 @@ def _fields(delivery: Notifiable, host: str) -> Message:
 
 
 def _recipient(who: str, outcome: Outcome) -> Iterable[tuple[str, str | None]]:
-    mailbox = email.utils.parseaddr(who)[1]
+    mailbox = mailbox_of(who)
     if mailbox.isascii():
         yield "Final-Recipient", f"rfc822; {mailbox}"
     else:  # RFC 6533 §3: utf-8-addr-xtext

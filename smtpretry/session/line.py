@@ -31,7 +31,7 @@ _FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
 _PERIOD = re.compile(rb"(?m)^\.")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LOST = "Connection lost"
-_ROUNDS = 3  # of the loop, in which a line that breaks in a write says so: TLS lies between
+_ROUNDS = 3  # of the event loop, after which a write that failed is known: one each for the socket, TLS and the line
 _TOO_LATE = "Timed out waiting for server response"
 
 
@@ -104,11 +104,10 @@ class Line(SMTPProtocol):
             self._end_out_of_step()
         if replies:
             self._replies.expect(replies)
-        if self._broken is None and not self.is_connected:
-            self.abort()  # it broke in the last write, and asyncio has not told yet
-        if self._broken is None:
-            self.write(data)
-        return self._broken is None
+        if self._broken is not None or not self.is_connected:
+            return False
+        self.write(data)
+        return True
 
     async def receive(self, timeout: float | None = None) -> SMTPResponse:
         """The next reply that is due.
@@ -137,10 +136,10 @@ class Line(SMTPProtocol):
 
         Gone is what the kernel has.
         """
-        for _ in range(_ROUNDS):
-            await asyncio.sleep(0)
         self._deadline.set(timeout)
         try:
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
             while self._full and not self.has_reply:
                 await self._something()
         finally:
