@@ -9,6 +9,8 @@ import pytest
 from mta import PASSWORD, Exim, require
 from rows import ANN, AWAY, BEN, GHOST, PEOPLE, Case, check
 
+from smtpretry import NO_REPLY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -168,10 +170,19 @@ CASES = tuple(
             "says": (OK,),
         },
         {
-            "name": "too-big-for-the-server-at-mail",
+            "name": "too-big",
             "settings": {"message_size_limit": "2000"},
             "text": "Hello.\n" * 500,
-            "says": ("552 ",),
+            "says": ("250-SIZE 2000",),
+            "refused": {ANN: NO_REPLY, BEN: NO_REPLY},
+        },
+        {
+            "name": "too-big-for-a-limit-that-is-not-said",
+            "settings": {
+                "acl_smtp_mail": "deny message = 552 too big\n  condition = ${if >{$message_size}{2000}}",
+            },
+            "text": "Hello.\n" * 500,
+            "says": ("552 too big",),
             "refused": {ANN: 552, BEN: 552},
         },
         {
