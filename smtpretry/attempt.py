@@ -181,6 +181,7 @@ class Pass:
             token=connection.credentials.token,
             login=Action.AUTHENTICATE in able,
             elapsed=self.ledger.elapsed(),
+            left=self.ledger.left(),
             error=said.error,
         )
         attempt = self.ledger.attempts(concerned)
@@ -250,7 +251,7 @@ class Pass:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
         whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
         tied = decision.scope is not Scope.SERVER
-        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, tied=tied)
+        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
 
     async def _clean_up(self, connection: Connection, verdict: Verdict) -> None:
         """Leave a session that is known to be clean, or none; tell it what the next transaction needs."""

@@ -12,6 +12,8 @@ from .attempt import Pass
 from .errors import exception_of
 from .ledger import Turn
 from .policy import RetryPolicy
+from .queues.engine import Pause
+from .replies.reply import Said
 from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
@@ -120,6 +122,7 @@ class RetryingSMTP(Sends):
             timeout: seconds for each command, in place of the client's own.
         """
         with delivery.sent_by(asyncio.current_task()):
+            delivery.take_up(self.policy.clock(), late=True)
             await self.take_turn(delivery, save, Turn(), timeout)
         return delivery
 
@@ -194,6 +197,26 @@ class RetryingSMTP(Sends):
     ) -> None:
         """Close the client; without QUIT where something broke off."""
         await self._pool.close(politely=error is None or isinstance(error, Exception))
+
+    # What the workers of a queue tell each other
+
+    @property
+    def server(self) -> str:
+        """The server's name, as the workers of a queue know it who share its pause: "smtp.example.com:587"."""
+        return self._pool.server
+
+    @property
+    def pause(self) -> Pause:
+        """Until when nothing is tried, because the server said so."""
+        said = self._pool.reason if self._pool.failures else None
+        if said is None:
+            return Pause()
+        return Pause(self._pool.resumes_at, self._pool.failures, said.stage, said.reply)
+
+    def adopt(self, pause: Pause) -> None:
+        """Keep the pause that another client of the same server was asked for, or has seen the end of."""
+        said = Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
+        self._pool.adopt(pause.until, pause.failures, said)
 
     def _alarm(self, seconds: float) -> Awaitable[None]:
         return self._pool.alarm(seconds)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import email.message
 import email.utils
 import re
+import uuid
 from collections.abc import Iterable
+from datetime import datetime, timedelta
 from types import NoneType
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from .outcome import Outcome
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LONGEST_ID = 255
 Message = email.message.EmailMessage | email.message.Message
 
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec writes
@@ -36,6 +39,8 @@ def prepare(
     recipients: str | Sequence[str] | None = None,
     mail_options: Iterable[str] | None = None,
     rcpt_options: Iterable[str] | None = None,
+    id: str | None = None,  # noqa: A002 - as the delivery has it
+    expires: timedelta | datetime | None = None,
 ) -> Delivery:
     """Make a `Delivery` of a message and aiosmtplib's arguments, without sending it; `deliver` and `attempt` take it.
 
@@ -49,10 +54,22 @@ def prepare(
     sender's) and a Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same
     bytes.
 
+    Args:
+        message: the message.
+        sender: the reverse-path; None for the message's Sender or From.
+        recipients: whom to send it to; None for the message's To, Cc and Bcc.
+        mail_options: ESMTP parameters of MAIL.
+        rcpt_options: ESMTP parameters of each RCPT.
+        id: the delivery's name, such as "order-17", at most 255 characters; None for a new one. A queue takes the same
+            name once.
+        expires: when the message is not to be sent any more: a time with its time zone, or how long after it was handed
+            over. Who has not got it by then is refused.
+
     Raises:
-        ValueError: no sender, no recipient, a header with anything but addresses, an address or an option with a
-            control character, a str outside ASCII, an object that cannot be written.
-        TypeError: a message, an address or options of another type.
+        ValueError: no sender, no recipient, a header with anything but addresses, an address, an option or an id with a
+            control character, a str outside ASCII, an object that cannot be written, a time without a time zone, a
+            duration that is not positive.
+        TypeError: a message, an address, options or another argument of another type.
     """
     if isinstance(message, email.message.Message):
         sender = sender_of(message) if sender is None else sender
@@ -78,6 +95,7 @@ def prepare(
             raise ValueError(msg)
         local, _, domain = mailbox.rpartition("@")
         mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
+    _check_expiry(expires)
     mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
     origin = mailbox_of(sender)
     written, utf8 = _bytes(message)
@@ -90,7 +108,34 @@ def prepare(
         message=_identified(written, origin.rpartition("@")[2], is_object=isinstance(message, email.message.Message)),
         mail_options=mail_options,
         rcpt_options=rcpt_options,
+        id=_name(id),
+        expires_in=expires.total_seconds() if isinstance(expires, timedelta) else None,
+        expires_at=expires.timestamp() if isinstance(expires, datetime) else None,
     )
+
+
+def _name(name: str | None) -> str:
+    if name is None:
+        return uuid.uuid4().hex
+    if not isinstance(name, str):
+        msg = f"id is a str, not {name!r}"
+        raise TypeError(msg)
+    if not 0 < len(name) <= _LONGEST_ID or _CONTROL.search(name):
+        msg = f"id is 1 to {_LONGEST_ID} characters, none of them a control character, not {name!r}"
+        raise ValueError(msg)
+    return name
+
+
+def _check_expiry(expires: object) -> None:
+    if not isinstance(expires, (timedelta, datetime, NoneType)):
+        msg = f"expires is a timedelta or a datetime, not {expires!r}"
+        raise TypeError(msg)
+    if isinstance(expires, timedelta) and expires <= timedelta(0):
+        msg = f"expires is a positive timedelta, not {expires!r}"
+        raise ValueError(msg)
+    if isinstance(expires, datetime) and expires.utcoffset() is None:
+        msg = f"expires has no time zone: {expires!r}; datetime.now(UTC) + timedelta(...) has one"
+        raise ValueError(msg)
 
 
 def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:

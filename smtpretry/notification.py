@@ -36,6 +36,7 @@ class Notifiable(Protocol):
     sender: str
     outcomes: dict[str, Outcome]
     message: bytes
+    submitted_at: float | None
     began_at: float | None
 
 
@@ -69,7 +70,9 @@ def _fields(delivery: Notifiable, host: str) -> Message:
     """The part for machines: a group of fields for the message, and one for each recipient."""
     part = Message()
     part["Content-Type"] = "message/delivery-status"
-    per_message = _group([("Reporting-MTA", f"dns; {host}"), ("Arrival-Date", _date(delivery.began_at))])
+    per_message = _group(
+        [("Reporting-MTA", f"dns; {host}"), ("Arrival-Date", _date(delivery.submitted_at or delivery.began_at))]
+    )
     part.set_payload([per_message, *(_group(_recipient(who, one)) for who, one in delivery.outcomes.items())])
     return part
 
@@ -96,7 +99,7 @@ def _status(outcome: Outcome) -> str:
     if reply is None:
         return "4.0.0"
     if reply.code == NO_REPLY:
-        return _NO_ANSWER if outcome.stage is Stage.CONNECT else _BROKEN
+        return reply.enhanced or (_NO_ANSWER if outcome.stage is Stage.CONNECT else _BROKEN)
     return reply.enhanced or f"{reply.code // 100}.0.0"
 
 

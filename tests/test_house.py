@@ -15,6 +15,7 @@ NO_IO = (
     "flatten",
     "mime",
     "outcome",
+    "stored",
     "notification",
     "delivery",
     "policy",
@@ -26,7 +27,7 @@ NO_IO = (
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
     ("addresses", "flatten", "mime"),
-    ("outcome", "notification", "delivery", "policy", "envelope", "esmtp", "ledger", "verdict"),
+    ("outcome", "stored", "notification", "delivery", "policy", "envelope", "esmtp", "ledger", "verdict"),
     ("errors",),
     ("session",),
     ("attempt",),

@@ -94,6 +94,16 @@ class Pool:
         self.limit = self.others
         self._widen_in(seconds)
 
+    def adopt(self, until: float, failures: int, reason: Said | None) -> None:
+        """Take over what another pool knows of the same server."""
+        self.resumes_at, self.failures, self.reason = until, failures, reason
+        self._serve()
+
+    @property
+    def server(self) -> str:
+        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
+        return self._connections[0].server
+
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:
         """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
