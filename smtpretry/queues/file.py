@@ -125,11 +125,12 @@ class File:
         seen: object = None
         with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)) as connection:
             while not over.wait(_POLL):
+                version = None
                 with contextlib.suppress(sqlite3.Error):  # whoever uses the file is told
-                    now = connection.execute("PRAGMA data_version").fetchone(), _inode(self.path)
-                    if now != seen:
-                        seen = now
-                        changed()
+                    version = connection.execute("PRAGMA data_version").fetchone()
+                if (now := (version, _inode(self.path))) != seen:
+                    seen = now
+                    changed()
 
     def _worker(self) -> ThreadPoolExecutor:
         if self._process != os.getpid():
