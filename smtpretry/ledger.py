@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from . import log
 from .outcome import Attempt, Outcome, Status, Step
 from .replies.reply import NO_REPLY, Reply, Said
-from .replies.rule import Action
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from .delivery import Delivery
+    from .observer import Observer
     from .policy import Decision, RetryPolicy
-
-_log = logging.getLogger("smtpretry")
 
 _ENDED_IN_DOUBT = Said(
     Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
@@ -58,11 +56,12 @@ class Ledger:
         changed: whether something has become known that is to be stored.
     """
 
-    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn) -> None:
-        self.delivery, self.policy, self.turn = delivery, policy, turn
+    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn, observer: Observer) -> None:
+        self.delivery, self.policy, self.turn, self.observer = delivery, policy, turn, observer
         self.todo: dict[str, None] = {}
         self.changed = False
         self._deferred = list[Outcome]()
+        self._ended = list[str]()  # of whom the observer does not know yet
 
     def open(self, now: float) -> None:
         """Begin with everybody who is due."""
@@ -98,16 +97,24 @@ class Ledger:
             action=decision.action if decision else None,
             wait=decision.wait if decision else 0.0,
             recipients=tuple(recipients),
+            row=getattr(decision.rule, "name", "") if decision else "",
         )
-        self.delivery.attempts[-1].steps.append(step)
-        level = logging.WARNING if step.action is Action.FAIL else logging.INFO
-        if _log.isEnabledFor(level):
-            _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))
+        attempt = self.delivery.attempts[-1]
+        attempt.steps.append(step)
+        log.decided(self.delivery.id, step, attempt.server)
+        self.observer.note(self.delivery, step)
+
+    def tell(self) -> None:
+        """Let the observer know what has been written down."""
+        ended, self._ended = self._ended, []
+        self.observer.ended(self.delivery, ended)
+        self.observer.tell()
 
     def settle(self, recipients: Collection[str], status: Status, last: Said) -> None:
         """Give them their end."""
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)
         self.changed |= bool(recipients)
+        self._ended += recipients
         for who in recipients:
             self.todo.pop(who, None)
 
@@ -157,7 +164,7 @@ class Ledger:
             elif gives_up:
                 why = f"gave up: the policy allows no attempt after another {seconds:g} s"
                 self.delivery.cure = self.delivery.cure or why
-                _log.warning("%s %s: %s", self.delivery.id, who, why)
+                log.gave_up(self.delivery.id, who, why, last.stage, last.reply)
                 self.settle([who], Status.REFUSED, last)
             else:
                 outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error

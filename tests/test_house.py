@@ -9,10 +9,22 @@ import smtpretry
 
 ROOT = Path(smtpretry.__file__).parents[1]
 SOCKETS = {"asyncio", "socket", "ssl", "selectors", "threading"}
-NO_IO = ("replies", "outcome", "notification", "delivery", "policy", "envelope", "ledger", "verdict")
+NO_IO = ("replies", "outcome", "notification", "delivery", "events", "stats", "policy", "envelope", "ledger", "verdict")
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
-    ("outcome", "notification", "delivery", "policy", "envelope", "ledger", "verdict"),
+    (
+        "outcome",
+        "notification",
+        "delivery",
+        "events",
+        "stats",
+        "log",
+        "observer",
+        "policy",
+        "envelope",
+        "ledger",
+        "verdict",
+    ),
     ("errors",),
     ("session",),
     ("attempt",),

@@ -26,6 +26,7 @@ except ImportError as error:
     _message = "this engine needs procrastinate and psycopg: pip install 'smtpretry[procrastinate]'"
     raise ImportError(_message, name=error.name) from error
 
+from smtpretry import log
 from smtpretry.delivery import Delivery
 from smtpretry.errors import NotOurs
 from smtpretry.policy import RetryPolicy
@@ -41,7 +42,6 @@ _OURS = """ WHERE id = %(id)s AND status = 'doing' AND attempts = %(attempts)s
 _TO_DO = """status = (CASE WHEN abort_requested THEN 'aborted' ELSE 'todo' END)::procrastinate_job_status,
     abort_requested = false, attempts = attempts + 1, scheduled_at = %(retry_at)s"""
 _PAUSE = 1.0  # seconds: the shortest wait of a job, and the time between two tries to reach the database
-_log = logging.getLogger("smtpretry")
 
 
 class ProcrastinateEngine:
@@ -118,7 +118,7 @@ class ProcrastinateEngine:
                 for job in await self._manager.get_stalled_jobs(
                     task_name=_TASK, seconds_since_heartbeat=self._stalled_after
                 ):
-                    _log.warning("job %s: its worker is gone; to be run again", job.id)
+                    log.say(logging.WARNING, "smtp job %s: its worker is gone; to be run again", job.id, job=job.id)
                     await self._manager.retry_job(job, retry_at=datetime.now(UTC))
             await asyncio.sleep(self._stalled_after / 3)
 
@@ -162,7 +162,10 @@ class _ComeAgain(procrastinate.BaseRetryStrategy):
                 wait = 0.0
             case _:
                 wait = self.policy.backoff(attempt=job.attempts + 1, elapsed=0.0)
-                _log.error("job %s: %s; comes again in %.0f s", job.id, type(exception).__name__, wait)
+                why = type(exception).__name__
+                log.say(
+                    logging.ERROR, "smtp job %s: %s; comes again in %.0f s", job.id, why, wait, job=job.id, wait=wait
+                )
         return procrastinate.RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=max(wait, _PAUSE)))
 
 
@@ -208,5 +211,6 @@ class _Manager(JobManager):
                 away = error.__cause__
                 if not isinstance(away, psycopg.OperationalError) or isinstance(away, PoolClosed):
                     raise
-                _log.warning("job %s: the database is away: %s", job.id, type(away).__name__)
+                why = type(away).__name__
+                log.say(logging.WARNING, "smtp job %s: the database is away: %s", job.id, why, job=job.id)
             await asyncio.sleep(_PAUSE)
