@@ -27,7 +27,7 @@ _log = logging.getLogger("smtpretry")
 
 def say(level: int, message: str, *args: object, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
     """Log a message of its own kind."""
-    _log.log(level, message, *args, extra=fields, stacklevel=2)
+    _log.log(level, message, *args, extra=fields)
 
 
 def decided(delivery_id: str, step: Step, server: str) -> None:

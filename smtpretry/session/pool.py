@@ -274,6 +274,9 @@ class Pool:
         """Close the connections that have been idle for too long."""
         self._sweeper = None
         now = asyncio.get_running_loop().time()
+        for connection in self._free:
+            self._register.look_at(connection)  # the server may have closed it
+        self.observer.tell()
         for connection in [connection for connection in self._free if connection.is_open]:
             if connection.idle_since + (self.idle_timeout or 0) > now:
                 self._sweep_at(connection.idle_since)
