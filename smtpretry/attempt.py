@@ -55,6 +55,7 @@ class Pass:
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at = -math.inf
+        self._told = False
 
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished` where this connection is one too many."""
@@ -89,6 +90,7 @@ class Pass:
             if self._is_stale:
                 await self._save()
             await transaction.envelope(judge, ahead=self._ahead)
+            self._tell_left_out(transaction.left_out)
             if judge.body_is_due:
                 judge.hear(await self._body(transaction, judge.verdict.taken))
         except Failed as failed:
@@ -127,6 +129,13 @@ class Pass:
     def _is_stale(self) -> bool:
         """Whether another worker could have it by now."""
         return self.save is not None and self.policy.clock() - self._saved_at > _FENCE
+
+    def _tell_left_out(self, options: Sequence[str]) -> None:
+        """Say once which ESMTP parameters the server does not know, and the message went without."""
+        if options and not self._told:
+            self._told = True
+            why = f"sent without {' '.join(options)}: the server does not offer the extension"
+            self.ledger.remark(Said(Stage.MAIL, Reply(NO_REPLY, text=why)))
 
     async def _save(self) -> None:
         """Have it stored, where it is a queue's; what that raises ends the pass."""
@@ -182,6 +191,7 @@ class Pass:
             token=connection.credentials.token,
             login=Action.AUTHENTICATE in able,
             elapsed=self.ledger.elapsed(),
+            left=self.ledger.left(),
             error=said.error,
         )
         attempt = self.ledger.attempts(concerned)
@@ -251,7 +261,7 @@ class Pass:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
         whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
         tied = decision.scope is not Scope.SERVER
-        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, tied=tied)
+        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
 
     async def _clean_up(self, connection: Connection, verdict: Verdict) -> None:
         """Leave a session that is known to be clean, or none; tell it what the next transaction needs."""

@@ -14,10 +14,13 @@ from .ledger import Turn
 from .observer import hooks_of
 from .outcome import Status
 from .policy import RetryPolicy
+from .queues.engine import Pause
+from .replies.reply import Said
 from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
 from .session.opening import check_client
+from .session.pipelining import Pipelining
 from .session.pool import Pool
 from .stats import Stats
 
@@ -57,6 +60,8 @@ class RetryingSMTP(Sends):
             logs in and encrypts on its own; where the server says that there are too many, fewer are used for a while.
         max_messages_per_connection: after how many messages a connection gives way to a new one; None for no limit. One
             that the server limits itself (421, or 452 4.5.3 to MAIL) is replaced as well.
+        pipelining: whether MAIL, all RCPT and DATA go out in one write where the server offers that (RFC 2920); the
+            message itself waits for its own 354.
         defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
         max_wait: the longest wait in process, in seconds, where there is an engine.
         on_step: a hook, or several: a plain function of a delivery and a step, told of each reply that decided
@@ -84,6 +89,7 @@ class RetryingSMTP(Sends):
         idle_timeout: float | None = 10,
         max_connections: int = 1,
         max_messages_per_connection: int | None = None,
+        pipelining: bool = True,
         defer: Engine | None = None,
         max_wait: float = 60,
         on_step: Hook | Iterable[Hook] | None = None,
@@ -104,6 +110,7 @@ class RetryingSMTP(Sends):
                 msg = "one client is one connection: for more of them give a function that makes a new one at each call"
                 raise ValueError(msg)
         credentials, needs = Credentials(username, password, oauth_token_generator), Needs()
+        needs.pipelining = Pipelining(wanted=pipelining)
 
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
@@ -126,6 +133,7 @@ class RetryingSMTP(Sends):
             timeout: seconds for each command, in place of the client's own.
         """
         with delivery.sent_by(asyncio.current_task()):
+            delivery.take_up(self.policy.clock(), late=True)
             await self.take_turn(delivery, save, Turn(), timeout)
         return delivery
 
@@ -223,6 +231,26 @@ class RetryingSMTP(Sends):
     ) -> None:
         """Close the client; without QUIT where something broke off."""
         await self._pool.close(politely=error is None or isinstance(error, Exception))
+
+    # What the workers of a queue tell each other
+
+    @property
+    def server(self) -> str:
+        """The server's name, as the workers of a queue know it who share its pause: "smtp.example.com:587"."""
+        return self._pool.server
+
+    @property
+    def pause(self) -> Pause:
+        """Until when nothing is tried, because the server said so."""
+        said = self._pool.reason if self._pool.failures else None
+        if said is None:
+            return Pause()
+        return Pause(self._pool.resumes_at, self._pool.failures, said.stage, said.reply)
+
+    def adopt(self, pause: Pause) -> None:
+        """Keep the pause that another client of the same server was asked for, or has seen the end of."""
+        said = Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
+        self._pool.adopt(pause.until, pause.failures, said)
 
     def _alarm(self, seconds: float) -> Awaitable[None]:
         return self._pool.alarm(seconds)

@@ -8,16 +8,23 @@ from typing import TYPE_CHECKING
 
 from . import log
 from .outcome import Attempt, Outcome, Status, Step
+from .policy import Decision
 from .replies.reply import NO_REPLY, Reply, Said
-from .replies.stage import Stage
+from .replies.rule import Action, Rule
+from .replies.stage import Scope, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from .delivery import Delivery
     from .observer import Observer
-    from .policy import Decision, RetryPolicy
+    from .policy import RetryPolicy
 
+_EXPIRED = "4.4.7"  # RFC 3463 §3.5: delivery time expired
+_LAST_CALL = 1.0  # seconds before a message expires: when the last attempt begins
+_NO_MORE = Decision(
+    Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="The message was not to be sent any more.")
+)
 _ENDED_IN_DOUBT = Said(
     Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
 )
@@ -64,8 +71,15 @@ class Ledger:
         self._ended = list[str]()  # of whom the observer does not know yet
 
     def open(self, now: float) -> None:
-        """Begin with everybody who is due."""
-        if self.delivery.began_at is None:
+        """Begin with everybody who is due; refuse them where no attempt may begin any more."""
+        self.delivery.hand_over(now)
+        why = self.delivery.overdue(now, self.policy.patience)
+        if why is not None and self.delivery.pending:
+            expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
+            self.delivery.attempts.append(Attempt(now))
+            self.note(expired, _NO_MORE, self.delivery.pending)
+            self.settle(self.delivery.pending, Status.REFUSED, expired)
+        elif self.delivery.began_at is None:
             self.delivery.began_at = now
         due = [who for who in self.delivery.due(now) if self.turn.takes(self.delivery.outcomes[who])]
         self.todo = dict.fromkeys(due)
@@ -85,8 +99,12 @@ class Ledger:
         return max((self.delivery.outcomes[who].attempts for who in recipients), default=1)
 
     def elapsed(self) -> float:
-        """Seconds since the delivery was first tried."""
+        """Seconds since the message was handed over."""
         return self.delivery.elapsed(self.policy.clock())
+
+    def left(self) -> float:
+        """Seconds in which a last attempt can begin before the message expires."""
+        return self.delivery.left(self.policy.clock()) - _LAST_CALL
 
     def note(self, said: Said, decision: Decision | None, recipients: Iterable[str]) -> None:
         """Write down a reply that decided something."""
@@ -97,7 +115,7 @@ class Ledger:
             action=decision.action if decision else None,
             wait=decision.wait if decision else 0.0,
             recipients=tuple(recipients),
-            row=getattr(decision.rule, "name", "") if decision else "",
+            row=decision.rule.name if decision else "",
         )
         attempt = self.delivery.attempts[-1]
         attempt.steps.append(step)
@@ -109,6 +127,11 @@ class Ledger:
         ended, self._ended = self._ended, []
         self.observer.ended(self.delivery, ended)
         self.observer.tell()
+
+    def remark(self, said: Said) -> None:
+        """Write down what the caller should know of, and warn."""
+        self.note(said, None, self.todo)
+        log.remarked(self.delivery.id, said.stage, said.reply)
 
     def settle(self, recipients: Collection[str], status: Status, last: Said) -> None:
         """Give them their end."""
@@ -141,7 +164,14 @@ class Ledger:
         return its_own
 
     def wait(
-        self, recipients: Iterable[str], said: Said, seconds: float, *, said_to: str | None = None, tied: bool = False
+        self,
+        recipients: Iterable[str],
+        said: Said,
+        seconds: float,
+        *,
+        said_to: str | None = None,
+        rule: Rule | None = None,
+        tied: bool = False,
     ) -> None:
         """Take them out of this pass for so long, or for good where the policy gives up.
 
@@ -150,19 +180,23 @@ class Ledger:
             said: why.
             seconds: how long.
             said_to: the recipient whose RCPT it answered.
+            rule: the row that says so.
             tied: whether it is this server that they have to come back to.
         """
-        now, elapsed = self.policy.clock(), self.elapsed()
+        now, elapsed, left = self.policy.clock(), self.elapsed(), self.left()
+        limit = "the message expires before" if left < seconds else "the policy allows no attempt after"
         for who in [who for who in recipients if who in self.todo]:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != said_to and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
-            gives_up = self.policy.gives_up(attempt=outcome.attempts, elapsed=elapsed, wait=seconds)
+            gives_up = self.policy.gives_up(
+                attempt=outcome.attempts, elapsed=elapsed, wait=seconds, left=left, rule=rule
+            )
             if gives_up and self.turn.is_followed:
                 outcome.server = (self.turn.number or 0) + 1
                 del self.todo[who]
             elif gives_up:
-                why = f"gave up: the policy allows no attempt after another {seconds:g} s"
+                why = f"gave up: {limit} another {seconds:g} s"
                 self.delivery.cure = self.delivery.cure or why
                 log.gave_up(self.delivery.id, who, why, last.stage, last.reply)
                 self.settle([who], Status.REFUSED, last)

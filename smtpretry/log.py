@@ -66,6 +66,12 @@ def gave_up(delivery_id: str, recipient: str, why: str, stage: Stage, reply: Rep
     say(logging.WARNING, message, recipient, why, stage.value, reply, delivery_id, **fields)
 
 
+def remarked(delivery_id: str, stage: Stage, reply: Reply) -> None:
+    """Something that the caller should know of."""
+    message = "smtp session remark: %s: %s (delivery %s)"
+    say(logging.WARNING, message, stage.value, reply.text, delivery_id, **said(stage, reply), delivery_id=delivery_id)
+
+
 def broken_off(delivery_id: str, pending: Sequence[str], why: str) -> None:
     """A send was cancelled: whoever did that may not look at what is pending."""
     message = "smtp send broken off; pending: %s (delivery %s, %s)"

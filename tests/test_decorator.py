@@ -79,6 +79,7 @@ TRANSIENT = {
     "aiosmtplib helo": lambda: aiosmtplib.SMTPHeloError(421, "busy"),
     "aiosmtplib auth": lambda: aiosmtplib.SMTPAuthenticationError(454, "not now"),
     "aiosmtplib response": lambda: aiosmtplib.SMTPResponseException(450, "no"),
+    "aiosmtplib relay denied for now": lambda: refused(454, "4.7.1 Relay access denied"),
     "aiosmtplib malformed": lambda: aiosmtplib.SMTPResponseException(-1, "Malformed SMTP response"),
     "aiosmtplib drop": lambda: aiosmtplib.SMTPServerDisconnected("Connection lost"),
     "aiosmtplib time-out": lambda: aiosmtplib.SMTPReadTimeoutError("Timed out"),
@@ -101,7 +102,6 @@ FINAL = {
         530, "5.7.0 Must issue a STARTTLS command first", APP
     ),
     "aiosmtplib relay denied": lambda: refused(554, "5.7.1 Relay access denied"),
-    "aiosmtplib relay denied for now": lambda: refused(454, "4.7.1 Relay access denied"),
     "aiosmtplib not supported": lambda: aiosmtplib.SMTPNotSupported("SMTPUTF8"),
     "smtplib recipients": lambda: smtplib.SMTPRecipientsRefused({ANN: (550, b"no")}),
     "smtplib data": lambda: smtplib.SMTPDataError(554, b"no"),

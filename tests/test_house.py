@@ -9,11 +9,29 @@ import smtpretry
 
 ROOT = Path(smtpretry.__file__).parents[1]
 SOCKETS = {"asyncio", "socket", "ssl", "selectors", "threading"}
-NO_IO = ("replies", "outcome", "notification", "delivery", "events", "stats", "policy", "envelope", "ledger", "verdict")
+NO_IO = (
+    "replies",
+    "addresses",
+    "flatten",
+    "mime",
+    "outcome",
+    "stored",
+    "notification",
+    "delivery",
+    "events",
+    "stats",
+    "policy",
+    "envelope",
+    "esmtp",
+    "ledger",
+    "verdict",
+)
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
+    ("addresses", "flatten", "mime"),
     (
         "outcome",
+        "stored",
         "notification",
         "delivery",
         "events",
@@ -22,6 +40,7 @@ FLOORS = (  # from the ground up: a room imports from its own floor, and from th
         "observer",
         "policy",
         "envelope",
+        "esmtp",
         "ledger",
         "verdict",
     ),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
+from .patterns import caseless, compiled
 
 # A duration alone is no delay ("unable to deliver in 840 minutes"): a phrase around it must say so. Each phrase below
 # is one way of saying so. All repetitions are bounded: the time is linear in the text.
 
 _LONGEST = 5 * 86400.0  # seconds
 _NAME = "@"  # stands for a word that is no language: an address, a link, a time stamp, an id
-_OPAQUE = re.compile(r"[@\\]|://|\d\.\d+\.\d|\d-\d+-\d|:\w*:\w*:")
+_OPAQUE = r"[@\\]|://|\d\.\d+\.\d|\d-\d+-\d|:\w*:\w*:"
 _CLOCK = r"\d{1,3}:[0-5]\d:[0-5]\d"
 _NUMBERS = {
     word: number
@@ -42,7 +42,8 @@ _UNITS = {
 _FIGURES = r"\d{1,7}(?:[.,]\d{1,3})?"
 _WORDS = rf"\b(?:half\s+an?|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
 # "5 minutes", "30s", "an hour", but not "as": a unit of one letter stands behind figures alone.
-_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b))(?:{'|'.join(_UNITS.values())})(?:\(s\))?(?![^\W\d])"
+_MORE = r"(?:more\s|further\s|additional\s)?"
+_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b)){_MORE}(?:{'|'.join(_UNITS.values())})(?:\(s\))?(?![^\W\d])"
 _DURATION = (
     rf"((?>(?<!after ){_CLOCK}(?!\s?(?:[ap]m|utc|gmt|[-+]\d)\b)"
     rf"|\d{{1,2}}:\d\d(?=\s?(?:min|hour))"
@@ -78,25 +79,30 @@ _BEFORE = (
     r"(?:remain(?:ing|s)?|left|missing|to\s(?:go|wait)|delay|until\s(?:re\w+|you|next|un\w+)"
     r"|before\s(?:re-?\w+|you|next|trying|sending|another|attempting))"
 )
+_THEN = rf"(?:,|,?\s)(?:(?:please\s)?{_AGAIN}\b|you\s(?:can|may|will))"
+_SHUT_OUT = r"(?:can\s?not|can't|not\s(?:allowed|permitted)\sto)\s(?:connect|send|deliver)"
 _IN = r"(?:\b(?:in|after|en|em|nach|over|not\s(?:before|earlier\sthan))\b|(?<=later\s)\()"
 _BARE = r"(\d{1,7})(?=\s?(?:$|[.,;:)\]}\"']))"  # a number of seconds without a word for it
-_PHRASES = (
+_CUES = (  # what says that the duration behind it is a delay
     # try again in 5 minutes; resend after an hour; come back in 00:05:00; try later (300 seconds)
-    rf"(?<!many )\b{_AGAIN}\b{_GAP}{_IN}{_ABOUT}{_DURATION}",
+    rf"(?<!many )\b{_AGAIN}\b{_GAP}{_IN}",
+    # dans 10 minutes; через 5 минут
+    r"\b(?:dans|через|tra|fra)",
+    # greylisted for 300 seconds; you are being graylisted and will pass in 5 min
+    rf"\bgr[ea]y-?\s?list\w*{_GAP}\b(?:for|in|after|of|is|für|pour|por)",
+    # blocked for 10 minutes; temporarily rejected for the next hour; you cannot connect for 2 hours
+    rf"\b(?:{_HELD}|{_SHUT_OUT}){_WORDS_BETWEEN}(?:for|during)\b",
+    # please wait 60 seconds; wait for another 5 minutes; delay: 30s; greylisting (5 min); retry interval is 5 min
+    rf"\b{_WAIT}",
+    # limit expires in 45 seconds; quota resets in 3 hours; will be accepted after 5 min
+    rf"\b{_OVER}{_WORDS_BETWEEN}(?:in|after)\b",
+)
+_PHRASES = (
+    rf"(?:{'|'.join(_CUES)}){_ABOUT}{_DURATION}",
     # retry 5 minutes later
     rf"\b{_AGAIN}\W{{1,3}}{_DURATION}\s+(?:later|from\s+now)\b",
-    # in 5 minutes try again; after 300 seconds, please retry
-    rf"(?:^|[.;:!,(]\s?|please\s|bitte\s)(?:in|after|nach|en)\s{_ABOUT}{_DURATION},?\s(?:please\s)?{_AGAIN}\b",
-    # dans 10 minutes; через 5 минут
-    rf"\b(?:dans|через|tra|fra){_ABOUT}{_DURATION}",
-    # greylisted for 300 seconds; you are being graylisted and will pass in 5 min
-    rf"\bgr[ea]y-?\s?list\w*{_GAP}\b(?:for|in|after|of|is|für|pour|por){_ABOUT}{_DURATION}",
-    # blocked for 10 minutes; temporarily rejected for the next hour
-    rf"\b{_HELD}{_WORDS_BETWEEN}(?:for|during)\b{_ABOUT}{_DURATION}",
-    # please wait 60 seconds; wait for another 5 minutes; delay: 30s; greylisting (5 min); retry interval is 5 min
-    rf"\b{_WAIT}{_ABOUT}{_DURATION}",
-    # limit expires in 45 seconds; quota resets in 3 hours; will be accepted after 5 min
-    rf"\b{_OVER}{_WORDS_BETWEEN}(?:in|after)\b{_ABOUT}{_DURATION}",
+    # in 5 minutes try again; after 300 seconds, please retry; after 24 hours you can send again
+    rf"(?:^|[.;:!,(]\s?|please\s|bitte\s)(?:in|after|nach|en)\s{_ABOUT}{_DURATION}{_THEN}",
     # 45 seconds remaining; 300 s before retrying; 5 minutes until you can send again
     rf"\b{_DURATION}\s{_BEFORE}\b",
     # remaining: 45 s; time left 2m30s
@@ -105,11 +111,10 @@ _PHRASES = (
     rf"\bretry(?:[-_]?(?:after|in)[^\w-]{{1,4}}|\s(?:after|in)\s?[:=]\s?){_BARE}",
     rf"\b(?:seconds|secs)\s(?:remaining|left|to\swait)\s?[:=]\s?{_BARE}",
 )
-_DELAY = re.compile("|".join(_PHRASES), re.IGNORECASE)
-_PIECES = re.compile(
-    rf"(?:({_FIGURES})[\s-]{{0,2}}|({_WORDS})[\s-](?!\w\b))"
-    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?:\(s\))?(?![^\W\d])",
-    re.IGNORECASE,
+_DELAY = "|".join(_PHRASES)
+_PIECES = (
+    rf"(?:({_FIGURES})[\s-]{{0,2}}|({_WORDS})[\s-](?!\w\b)){_MORE}"
+    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?:\(s\))?(?![^\W\d])"
 )
 
 
@@ -121,7 +126,7 @@ def _seconds(duration: str) -> float:
     if duration.isdecimal():
         return float(duration)
     total = 0.0
-    for figures, word, *units in _PIECES.findall(duration):
+    for figures, word, *units in caseless(_PIECES).findall(duration):
         total += _number(figures or word) * next(size for size, unit in zip(_UNITS, units, strict=True) if unit)
     return total
 
@@ -135,8 +140,8 @@ def _number(word: str) -> float:
 
 def delay_in(text: str) -> float | None:
     """The seconds to wait that the text asks for, or None."""
-    words = [_NAME if _OPAQUE.search(word) else word for word in text.split()]
-    if (found := _DELAY.search(" ".join(words))) is None:
+    words = [_NAME if compiled(_OPAQUE).search(word) else word for word in text.split()]
+    if (found := caseless(_DELAY).search(" ".join(words))) is None:
         return None
     seconds = _seconds(next(group for group in found.groups() if group is not None))
     return seconds if 0 < seconds <= _LONGEST else None

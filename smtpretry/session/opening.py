@@ -61,7 +61,7 @@ class Opening(Conversation):
 
     @property
     def server(self) -> str:
-        """Who is, or was, at the other end: "host:port", or the path of a socket; "" before there was a client."""
+        """Where it goes: "smtp.example.com:587", or the path of a socket; empty where that is not known yet."""
         if self._client is None:
             return ""
         if self._client.socket_path:

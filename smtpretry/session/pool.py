@@ -87,7 +87,7 @@ class Pool:
 
     @property
     def server(self) -> str:
-        """The mail server that a connection was last made to, or will be."""
+        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
         return self._register.server or self._connections[0].server
 
     def look_at(self, connection: Connection) -> str:
@@ -105,8 +105,7 @@ class Pool:
 
     def pause(self, now: float, until: float, reason: Said) -> None:
         """Let nothing be tried until then."""
-        if until > max(now, self.resumes_at):
-            self.observer.paused(self.server, now, until, reason, for_the_first=not self._register.has_opened)
+        self._tell_pause(now, until, reason)
         self.failures = self.strike(now)
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
@@ -117,6 +116,10 @@ class Pool:
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 
+    def _tell_pause(self, now: float, until: float, reason: Said) -> None:
+        if until > max(now, self.resumes_at):
+            self.observer.paused(self.server, now, until, reason, for_the_first=not self._register.has_opened)
+
     @property
     def others(self) -> int:
         """How many connections are open or in use beside the one in use here."""
@@ -126,6 +129,16 @@ class Pool:
         """Make do with those for so long."""
         self.limit = self.others
         self._widen_in(seconds)
+
+    def adopt(self, until: float, failures: int, reason: Said | None) -> None:
+        """Take over what another pool knows of the same server."""
+        if failures and reason is not None:
+            self._tell_pause(self.observer.clock(), until, reason)
+        elif self.failures:
+            self.observer.resumed(self.server)
+        self.observer.tell()
+        self.resumes_at, self.failures, self.reason = until, failures, reason
+        self._serve()
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:

@@ -196,7 +196,7 @@ class Session(aiosmtpd.SMTP):
                 await act()
             except _InsteadError as instead:
                 self._script = instead.script
-        self._more_came = bool(self._buffer)
+        self._more_came = bool(self._buffer) and verb != "STARTTLS"  # whose answer went out before TLS
         await self._answer(self._reply)
 
     def _take(self, verb: str) -> Script | None:

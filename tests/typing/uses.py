@@ -144,6 +144,9 @@ def decided() -> None:
     assert_type(decision.scope, Scope)
     assert_type(decision.wait, float)
     assert_type(decision.rule.why, str)
+    assert_type(RetryPolicy.queue(give_up_after=timedelta(days=2), rules=DEFAULT_RULES), RetryPolicy)
+    assert_type(RetryPolicy.interactive(max_attempts=3), RetryPolicy)
+    RetryPolicy.queue(give_up_after=3)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     RetryPolicy(on_uncertain="hope")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     policy.max_attempts = 5  # type: ignore[misc] # pyright: ignore[reportAttributeAccessIssue]
 
