@@ -169,8 +169,10 @@ class RetryingSMTP(Sends):
     def stats(self) -> Stats:
         """How the client is doing now, and what became of its recipients so far. It may be asked from any thread."""
         pool, counts = self._pool, self._observer.counts
-        paused = self.policy.clock() < pool.resumes_at and pool.reason
+        now = self.policy.clock()
+        paused = now < pool.resumes_at and pool.reason
         return Stats(
+            at=now,
             server=pool.server,
             open=pool.open,
             in_use=pool.in_use,

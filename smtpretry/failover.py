@@ -98,6 +98,7 @@ class Failover(Sends):
         first = min(each, key=lambda one: one.paused_until or 0.0)
         paces = [one.pace for one in each]
         return Stats(
+            at=self.policy.clock(),
             server="",
             open=sum(one.open for one in each),
             in_use=sum(one.in_use for one in each),

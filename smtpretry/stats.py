@@ -10,6 +10,7 @@ class Stats:
     """How a client is doing now, and what became of its recipients so far. `dataclasses.asdict` makes JSON of it.
 
     Attributes:
+        at: when, in seconds since the epoch, on the policy's clock.
         server: the mail server, as "host:port"; "" where it is not known yet, or where there are several.
         open: connections that are open.
         in_use: connections that a send is using, or opening.
@@ -25,6 +26,7 @@ class Stats:
         servers: the stats of each server, where there are several (`Failover`).
     """
 
+    at: float
     server: str
     open: int
     in_use: int

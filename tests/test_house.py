@@ -48,6 +48,7 @@ FLOORS = (  # from the ground up: a room imports from its own floor, and from th
     ("session",),
     ("attempt",),
     ("queues",),
+    ("instrumentation",),
     ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
     ("", "testing", "cli", "__main__"),
 )
