@@ -43,7 +43,7 @@ class Pass:
         self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, *, save: Save | None, turn: Turn
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
-        self.turn, self.ledger = turn, Ledger(delivery, policy, turn)
+        self.turn, self.ledger = turn, Ledger(delivery, policy, turn, pool.observer)
         self.unfinished = True
         self._crowded = False  # this connection is one too many
         self._batch: int | None = None  # how many recipients the server takes in one transaction
@@ -56,6 +56,12 @@ class Pass:
 
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished` where this connection is one too many."""
+        try:
+            await self._run(connection)
+        finally:
+            self.ledger.tell()
+
+    async def _run(self, connection: Connection) -> None:
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool
         if first := not ledger.todo:
             ledger.open(now)
@@ -68,6 +74,7 @@ class Pass:
         self._crowded = False
         while ledger.todo and not self._crowded:
             await self._transact(connection)
+            ledger.tell()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
@@ -108,7 +115,10 @@ class Pass:
 
     async def _prepare(self, connection: Connection) -> None:
         before = connection.authenticated
-        await connection.prepare(self.timeout)
+        try:
+            await connection.prepare(self.timeout)
+        finally:
+            self.delivery.attempts[-1].server = self.pool.look_at(connection)
         if connection.authenticated is not None and connection.authenticated is not before:
             self.ledger.note(Said(Stage.AUTH, connection.authenticated), None, self.ledger.todo)
 

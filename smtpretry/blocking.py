@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .envelope import Message
     from .policy import RetryPolicy
+    from .stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -177,11 +178,11 @@ class Blocking:
         """Wake the sends of other threads that wait, as `RetryingSMTP.aclose` does, then disconnect with QUIT."""
         self._run(self._smtp.aclose)
 
-    def stats(self) -> Any:  # noqa: ANN401 - RetryingSMTP's
+    def stats(self) -> Stats:
         """Do what `RetryingSMTP.stats` does."""
 
-        async def look() -> Any:  # noqa: ANN401
-            return self._smtp.stats()  # type: ignore[attr-defined]
+        async def look() -> Stats:
+            return self._smtp.stats()
 
         return self._run(look)
 

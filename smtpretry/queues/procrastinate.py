@@ -27,6 +27,7 @@ except ImportError as error:
     _message = "this engine needs procrastinate and psycopg: pip install 'smtpretry[procrastinate]'"
     raise ImportError(_message, name=error.name) from error
 
+from smtpretry import log
 from smtpretry.delivery import Delivery
 from smtpretry.policy import RetryPolicy
 
@@ -69,7 +70,6 @@ _SAVE = f"UPDATE procrastinate_jobs SET args = args || %(state)s{_OURS}"  # noqa
 _AGAIN = f"UPDATE procrastinate_jobs SET {_TO_DO}, args = args || %(state)s{_OURS}"  # noqa: S608
 _DELETE = "DELETE FROM procrastinate_jobs WHERE id = %(id)s AND status = 'succeeded'"
 _PAUSE = 1.0  # seconds: the shortest wait of a job, and the time between two tries to reach the database
-_log = logging.getLogger("smtpretry")
 
 
 class ProcrastinateEngine:
@@ -167,7 +167,7 @@ class ProcrastinateEngine:
                 for job in await self._manager.get_stalled_jobs(
                     task_name=_TASK, seconds_since_heartbeat=self._stalled_after
                 ):
-                    _log.warning("job %s: its worker is gone; to be run again", job.id)
+                    log.say(logging.WARNING, "smtp job %s: its worker is gone; to be run again", job.id, job=job.id)
                     await self._manager.retry_job(job, retry_at=datetime.now(UTC))
             await asyncio.sleep(self._stalled_after / 3)
 
@@ -271,7 +271,8 @@ class _Manager(JobManager):
                 away = error.__cause__
                 if not isinstance(away, psycopg.OperationalError) or isinstance(away, PoolClosed):
                     raise
-                _log.warning("job %s: the database is away: %s", job.id, type(away).__name__)
+                why = type(away).__name__
+                log.say(logging.WARNING, "smtp job %s: the database is away: %s", job.id, why, job=job.id)
             await asyncio.sleep(_PAUSE)
 
 

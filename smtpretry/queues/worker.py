@@ -10,6 +10,8 @@ import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from smtpretry import log
+
 from . import schema
 from .engine import Pause, SharesPause
 from .file import QueueError
@@ -33,7 +35,6 @@ T = TypeVar("T")
 
 _AGAIN: Final = 1.0  # seconds between two tries where the file cannot be written now
 _REPORT: Final = 60.0  # seconds between two reports
-_log = logging.getLogger("smtpretry")
 
 
 class Queue(Protocol):
@@ -96,7 +97,7 @@ class Worker:
             except QueueError as error:
                 if not error.passing:
                     raise
-                _log.warning("%s; tried again in %.0f s", error, _AGAIN)
+                log.say(logging.WARNING, "smtp queue: %s; tried again in %.0f s", error, _AGAIN, wait=_AGAIN)
             await asyncio.sleep(_AGAIN)
 
     def _stop(self) -> None:
@@ -140,7 +141,7 @@ class Worker:
         if not self._turns:
             self._busy.clear()
         if not turn.cancelled() and (error := turn.exception()) is not None:
-            _log.error("%s: %s: %s", one.name, type(error).__name__, error)
+            log.say(logging.ERROR, "smtp job %s: %s: %s", one.name, type(error).__name__, error, job=one.name)
 
     async def _wait(self, when: float | None) -> None:
         """Wait until something was submitted, has ended, or was written by another process; or until then."""
@@ -167,7 +168,7 @@ class Worker:
             progress = await self.queue.progress(self.clock())
             if progress != before:
                 before = progress
-                _log.info("queue %s: %s", self.queue.path.name, progress)
+                log.say(logging.INFO, "smtp queue %s: %s", self.queue.path.name, progress)
                 if self._on_progress is not None:
                     self._on_progress(progress)
             await asyncio.sleep(_REPORT)

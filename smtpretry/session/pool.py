@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
+from .register import Register
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from smtpretry.observer import Observer
     from smtpretry.replies.reply import Said
 
     from .connection import Connection
@@ -31,6 +33,7 @@ class Pool:
         resumes_at: until when nothing is tried, on the policy's clock, because the server said so.
         reason: what the server said then.
         failures: how many times in a row it said so. While there is one, a single connection finds out if it is over.
+        observer: who is told of connections and pauses.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Pool:
         size: int,
         idle_timeout: float | None,
         sleep: Callable[[float], Awaitable[None]] | None,
+        observer: Observer,
     ) -> None:
         self.size = self.limit = size
         self.idle_timeout = idle_timeout
@@ -46,6 +50,7 @@ class Pool:
         self.reason: Said | None = None
         self.failures = 0
         self.closed = False
+        self.observer, self._register = observer, Register(observer)
         self._make = make
         self._connections = [make()]  # all of them
         self._free = deque(self._connections)  # those that nobody uses: closed ones, then the open ones, last used last
@@ -65,6 +70,31 @@ class Pool:
         return any(connection.is_open for connection in self._connections)
 
     @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return sum(connection.is_open for connection in self._connections)
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are used, or being opened."""
+        return self._lent
+
+    @property
+    def waiting(self) -> int:
+        """How many sends wait: for a connection, or until they may try again."""
+        turns = sum(not turn.done() and turn not in self._places for turn in tuple(self._waiting))
+        return turns + len(self._alarms)
+
+    @property
+    def server(self) -> str:
+        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
+        return self._register.server or self._connections[0].server
+
+    def look_at(self, connection: Connection) -> str:
+        """Note whether it was opened or closed since the last look; return the server at its other end."""
+        return self._register.look_at(connection)
+
+    @property
     def is_probing(self) -> bool:
         """Whether a single connection is finding out if the server works again."""
         return self.failures > 0 and self._lent > 0
@@ -75,14 +105,20 @@ class Pool:
 
     def pause(self, now: float, until: float, reason: Said) -> None:
         """Let nothing be tried until then."""
+        self._tell_pause(now, until, reason)
         self.failures = self.strike(now)
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
     def resume(self) -> None:
         """The server works: the next pause begins from a short one again."""
         if self.failures:
+            self.observer.resumed(self.server)
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
+
+    def _tell_pause(self, now: float, until: float, reason: Said) -> None:
+        if until > max(now, self.resumes_at):
+            self.observer.paused(self.server, now, until, reason, for_the_first=not self._register.has_opened)
 
     @property
     def others(self) -> int:
@@ -96,13 +132,13 @@ class Pool:
 
     def adopt(self, until: float, failures: int, reason: Said | None) -> None:
         """Take over what another pool knows of the same server."""
+        if failures and reason is not None:
+            self._tell_pause(self.observer.clock(), until, reason)
+        elif self.failures:
+            self.observer.resumed(self.server)
+        self.observer.tell()
         self.resumes_at, self.failures, self.reason = until, failures, reason
         self._serve()
-
-    @property
-    def server(self) -> str:
-        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
-        return self._connections[0].server
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:
@@ -197,6 +233,7 @@ class Pool:
         return connection
 
     def _give_back(self, connection: Connection) -> None:
+        self._register.look_at(connection)
         self._lent -= 1
         if not connection.is_open:
             self._free.appendleft(connection)
@@ -208,6 +245,7 @@ class Pool:
         if not self._lent:
             self._all_back.set()
         self._serve()
+        self.observer.tell()
 
     def _serve(self) -> None:
         """Lend what is free to those who wait, in the order in which they came."""
@@ -249,6 +287,9 @@ class Pool:
         """Close the connections that have been idle for too long."""
         self._sweeper = None
         now = asyncio.get_running_loop().time()
+        for connection in self._free:
+            self._register.look_at(connection)  # the server may have closed it
+        self.observer.tell()
         for connection in [connection for connection in self._free if connection.is_open]:
             if connection.idle_since + (self.idle_timeout or 0) > now:
                 self._sweep_at(connection.idle_since)
