@@ -3,6 +3,7 @@
 ``python -m smtpretry explain '450 4.2.0 <bob@example.com>: Greylisted for 300 seconds' --stage rcpt``
 ``python -m smtpretry explain --json < /var/log/mail.log``
 ``python -m smtpretry rules``
+``python -m smtpretry queue sqlite:mail.db list``
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from .cli import explain, rules
+from .cli import explain, queue, rules
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smtpretry", description="What to do about an SMTP reply, and why.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (explain, rules):
+    for command in (explain, rules, queue):
         command.add_to(commands)
     return parser
 
