@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import zlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -46,10 +47,13 @@ _DUE = "coalesce(scheduled_at, '-infinity'::timestamptz)"
 _TABLES = f"""
     SET LOCAL lock_timeout = '5s';
     SELECT pg_advisory_xact_lock(hashtextextended('smtpretry', 0));
-    CREATE TABLE IF NOT EXISTS smtpretry_messages (job_id bigint PRIMARY KEY, message bytea NOT NULL);
-    CREATE UNIQUE INDEX IF NOT EXISTS smtpretry_lock ON procrastinate_jobs (lock) WHERE task_name = '{_TASK}';
-    CREATE INDEX IF NOT EXISTS smtpretry_due ON procrastinate_jobs (queue_name, ({_DUE}))
-        WHERE status = 'todo' AND task_name = '{_TASK}';
+    DO $$ BEGIN IF to_regclass('smtpretry_due') IS NULL THEN
+        CREATE TABLE smtpretry_messages (job_id bigint PRIMARY KEY, message bytea NOT NULL);
+        ALTER TABLE smtpretry_messages ALTER COLUMN message SET STORAGE EXTERNAL;  -- it is compressed
+        CREATE UNIQUE INDEX smtpretry_lock ON procrastinate_jobs (lock) WHERE task_name = '{_TASK}';
+        CREATE INDEX smtpretry_due ON procrastinate_jobs (queue_name, ({_DUE}))
+            WHERE status = 'todo' AND task_name = '{_TASK}';
+    END IF; END $$
 """
 _SUBMIT = f"""WITH job AS (
         INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args, scheduled_at)
@@ -126,7 +130,7 @@ class ProcrastinateEngine:
         args = {name: value for name, value in delivery.to_dict().items() if name != "message"}
         at = datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None
         values = {"queue": self._queue, "lock": _lock(delivery.id), "args": Jsonb(args), "at": at}
-        await connection.execute(_SUBMIT, values | {"message": delivery.message})
+        await connection.execute(_SUBMIT, values | {"message": zlib.compress(delivery.message, 1)})
         return None
 
     async def has(self, delivery_id: str, /) -> bool:
@@ -141,7 +145,7 @@ class ProcrastinateEngine:
         if self._has_tables:
             return
         async with self._connector.pool.connection() as own:
-            found = await own.execute("SELECT to_regclass('smtpretry_due'), to_regclass('smtpretry_lock')")
+            found = await own.execute("SELECT to_regclass('smtpretry_due')")
             if None in (await found.fetchone() or (None,)):
                 try:
                     await own.execute(_TABLES)
@@ -195,7 +199,7 @@ class _Hold:
         if message is None:
             msg = "the message is not in the queue any more"
             raise ValueError(msg)
-        delivery.message = message
+        delivery.message = zlib.decompress(message)
         return delivery
 
     async def save(self, delivery: Delivery, *, over: bool) -> bool:
