@@ -174,6 +174,7 @@ class Pass:
         self, connection: Connection, transaction: Transaction, group: Sequence[str], taken: list[str]
     ) -> None:
         """RCPT for each of the group. A refusal concerns that recipient; the rest goes on, or goes without it."""
+        refusals = 0
         for self.offered in group:
             try:
                 await transaction.rcpt(self.offered)
@@ -192,7 +193,9 @@ class Pass:
                 if decision.action not in (Action.FAIL, Action.RETRY):
                     raise
                 self._put_aside([self.offered], failed.said, decision)
-                await self._save_settled()
+                refusals += 1
+                if refusals & (refusals - 1) == 0:  # the 1st, 2nd, 4th, 8th: each save writes the whole state
+                    await self._save_settled()
                 self.suspect = self.offered
             else:
                 taken.append(self.offered)
