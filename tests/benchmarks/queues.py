@@ -47,7 +47,7 @@ def plain_app(conninfo: str, port: int) -> tuple[procrastinate.App, Any]:
 
 async def wait_for(done: Callable[[], int], number: int) -> None:
     while done() < number:  # noqa: ASYNC110 - another process does it
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
 
 
 async def drain(work: Callable[[], Any], done: Callable[[], int], number: int) -> None:
@@ -142,10 +142,10 @@ def one_run(kind: str, where: str, port: int, size: int, number: int) -> tuple[f
     done = ended_in_file if kind == FILE else ended_in_postgres
     first = number // 10
     while done(where) < first:
-        time.sleep(0.005)
+        time.sleep(0.05)
     count, began = done(where), time.monotonic()
     while done(where) < number:
-        time.sleep(0.005)
+        time.sleep(0.05)
     seconds = (time.monotonic() - began) / (number - count)
     for worker in workers:
         worker.join()
