@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import zlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
@@ -189,7 +190,7 @@ class _Hold:
 
     def __init__(self, manager: _Manager, job: Job, stored: _Stored) -> None:
         self._manager, self._job, self._stored = manager, job, stored
-        self.name, self.number = f"job {job.id}", job.attempts + 1
+        self.name, self.number, self.taken_at = f"job {job.id}", job.attempts + 1, stored.taken_at
 
     def load(self) -> Delivery:
         args, message = self._stored.args, self._stored.message
@@ -225,8 +226,8 @@ class _ComeAgain(procrastinate.BaseRetryStrategy):
 class _Stored:
     """A job's arguments, which procrastinate would write into its logs."""
 
-    def __init__(self, args: dict[str, Any], message: bytes | None) -> None:
-        self.args, self.message = args, message
+    def __init__(self, args: dict[str, Any], message: bytes | None, taken_at: float) -> None:
+        self.args, self.message, self.taken_at = args, message, taken_at
 
     def __repr__(self) -> str:
         return "<not shown>"
@@ -243,11 +244,12 @@ class _Manager(JobManager):
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
         if queues is None or list(queues) != [self._queue]:
             return await super().fetch_job(queues, worker_id)
+        asked_at = time.monotonic()
         rows = await self.connector.execute_query_all_async(_FETCH, worker=worker_id, queue=self._queue)
         if not rows:
             return None
         job = Job.from_row(rows[0])
-        return job.evolve(task_kwargs={"stored": _Stored(job.task_kwargs, rows[0]["message"])})
+        return job.evolve(task_kwargs={"stored": _Stored(job.task_kwargs, rows[0]["message"], asked_at)})
 
     async def retry_job(self, job: Job, retry_at: datetime | None = None, **others: Any) -> None:  # type: ignore[override]
         if job.id in self.settled:
