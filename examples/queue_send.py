@@ -1,6 +1,6 @@
 """An application that does not wait for greylisting: it hands the message over to the queue, and a worker sends it.
 
-Run it with `python examples/queue_send.py`, while `examples/queue_worker.py` runs, which makes the tables. It starts a
+Run it with `python examples/queue_send.py`, while `examples/queue_worker.py` runs. It starts a
 mail server on port 2525 of 127.0.0.1 (SMTP_PORT) which greylists for five seconds, where the application waits for no
 more than two.
 """
@@ -10,7 +10,7 @@ import sys
 import time
 from email.message import EmailMessage
 
-from queue_app import PORT, app, client, engine, policy
+from queue_app import PORT, client, open_queue, policy
 
 from smtpretry import RetryingSMTP
 from smtpretry.testing import ScriptedServer
@@ -24,7 +24,7 @@ async def main() -> None:
     message["Subject"] = "Your order is on its way"
     message.set_content("It will be with you on Friday.")
 
-    async with app.open_async(), ScriptedServer(port=PORT) as server:
+    async with open_queue() as engine, ScriptedServer(port=PORT) as server:
         server.on("RCPT", "bob@*", "450 4.2.0 <bob@example.com>: Greylisted, try again in 5 seconds", times=1)
 
         began = time.monotonic()

@@ -1,26 +1,23 @@
 """A worker: it sends what was handed over to the queue, when it is due.
 
-Start it with `python examples/queue_worker.py`, as often as you like; Ctrl-C stops one. It needs the extra
-`procrastinate`, and what sends to it the extra `testing` as well. From an empty database on::
+Start it with `python examples/queue_worker.py`, as often as you like; Ctrl-C stops one. It needs nothing but smtpretry;
+what sends to it needs the extra `testing`. The queue is a file, or a PostgreSQL database that DATABASE_URL names::
 
-    createdb mail
-    export DATABASE_URL=postgresql:///mail
-    python examples/queue_worker.py    # makes procrastinate's tables, where there are none
+    python examples/queue_worker.py
     python examples/queue_send.py      # in another terminal
+    python -m smtpretry queue sqlite:/tmp/mail.db list
 """
 
 import asyncio
 
-from queue_app import app, client, engine, policy
+from queue_app import client, open_queue, policy
 
 from smtpretry import Delivery, RetryingSMTP
 
 
 async def main() -> None:
     """Work until stopped."""
-    async with app.open_async(), RetryingSMTP(client(), policy) as smtp:
-        if not await app.check_connection_async():
-            await app.schema_manager.apply_schema_async()
+    async with open_queue() as engine, RetryingSMTP(client(), policy) as smtp:
         print("The worker is ready.", flush=True)
         await engine.work(smtp, on_end=tell)
 

@@ -3,6 +3,7 @@
 ``python -m smtpretry explain '450 4.2.0 <bob@example.com>: Greylisted for 300 seconds' --stage rcpt``
 ``python -m smtpretry explain --json < /var/log/mail.log``
 ``python -m smtpretry rules``
+``python -m smtpretry queue sqlite:mail.db list``
 ``python -m smtpretry send --host smtp.example.com < mail.eml``
 ``python -m smtpretry serve --on 'RCPT bob@* 450 4.2.0 later'``
 """
@@ -15,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from .cli import explain, rules, send, serve
+from .cli import explain, queue, rules, send, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m smtpretry", description="What to do about SMTP replies.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (explain, rules, send, serve):
+    for command in (explain, queue, rules, send, serve):
         command.add_to(commands)
     return parser
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _VERSION: Final = 2  # of what `to_dict` and `state` write
 _READABLE: Final = (1, _VERSION)
+_OPTIONAL: Final = ("submitted_at", "expires_in", "expires_at", "began_at", "response")
 _PUNCTUAL: Final = 60.0  # seconds: an attempt that comes later than that after its time is late
 _LATE: Final = 7200.0  # seconds: so late an attempt may come, as one does that a wrong clock has planned
 
@@ -238,13 +239,10 @@ class Delivery:
         However long it takes, the history in it is bounded: the first two attempts and the last thirty, of each the
         first four steps and the last four, of each step eight recipients.
         """
+        given = {name: value for name in _OPTIONAL if (value := getattr(self, name)) not in (None, "")}
         return {
             "version": _VERSION,
-            "submitted_at": self.submitted_at,
-            "expires_in": self.expires_in,
-            "expires_at": self.expires_at,
-            "began_at": self.began_at,
-            "response": self.response,
+            **given,
             "cure": self.cure,
             "outcomes": {who: plain_outcome(outcome) for who, outcome in self.outcomes.items()},
             "attempts": plain_history(self.attempts),
@@ -262,6 +260,8 @@ class Delivery:
             known = " and ".join(map(str, _READABLE))
             msg = f"this smtpretry reads deliveries of version {known}, not {version!r}: run the one that wrote it"
             raise ValueError(msg)
+        if version == 1:  # its limits counted from the first attempt
+            data = {**data, "submitted_at": data.get("began_at")}
         try:
             return cls(
                 id=data["id"],
@@ -269,14 +269,10 @@ class Delivery:
                 message=b64decode(data["message"], validate=True),
                 mail_options=tuple(data["mail_options"]),
                 rcpt_options=tuple(data["rcpt_options"]),
-                began_at=data["began_at"],
-                response=data["response"],
-                cure=data["cure"],
                 outcomes={who: outcome_of(outcome) for who, outcome in data["outcomes"].items()},
                 attempts=history_of(data["attempts"]),
-                submitted_at=data["began_at"] if version == 1 else data["submitted_at"],
-                expires_in=data.get("expires_in"),
-                expires_at=data.get("expires_at"),
+                cure=data["cure"],
+                **{name: data[name] for name in _OPTIONAL if data.get(name) is not None},
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"no delivery as to_dict writes it: {type(error).__name__}: {error}"

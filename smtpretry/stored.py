@@ -61,13 +61,14 @@ def _ends(items: Sequence[T], first: int, last: int) -> Sequence[T]:
 
 
 def _plain_step(step: Step) -> dict[str, Any]:
-    plain = {field.name: _value(getattr(step, field.name)) for field in fields(step)}
+    plain = {field.name: _value(value) for field in fields(step) if (value := getattr(step, field.name))}
     return plain | {"recipients": list(_ends(step.recipients, *_RECIPIENTS))}
 
 
 def _step(plain: dict[str, Any]) -> Step:
+    action = plain.get("action")
     known = {"stage": Stage(plain["stage"]), "reply": Reply(*plain["reply"]), "recipients": tuple(plain["recipients"])}
-    return Step(**plain | known | {"action": plain["action"] and Action(plain["action"])})
+    return Step(**{"at": 0.0, "wait": 0.0} | plain | known | {"action": action and Action(action)})
 
 
 def _value(value: object) -> object:

@@ -1,7 +1,8 @@
-"""The whole conformance run of procrastinate: ``python -m tests.conformance`` prints its figures, in some forty seconds.
+"""The whole conformance run of both engines: ``python -m tests.conformance`` prints its figures, in some two minutes.
 
 First `check_engine` with 200 deliveries, two workers and five kills. Then the window in which a kill makes a mail come
-twice: from the server's 250 until the state is stored, in a PostgreSQL that waits for its disk.
+twice: from the server's 250 until the state is stored, in an SQLite file, and in a PostgreSQL
+that waits for its disk.
 """
 
 # ruff: noqa: T201 - it prints
@@ -13,6 +14,7 @@ import contextlib
 import functools
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import postgres
 
 import smtpretry
+from smtpretry.queues.sqlite import SQLiteEngine
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
     from smtpretry import Delivery
 
 SIZES = {"2 kB": (2_000, 200), "100 kB": (100_000, 50), "10 MB": (10_000_000, 5)}
@@ -60,9 +66,9 @@ class Watch(list[Any]):
         super().append(message)
 
 
-async def windows(conninfo: str, size: int, number: int) -> list[float]:
+async def windows(make_engine: Callable[[], AbstractAsyncContextManager[Any]], size: int, number: int) -> list[float]:
     """Return the seconds from each 250 until it was stored."""
-    async with ScriptedServer() as server, postgres.engine_in(conninfo, stalled_after=30.0) as engine:
+    async with ScriptedServer() as server, make_engine() as engine:
         server.messages = watch = Watch()
         async with Watched(server.client()) as smtp:
             smtp.saved_at = {}
@@ -81,25 +87,42 @@ async def windows(conninfo: str, size: int, number: int) -> list[float]:
             return [smtp.saved_at[who] - at for who, at in watch.taken_at.items()]
 
 
-async def main(server: postgres.Postgres) -> None:
-    """Print the figures; raise AssertionError where a promise was broken."""
-    conninfo = server.create("conformance")
-    await postgres.make_tables(conninfo)
+async def check(name: str, make_engine: Callable[[str, float], AbstractAsyncContextManager[Any]]) -> None:
+    """Print the figures of one engine, made by a name and the seconds until a worker is taken for dead."""
     began = time.monotonic()
-    report = await check_engine(functools.partial(postgres.engine_in, conninfo), deliveries=200, kills=5)
-    print(f"procrastinate, 2 workers, 200 deliveries, 5 kills, in {time.monotonic() - began:.0f} s: {report}")
-    for name, (size, number) in SIZES.items():
-        conninfo = server.create(f"window{size}")
-        await postgres.make_tables(conninfo)
-        seconds = await windows(conninfo, size, number)
+    report = await check_engine(functools.partial(make_engine, "conformance", 2.0), deliveries=200, kills=5)
+    print(f"{name}, 2 workers, 200 deliveries, 5 kills, in {time.monotonic() - began:.0f} s: {report}")
+    for title, (size, number) in SIZES.items():
+        seconds = await windows(functools.partial(make_engine, f"window{size}", 30.0), size, number)
         print(
-            f"from the 250 to the save, {number} messages of {name}: "
+            f"{name}, from the 250 to the save, {number} messages of {title}: "
             f"{1000 * statistics.median(seconds):.1f} ms in the median, {1000 * max(seconds):.1f} ms at most"
         )
+
+
+def in_a_file(folder: str, name: str, dead_after: float) -> SQLiteEngine:
+    """Make an engine in a file of that name."""
+    return SQLiteEngine(Path(folder) / f"{name}.db", lease=dead_after)
+
+
+def in_postgres(conninfos: dict[str, str], name: str, dead_after: float) -> AbstractAsyncContextManager[Any]:
+    """Make an engine in the database of that name."""
+    return postgres.engine_in(conninfos[name], stalled_after=dead_after)
+
+
+async def main(server: postgres.Postgres, folder: str) -> None:
+    """Print the figures; raise AssertionError where a promise was broken."""
+    await check("SQLite", functools.partial(in_a_file, folder))
+    conninfos = {
+        name: server.create(name) for name in ("conformance", *(f"window{size}" for size, _ in SIZES.values()))
+    }
+    for conninfo in conninfos.values():
+        await postgres.make_tables(conninfo)
+    await check("procrastinate", functools.partial(in_postgres, conninfos))
 
 
 if __name__ == "__main__":
     if why := postgres.Postgres.unavailable():
         sys.exit(why)
-    with postgres.running(fsync=True) as running:
-        asyncio.run(main(running))
+    with postgres.running(fsync=True) as running, tempfile.TemporaryDirectory() as place:
+        asyncio.run(main(running, place))

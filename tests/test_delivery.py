@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
+import virtual
 from support import ANN, APP, BOB, BODY, CAT, EVE, PASSWORD, USER, patient, talk, virtually
 
 import smtpretry
-from smtpretry import Delivery, Stage, Status
+from smtpretry import Action, Attempt, Delivery, Reply, Stage, Status, Step
 
 RECIPIENTS = [ANN, BOB, EVE]
 CREDENTIALS = {"username": USER, "password": PASSWORD}
@@ -107,3 +108,29 @@ def test_what_is_no_delivery_is_refused(change: dict[str, Any], complaint: str) 
     data = {name: value for name, value in data.items() if value is not ...}
     with pytest.raises(ValueError, match=complaint):
         Delivery.from_dict(data)
+
+
+@pytest.mark.parametrize("wrong_by", [-3600, 86_400])
+@virtually
+async def test_a_wrong_clock_does_not_travel(wrong_by: int) -> None:
+    """What a clock stored that was an hour slow, or a day fast, is taken up as if it had been right."""
+    async with talk(patient(clock=lambda: virtual.clock() + wrong_by)) as (server, smtp):
+        server.on("RCPT", "450 4.2.0 Greylisted")
+        delivery = await smtp.attempt(smtpretry.prepare(BODY, sender=APP, recipients=ANN))
+    delivery = Delivery.from_dict(through_json(delivery.to_dict()))
+    async with talk() as (server, smtp):
+        server.on("RCPT", "450 4.2.0 Greylisted", times=2)
+        await smtp.deliver(delivery)
+        assert len(server.messages) == 1
+    assert virtual.clock() - virtual.EPOCH < 600
+
+
+@virtually
+async def test_what_is_stored_is_bounded() -> None:
+    """However many attempts and recipients there are, the history that is stored stays small."""
+    many = smtpretry.prepare(BODY, sender=APP, recipients=[f"user{number}@example.com" for number in range(500)])
+    step = Step(1.0, Stage.MAIL, Reply(451, "4.3.0", "x" * 5000), Action.RETRY, 60.0, tuple(many.recipients))
+    many.attempts = [Attempt(float(number), [step] * 100) for number in range(500)]
+    stored = through_json(many.state())
+    assert len(json.dumps(stored["attempts"])) < 250_000
+    assert [one["at"] for one in stored["attempts"]] == [0.0, 1.0, *map(float, range(470, 500))]

@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+import zlib
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, LiteralString
 
@@ -47,10 +49,13 @@ _DUE = "coalesce(scheduled_at, '-infinity'::timestamptz)"
 _TABLES = f"""
     SET LOCAL lock_timeout = '5s';
     SELECT pg_advisory_xact_lock(hashtextextended('smtpretry', 0));
-    CREATE TABLE IF NOT EXISTS smtpretry_messages (job_id bigint PRIMARY KEY, message bytea NOT NULL);
-    CREATE UNIQUE INDEX IF NOT EXISTS smtpretry_lock ON procrastinate_jobs (lock) WHERE task_name = '{_TASK}';
-    CREATE INDEX IF NOT EXISTS smtpretry_due ON procrastinate_jobs (queue_name, ({_DUE}))
-        WHERE status = 'todo' AND task_name = '{_TASK}';
+    DO $$ BEGIN IF to_regclass('smtpretry_due') IS NULL THEN
+        CREATE TABLE smtpretry_messages (job_id bigint PRIMARY KEY, message bytea NOT NULL);
+        ALTER TABLE smtpretry_messages ALTER COLUMN message SET STORAGE EXTERNAL;  -- it is compressed
+        CREATE UNIQUE INDEX smtpretry_lock ON procrastinate_jobs (lock) WHERE task_name = '{_TASK}';
+        CREATE INDEX smtpretry_due ON procrastinate_jobs (queue_name, ({_DUE}))
+            WHERE status = 'todo' AND task_name = '{_TASK}';
+    END IF; END $$
 """
 _SUBMIT = f"""WITH job AS (
         INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args, scheduled_at)
@@ -126,7 +131,7 @@ class ProcrastinateEngine:
         args = {name: value for name, value in delivery.to_dict().items() if name != "message"}
         at = datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None
         values = {"queue": self._queue, "lock": _lock(delivery.id), "args": Jsonb(args), "at": at}
-        await connection.execute(_SUBMIT, values | {"message": delivery.message})
+        await connection.execute(_SUBMIT, values | {"message": zlib.compress(delivery.message, 1)})
         return None
 
     async def has(self, delivery_id: str, /) -> bool:
@@ -141,7 +146,7 @@ class ProcrastinateEngine:
         if self._has_tables:
             return
         async with self._connector.pool.connection() as own:
-            found = await own.execute("SELECT to_regclass('smtpretry_due'), to_regclass('smtpretry_lock')")
+            found = await own.execute("SELECT to_regclass('smtpretry_due')")
             if None in (await found.fetchone() or (None,)):
                 try:
                     await own.execute(_TABLES)
@@ -185,7 +190,7 @@ class _Hold:
 
     def __init__(self, manager: _Manager, job: Job, stored: _Stored) -> None:
         self._manager, self._job, self._stored = manager, job, stored
-        self.name, self.number = f"job {job.id}", job.attempts + 1
+        self.name, self.number, self.taken_at = f"job {job.id}", job.attempts + 1, stored.taken_at
 
     def load(self) -> Delivery:
         args, message = self._stored.args, self._stored.message
@@ -195,7 +200,7 @@ class _Hold:
         if message is None:
             msg = "the message is not in the queue any more"
             raise ValueError(msg)
-        delivery.message = message
+        delivery.message = zlib.decompress(message)
         return delivery
 
     async def save(self, delivery: Delivery, *, over: bool) -> bool:
@@ -221,8 +226,8 @@ class _ComeAgain(procrastinate.BaseRetryStrategy):
 class _Stored:
     """A job's arguments, which procrastinate would write into its logs."""
 
-    def __init__(self, args: dict[str, Any], message: bytes | None) -> None:
-        self.args, self.message = args, message
+    def __init__(self, args: dict[str, Any], message: bytes | None, taken_at: float) -> None:
+        self.args, self.message, self.taken_at = args, message, taken_at
 
     def __repr__(self) -> str:
         return "<not shown>"
@@ -239,11 +244,12 @@ class _Manager(JobManager):
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
         if queues is None or list(queues) != [self._queue]:
             return await super().fetch_job(queues, worker_id)
+        asked_at = time.monotonic()
         rows = await self.connector.execute_query_all_async(_FETCH, worker=worker_id, queue=self._queue)
         if not rows:
             return None
         job = Job.from_row(rows[0])
-        return job.evolve(task_kwargs={"stored": _Stored(job.task_kwargs, rows[0]["message"])})
+        return job.evolve(task_kwargs={"stored": _Stored(job.task_kwargs, rows[0]["message"], asked_at)})
 
     async def retry_job(self, job: Job, retry_at: datetime | None = None, **others: Any) -> None:  # type: ignore[override]
         if job.id in self.settled:

@@ -23,6 +23,7 @@ class Hold(Protocol):
 
     name: str
     number: int  # how many times it has been taken
+    taken_at: float  # when its worker asked for it, by `time.monotonic`
 
     def load(self) -> Delivery:
         """The delivery as it is stored."""
@@ -39,7 +40,7 @@ class Turn:
 
     def __init__(self, hold: Hold, smtp: SupportsAttempt, on_end: OnEnd | None) -> None:
         self._hold, self._smtp, self._on_end = hold, smtp, on_end
-        self._fresh_until = time.monotonic() + _FRESH
+        self._fresh_until = hold.taken_at + _FRESH
         self._stored: list[tuple[object, ...]] | None = None
         self._over = False
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 import uuid
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -109,12 +110,13 @@ class Worker:
         room = self.queue.concurrency - len(self._turns)
         if room <= 0:
             return None
+        asked_at = time.monotonic()
         pause, taken, when = await self.transact(partial(self._due, self.clock(), room))
         if self._shares is not None and pause != self._known:
             self._known = pause
             self._shares.adopt(pause)
         for one in taken:
-            turn = asyncio.ensure_future(self._turn(one))
+            turn = asyncio.ensure_future(self._turn(one, asked_at))
             self._turns[turn] = one
             self._busy.set()
             turn.add_done_callback(self._ended)
@@ -131,8 +133,8 @@ class Worker:
         taken = schema.take(connection, now, now + self.queue.lease, self._holder, room) if room else []
         return pause, taken, schema.next_due(connection) if ask_again is None else ask_again
 
-    async def _turn(self, one: Taken) -> None:
-        await Turn(_Hold(self, one), self.smtp, self._on_end).take()
+    async def _turn(self, one: Taken, asked_at: float) -> None:
+        await Turn(_Hold(self, one, asked_at), self.smtp, self._on_end).take()
 
     def _ended(self, turn: asyncio.Task[None]) -> None:
         one = self._turns.pop(turn)
@@ -197,9 +199,9 @@ class Worker:
 class _Hold:
     """A worker's hold on one delivery."""
 
-    def __init__(self, worker: Worker, one: Taken) -> None:
+    def __init__(self, worker: Worker, one: Taken, taken_at: float) -> None:
         self._worker, self._one = worker, one
-        self.name, self.number = one.name, one.taken
+        self.name, self.number, self.taken_at = one.name, one.taken, taken_at
 
     def load(self) -> Delivery:
         return self._one.load(self._worker.clock())

@@ -46,19 +46,22 @@ def judge(cell: faults.Cell, delivery: Delivery, servers: tuple[ScriptedServer, 
 
 async def run(cell: faults.Cell) -> list[str]:
     """Send one message through two servers, of which the first one has the fault."""
-    async with server_for(cell.place, ahead=cell.ahead) as first, server_for(cell.place) as second:
-        async with Failover(client(first, cell.mode), client(second, cell.mode)) as smtp:
-            if cell.used:
-                await smtp.sendmail(SENDER, ["dave@example.com"], b"Subject: before\r\n\r\n")
-                if cell.place.verb in faults.BEFORE_MAIL:
-                    first.disconnect()
-            script = install(cell, first)
-            async with asyncio.timeout(10 * faults.PATIENCE):
-                delivery = await smtp.deliver(SMALL, sender=SENDER, recipients=RECIPIENTS)
-            problems = judge(cell, delivery, (first, second))
-            if not script.used:
-                problems.append("the fault was not reached")
-            first.clear()
+    async with (
+        server_for(cell.place, ahead=cell.ahead) as first,
+        server_for(cell.place) as second,
+        Failover(client(first, cell.mode), client(second, cell.mode)) as smtp,
+    ):
+        if cell.used:
+            await smtp.sendmail(SENDER, ["dave@example.com"], b"Subject: before\r\n\r\n")
+            if cell.place.verb in faults.BEFORE_MAIL:
+                first.disconnect()
+        script = install(cell, first)
+        async with asyncio.timeout(10 * faults.PATIENCE):
+            delivery = await smtp.deliver(SMALL, sender=SENDER, recipients=RECIPIENTS)
+        problems = judge(cell, delivery, (first, second))
+        if not script.used:
+            problems.append("the fault was not reached")
+        first.clear()
     return [f"{cell}: {problem}" for problem in problems]
 
 

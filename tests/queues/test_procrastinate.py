@@ -6,7 +6,6 @@ import asyncio
 import functools
 import itertools
 import logging
-import socket
 from base64 import b64encode
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -305,24 +304,6 @@ def test_another_connector_is_refused() -> None:
     app = procrastinate.App(connector=procrastinate.SyncPsycopgConnector())
     with pytest.raises(TypeError, match="needs a PsycopgConnector, it has SyncPsycopgConnector"):
         ProcrastinateEngine(app)
-
-
-@at_once
-async def test_the_example(server: Postgres) -> None:
-    """The examples do what they say: from an empty database to a mail that a worker sends, which ends with SIGTERM."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    env = {"DATABASE_URL": server.create("example"), "SMTP_PORT": port, "PYTHONWARNINGS": "error"}
-    async with programs.running(programs.command("queue_worker"), **env) as worker:
-        await worker.says("The worker is ready")
-        async with programs.running("python examples/queue_send.py", **env) as send:
-            await send.says("1 of 2 recipients deferred until")
-            await send.says("ann@example.com has it 1 time")
-            await send.says("bob@example.com has it 1 time")
-            assert await send.process.wait() == 0
-        await worker.stop()
-    assert worker.process.returncode == 0
-    assert worker.log == "The worker is ready.\n"
 
 
 @at_once

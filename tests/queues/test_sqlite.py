@@ -556,3 +556,26 @@ def test_a_wrong_name_or_end(wrong: dict[str, Any], error: type[Exception], comp
     """A name or an end that cannot be one is refused before anything is stored."""
     with pytest.raises(error, match=complaint):
         smtpretry.prepare(letter(ANN), **wrong)
+
+
+@virtually
+async def test_many_refusals_are_stored_together(tmp_path: Path) -> None:
+    """What is stored of 800 recipients who are refused one by one grows with their number, not with its square."""
+    saves = list[int]()
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("RCPT", "550 5.1.1 User unknown")
+
+        class Watched(RetryingSMTP):
+            async def attempt(self, delivery: Delivery, save: Any = None, **options: Any) -> Delivery:
+                async def watch(delivery: Delivery) -> None:
+                    saves.append(len(json.dumps(delivery.state())))
+                    await save(delivery)
+
+                return await super().attempt(delivery, watch, **options)
+
+        async with Watched(server.client(), patient(), defer=engine) as smtp:
+            await smtp.enqueue(letter(), recipients=[f"user{number}@example.com" for number in range(800)])
+            async with working(engine, smtp):
+                while not (await engine.progress()).ended:
+                    await asyncio.sleep(1)
+    assert sum(saves) < 2_000_000

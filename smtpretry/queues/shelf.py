@@ -1,0 +1,149 @@
+"""A look into a queue from outside, and a hand on what waits in it: `opened`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from smtpretry.delivery import Delivery
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import AsyncIterator
+
+    from .engine import Progress
+    from .sqlite import SQLiteEngine
+
+_QUERY = "SELECT envelope, state, due, holder FROM smtpretry_deliveries"
+_WHERE = {
+    None: "TRUE",
+    "waiting": "due > :now AND holder IS NULL",
+    "due": "due <= :now AND holder IS NULL",
+    "working": "holder IS NOT NULL",
+    "ended": "due IS NULL",
+}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A delivery as it is in a queue: "waiting", "due", "working" or "ended"; and when it is due."""
+
+    delivery: Delivery
+    state: str
+    due: float | None
+
+
+class Shelf(Protocol):
+    """What can be done with a queue from outside."""
+
+    async def find(self, *, state: str | None, limit: int) -> list[Stored]:
+        """The deliveries, without their messages: those that are due first."""
+
+    async def get(self, name: str) -> Stored | None:
+        """One, with its message where it has one still."""
+
+    async def retry(self, name: str) -> bool:
+        """Have one that waits tried now; False where none of that name does."""
+
+    async def drop(self, name: str) -> bool:
+        """Take one that waits out of the queue; False where none of that name does."""
+
+    async def progress(self) -> Progress:
+        """How many there are."""
+
+
+@contextlib.asynccontextmanager
+async def opened(where: str) -> AsyncIterator[Shelf]:
+    """Open a queue by its address.
+
+    Raises:
+        ValueError: it is no address of a queue, or there is no file of that name.
+        OSError: it cannot be read.
+    """
+    kind, _, rest = where.partition(":")
+    if kind == "sqlite" and rest:
+        path = Path(rest.removeprefix("//"))
+        _check(path)
+        from .sqlite import SQLiteEngine  # noqa: PLC0415 - only where it is asked for
+
+        async with SQLiteEngine(path) as engine:
+            yield FileShelf(engine)
+        return
+    msg = f"{where!r} is no address of a queue: sqlite:mail.db is one"
+    raise ValueError(msg)
+
+
+def _check(path: Path) -> None:
+    if not path.exists():
+        msg = f"{path}: there is no such file"
+        raise ValueError(msg)
+
+
+class FileShelf:
+    """An SQLite queue."""
+
+    def __init__(self, engine: SQLiteEngine) -> None:
+        self._engine = engine
+
+    async def find(self, *, state: str | None, limit: int) -> list[Stored]:
+        """See `Shelf`."""
+        query = f"{_QUERY} WHERE {_WHERE[state]} ORDER BY due IS NULL, due, number DESC LIMIT :limit"
+        values = {"now": time.time(), "limit": limit}
+        rows = await self._engine.file.look(lambda own: own.execute(query, values).fetchall())
+        return [_stored(row) for row in rows]
+
+    async def get(self, name: str) -> Stored | None:
+        """See `Shelf`."""
+
+        def work(own: sqlite3.Connection) -> Any:  # noqa: ANN401 - a row
+            return own.execute(
+                "SELECT envelope, state, due, holder, message FROM smtpretry_deliveries "
+                "LEFT JOIN smtpretry_messages USING (number) WHERE id = ?",
+                (name,),
+            ).fetchone()
+
+        row = await self._engine.file.look(work)
+        return None if row is None else _stored(row[:4], row[4] or b"")
+
+    async def retry(self, name: str) -> bool:
+        """See `Shelf`."""
+
+        def work(own: sqlite3.Connection) -> bool:
+            row = own.execute(f"{_QUERY} WHERE id = ? AND due IS NOT NULL AND holder IS NULL", (name,)).fetchone()
+            if row is None:
+                return False
+            delivery = _stored(row).delivery
+            for who in delivery.pending:
+                delivery.outcomes[who].next_at = 0.0
+            own.execute(
+                "UPDATE smtpretry_deliveries SET due = 0, state = ? WHERE id = ?", (json.dumps(delivery.state()), name)
+            )
+            return True
+
+        return await self._engine.file.transact(work)
+
+    async def drop(self, name: str) -> bool:
+        """See `Shelf`."""
+
+        def work(own: sqlite3.Connection) -> bool:
+            free = "FROM smtpretry_deliveries WHERE id = ? AND due IS NOT NULL AND holder IS NULL"
+            own.execute(f"DELETE FROM smtpretry_messages WHERE number IN (SELECT number {free})", (name,))  # noqa: S608 - ours
+            return bool(own.execute(f"DELETE {free}", (name,)).rowcount)
+
+        return await self._engine.file.transact(work)
+
+    async def progress(self) -> Progress:
+        """See `Shelf`."""
+        return await self._engine.progress()
+
+
+def _stored(row: tuple[Any, ...], message: bytes = b"") -> Stored:
+    envelope, state, due, holder = row
+    delivery = Delivery.from_dict(json.loads(envelope) | {"message": ""} | json.loads(state))
+    delivery.message = message
+    named = "ended" if due is None else "working" if holder else "due" if due <= time.time() else "waiting"
+    return Stored(delivery, named, due)

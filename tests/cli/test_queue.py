@@ -1,0 +1,88 @@
+"""``python -m smtpretry queue``: what is in a queue, as a table and for machines."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from support import ANN, BOB, letter
+
+import smtpretry
+from smtpretry import RetryingSMTP
+from smtpretry.__main__ import main
+from smtpretry.queues.sqlite import SQLiteEngine
+from smtpretry.testing import ScriptedServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def queue(tmp_path: Path) -> str:
+    """Make a queue in which one delivery has ended, one waits, and one is due."""
+    path = tmp_path / "mail.db"
+
+    async def fill() -> None:
+        async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+            server.on("RCPT", BOB, "450 4.2.0 Greylisted for 300 seconds")
+            async with RetryingSMTP(server.client(), defer=engine) as smtp:
+                await smtp.enqueue(letter(ANN), id="ended")
+                await smtp.enqueue(letter(BOB), id="waits")
+                worker = asyncio.create_task(engine.work(smtp))
+                async with asyncio.timeout(10):
+                    while (await engine.progress()).ended + (await engine.progress()).waiting < 2:  # noqa: ASYNC110 - in a file
+                        await asyncio.sleep(0.05)
+                worker.cancel()
+                await asyncio.gather(worker, return_exceptions=True)
+            await engine.submit(smtpretry.prepare(letter(ANN), id="due"))
+
+    asyncio.run(fill())
+    return f"sqlite:{path}"
+
+
+def test_the_list(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each, what is due first; as JSON, too; and only those of one state."""
+    assert main(["queue", queue, "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [["due", "due"], ["waits", "waiting"], ["ended", "ended"]]
+    assert "450 4.2.0 Greylisted for 300 seconds" in lines[1]
+    assert main(["queue", queue, "list", "--json", "--state", "ended"]) == 0
+    [facts] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (facts["id"], facts["accepted"], facts["pending"], facts["attempts"]) == ("ended", 1, 0, 1)
+
+
+def test_the_story_of_one(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was said, and what was done about it; the message only where it is asked for."""
+    assert main(["queue", queue, "show", "waits"]) == 0
+    shown = capsys.readouterr().out
+    assert "RCPT: 450 4.2.0 Greylisted for 300 seconds -> RETRY in 300 s (bob@example.com)" in shown
+    assert "How are you?" not in shown
+    assert main(["queue", queue, "show", "waits", "--json"]) == 0
+    assert "message" not in json.loads(capsys.readouterr().out)["delivery"]
+    assert main(["queue", queue, "show", "waits", "--message"]) == 0
+    assert "How are you?" in capsys.readouterr().out
+
+
+def test_retry_and_drop(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What waits can be made due, and taken out; what has ended cannot."""
+    assert main(["queue", queue, "retry", "waits"]) == 0
+    assert main(["queue", queue, "stats", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"waiting": 0, "due": 2, "working": 0, "ended": 1}
+    assert main(["queue", queue, "drop", "waits"]) == 0
+    for action in ("retry", "drop"):
+        assert main(["queue", queue, action, "ended"]) == 1
+        assert "no delivery of that name waits" in capsys.readouterr().err
+    assert main(["queue", queue, "show", "waits"]) == 1
+    assert main(["queue", queue, "stats"]) == 0
+    assert "0 waiting, 1 due, 0 under way, 1 ended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("where", "complaint"), [("sqlite:missing.db", "there is no such file"), ("redis://x", "is no address of a queue")]
+)
+def test_no_queue(where: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A queue that is not there is an error, and is not made."""
+    assert main(["queue", where, "list"]) == 2
+    assert complaint in capsys.readouterr().err
