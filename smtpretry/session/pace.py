@@ -7,7 +7,7 @@ from collections import deque
 from typing import NamedTuple
 
 _LONG = 10.0  # seconds; a wait from there on is the period of the limit ("100 a minute"), a shorter one says little
-_MARGIN = 0.97  # of what was measured: messages do not arrive as evenly as they are sent
+_MARGIN = 0.95  # of what was measured: messages do not arrive as evenly as they are sent
 _CUT = 0.8  # of that, where a speed that was found before has turned out to be too fast
 _LEAST = 0.6  # of the speed before that: a few messages tell little
 _CLIMB = 8.0  # times the time that a refusal has cost: how long the speed takes to what was measured
