@@ -4,11 +4,13 @@ Wrap the client that you have in `RetryingSMTP`; or call `send` in place of `aio
 other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` what became of each recipient.
 """
 
-from .client import RetryingSMTP, send
+from .client import RetryingSMTP
 from .decorator import retry
 from .delivery import Delivery
 from .envelope import prepare
-from .errors import ClientClosed, NotOurs, UncertainDelivery, delivery_of
+from .errors import ClientClosed, NotOurs, QueueSilent, UncertainDelivery, deliveries_of, delivery_of
+from .failover import Failover
+from .oneshot import send
 from .outcome import Attempt, Outcome, Status, Step
 from .policy import Decision, RetryPolicy
 from .queues.engine import Engine
@@ -29,8 +31,10 @@ __all__ = [
     "Decision",
     "Delivery",
     "Engine",
+    "Failover",
     "NotOurs",
     "Outcome",
+    "QueueSilent",
     "Reply",
     "RetryPolicy",
     "RetryingSMTP",
@@ -41,6 +45,7 @@ __all__ = [
     "Step",
     "SupportsSend",
     "UncertainDelivery",
+    "deliveries_of",
     "delivery_of",
     "prepare",
     "retry",

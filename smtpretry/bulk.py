@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Generic, TypeVar
 
 from .delivery import Delivery
-from .errors import delivery_of
+from .errors import ClientClosed, delivery_of
 
 T = TypeVar("T")
-
-_log = logging.getLogger("smtpretry")
 
 
 class Bulk(Generic[T]):
     """The sends that are under way.
 
-    A message is drawn when there is `room`, and fewer than `concurrency` are under way or not yet yielded. After the
-    first failure that is not a delivery's own, nothing more is drawn.
+    A message is drawn when there is `room`, and fewer than `concurrency` are under way or not yet yielded. What cannot
+    be sent is told at the end, and holds up nobody else.
     """
 
     def __init__(
@@ -32,7 +29,8 @@ class Bulk(Generic[T]):
         self._slots = asyncio.Semaphore(concurrency)
         self._sends = set[asyncio.Task[Delivery]]()
         self._ended: asyncio.Queue[asyncio.Task[Delivery] | None] = asyncio.Queue()
-        self._failure: BaseException | None = None
+        self._failures = list[Exception]()
+        self._closed: ClientClosed | None = None
         self._feeding: asyncio.Task[None]
 
     async def run(self, messages: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[Delivery, None]:
@@ -44,9 +42,7 @@ class Bulk(Generic[T]):
                 send = await self._ended.get()
                 if send is not None and (delivery := self._taken(send)) is not None:
                     yield delivery
-            if self._failure is not None:
-                raise self._failure
-            feeding.result()
+            self._conclude(None if feeding.cancelled() else feeding.exception())
         finally:
             feeding.cancel()
             try:
@@ -74,15 +70,25 @@ class Bulk(Generic[T]):
         del message
         try:
             return await sending
-        except asyncio.CancelledError as error:
-            if delivery := delivery_of(error):
-                _log.warning("%s broken off; pending: %s", delivery.id, ", ".join(delivery.pending))
+        except ClientClosed as error:
+            self._closed = self._closed or error
+            self._feeding.cancel()  # which may wait for the next message
             raise
         except Exception as error:
             error.add_note(f"smtpretry: it was message {number} of send_many")
-            self._failure = self._failure or error
-            self._feeding.cancel()  # which may wait for the next message
+            self._failures.append(error)
             raise
+
+    def _conclude(self, source: BaseException | None) -> None:
+        """Raise what went wrong: with the client, with the iterable, with single messages."""
+        if self._closed is not None:
+            raise self._closed
+        if source is not None and (not self._failures or not isinstance(source, Exception)):
+            raise source
+        if self._failures:
+            count = len(self._failures)
+            msg = f"{count} message{'s' * (count > 1)} could not be sent; all others were"
+            raise ExceptionGroup(msg, [*self._failures, *([source] if isinstance(source, Exception) else [])])
 
     def _taken(self, send: asyncio.Task[Delivery]) -> Delivery | None:
         """What became of one; None where it never was a delivery."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from base64 import b64decode, b64encode
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,7 +15,7 @@ from .replies.rule import Action
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from email.message import Message
 
 _VERSION: Final = 1  # of what `to_dict` and `state` write
@@ -45,6 +46,24 @@ class Delivery:
     attempts: list[Attempt] = field(default_factory=list)
     response: str = ""
     cure: str | None = None
+    _sender: object = field(default=None, init=False, repr=False)
+
+    @contextmanager
+    def sent_by(self, sender: object) -> Iterator[None]:
+        """Keep others from sending it at the same time: that would be a second copy.
+
+        Raises:
+            ValueError: somebody else is sending it.
+        """
+        before = self._sender
+        if before is not None and before is not sender:
+            msg = f"delivery {self.id} is being sent already: await that send, or prepare another one for another copy"
+            raise ValueError(msg)
+        self._sender = sender
+        try:
+            yield
+        finally:
+            self._sender = before
 
     @property
     def recipients(self) -> list[str]:
@@ -159,7 +178,10 @@ class Delivery:
             "response": self.response,
             "cure": self.cure,
             "outcomes": {who: _plain(outcome) for who, outcome in self.outcomes.items()},
-            "attempts": [{"at": one.at, "steps": [_plain(step) for step in one.steps]} for one in self.attempts],
+            "attempts": [
+                {"at": one.at, "server": one.server, "steps": [_plain(step) for step in one.steps]}
+                for one in self.attempts
+            ],
         }
 
     @classmethod
@@ -184,7 +206,10 @@ class Delivery:
                 response=data["response"],
                 cure=data["cure"],
                 outcomes={who: _outcome(outcome) for who, outcome in data["outcomes"].items()},
-                attempts=[Attempt(one["at"], [_step(step) for step in one["steps"]]) for one in data["attempts"]],
+                attempts=[
+                    Attempt(one["at"], [_step(step) for step in one["steps"]], one.get("server", ""))
+                    for one in data["attempts"]
+                ],
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"no delivery as to_dict writes it: {type(error).__name__}: {error}"

@@ -5,8 +5,9 @@
      │   ├─ UncertainDisconnected       (SMTPServerDisconnected)
      │   ├─ UncertainTimeout            (SMTPReadTimeoutError)
      │   └─ UncertainResponse           (SMTPDataError)
-     └─ SMTPServerDisconnected
-         └─ ClientClosed              aclose() was called, or `async with` ended, while the send was waiting
+     ├─ SMTPServerDisconnected
+     │   └─ ClientClosed              aclose() was called, or `async with` ended, while the send was waiting
+     └─ QueueSilent                   the durable queue did not say whether it took the delivery
     Exception
      └─ NotOurs                       raised by a queue's engine, at an attempt: the delivery is another worker's now
 
@@ -56,6 +57,12 @@ class ClientClosed(aiosmtplib.SMTPServerDisconnected):
     delivery: Delivery
 
 
+class QueueSilent(aiosmtplib.SMTPException):
+    """The queue may have what is pending, and does not answer: ask it for `exc.delivery.id` before sending it again."""
+
+    delivery: Delivery
+
+
 class NotOurs(Exception):  # noqa: N818 - not a fault: what the fence of a queue says
     """Another worker has the delivery now. The `save` of an engine raises it, and the attempt sends nothing more."""
 
@@ -67,23 +74,35 @@ def tell(error: BaseException, delivery: Delivery, now: float) -> None:
 
 
 def delivery_of(error: BaseException) -> Delivery | None:
-    """The delivery that an exception out of a send carries, or None.
+    """The delivery that an exception out of a send carries, or None; the first one of several (`deliveries_of`)."""
+    return next(iter(deliveries_of(error)), None)
+
+
+def deliveries_of(error: BaseException) -> list[Delivery]:
+    """The deliveries that an exception carries, each once: several in an ExceptionGroup, such as a TaskGroup's.
 
     Looks at what it was raised from as well: asyncio.timeout's TimeoutError and a KeyboardInterrupt come from the
     cancellation that carries it.
     """
-    found = (getattr(link, "delivery", None) for link in _chain(error))
-    return next((delivery for delivery in found if isinstance(delivery, Delivery)), None)
+    found = dict[int, Delivery]()
+    for link in _chain(error):
+        if isinstance(delivery := getattr(link, "delivery", None), Delivery):
+            found.setdefault(id(delivery), delivery)
+    return list(found.values())
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An exception, what it was raised from, and so on."""
+    """An exception, those that it is a group of, what it was raised from, and so on."""
     seen = set[int]()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        yield link
-        link = link.__cause__ or link.__context__
+    links: list[BaseException | None] = [error]
+    while links:
+        link = links.pop()
+        if link is not None and id(link) not in seen:
+            seen.add(id(link))
+            yield link
+            links.append(link.__cause__ or link.__context__)
+            if isinstance(link, BaseExceptionGroup):
+                links += reversed(link.exceptions)
 
 
 def conclude(delivery: Delivery, now: float) -> tuple[dict[str, SMTPResponse], str]:

@@ -32,7 +32,9 @@ class Outcome:
     attempts: int = 0
     next_at: float = 0.0
     uncertain: bool = False  # once broken off after the final dot: only an acceptance makes it certain again
+    doubts: int = 0  # how often an attempt ended so
     alone: bool = False  # its RCPT ended a connection: the others go without it
+    server: int | None = None  # of several: the one that it waits for
     error: Exception | None = field(default=None, repr=False, compare=False)  # what stands for a reply that never came
 
 
@@ -57,7 +59,8 @@ class Step:
 
 @dataclass(slots=True)
 class Attempt:
-    """One pass over the recipients that were due, with all of its repairs: when it began, and its steps."""
+    """One pass over the recipients that were due, with all of its repairs: when it began, its steps, and the server."""
 
     at: float
     steps: list[Step] = field(default_factory=list)
+    server: str = ""

@@ -11,7 +11,7 @@ import pytest
 from support import ANN, APP, BODY, GREYLISTED, letter, patient, talk, virtually
 
 import smtpretry
-from smtpretry import ClientClosed, Delivery, RetryingSMTP
+from smtpretry import ClientClosed, Delivery, RetryingSMTP, prepare
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
@@ -175,16 +175,33 @@ async def test_refusals_are_told_not_raised() -> None:
 
 
 @virtually
-async def test_what_is_no_message_ends_it_and_loses_nothing() -> None:
-    """A message that cannot be sent stops the drawing; those under way end first, then it raises, and says which."""
+async def test_what_cannot_be_sent_holds_up_nobody() -> None:
+    """What is no message, and what has no recipient, is told at the end, each with its number; all others go."""
     async with talk() as (server, smtp):
         server.on("RCPT", to(1), GREYLISTED, times=1)
         told: list[Delivery] = []
-        messages: list[Any] = [letter(to(0)), letter(to(1)), None, letter(to(3))]
-        with pytest.raises(TypeError, match="message is an") as caught:
+        nobody = letter(to(2))
+        del nobody["To"]
+        messages: list[Any] = [letter(to(0)), letter(to(1)), None, letter(to(3)), nobody, letter(to(5))]
+        with pytest.raises(ExceptionGroup, match="2 messages could not be sent; all others were") as caught:
             await told_by(smtp.send_many(messages), told)
-        assert [delivery.accepted for delivery in told] == [[to(0)], [to(1)]]
-        assert caught.value.__notes__ == ["smtpretry: it was message 3 of send_many"]
+        assert sorted(delivery.accepted[0] for delivery in told) == [to(0), to(1), to(3), to(5)]
+        assert [type(one) for one in caught.value.exceptions] == [TypeError, ValueError]
+        notes = [one.__notes__ for one in caught.value.exceptions]
+        assert notes == [[f"smtpretry: it was message {number} of send_many"] for number in (3, 5)]
+
+
+@virtually
+async def test_the_same_delivery_twice_at_once() -> None:
+    """A delivery that is under way is not sent a second time: an error for that one, and one copy."""
+    async with talk() as (server, smtp):
+        server.on("RCPT", to(0), GREYLISTED, times=1)
+        delivery, told = prepare(letter(to(0))), list[Delivery]()
+        with pytest.raises(ExceptionGroup) as caught:
+            await told_by(smtp.send_many([delivery, delivery, letter(to(1))]), told)
+        assert "is being sent already" in str(caught.value.exceptions[0])
+        assert len(told) == 2
+        assert len(server.received(to(0))) == 1
 
 
 @virtually
@@ -202,6 +219,21 @@ async def test_a_source_that_fails() -> None:
             await told_by(smtp.send_many(source()), told)
         assert [delivery.accepted for delivery in told] == [[to(0)]]
         assert len(server.messages) == 1
+
+
+@virtually
+async def test_a_source_that_fails_after_a_message_did() -> None:
+    """Where single messages failed and the iterable did, the group holds all of it."""
+
+    def source() -> Iterator[Any]:
+        yield None
+        message = "the database is gone"
+        raise RuntimeError(message)
+
+    async with talk() as (_, smtp):
+        with pytest.raises(ExceptionGroup) as caught:
+            await told_by(smtp.send_many(source()), [])
+        assert [type(one) for one in caught.value.exceptions] == [TypeError, RuntimeError]
 
 
 @virtually

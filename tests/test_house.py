@@ -9,15 +9,15 @@ import smtpretry
 
 ROOT = Path(smtpretry.__file__).parents[1]
 SOCKETS = {"asyncio", "socket", "ssl", "selectors", "threading"}
-NO_IO = ("replies", "outcome", "notification", "delivery", "policy", "envelope")
+NO_IO = ("replies", "outcome", "notification", "delivery", "policy", "envelope", "ledger", "verdict")
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
-    ("outcome", "notification", "delivery", "policy", "envelope"),
+    ("outcome", "notification", "delivery", "policy", "envelope", "ledger", "verdict"),
     ("errors",),
     ("session",),
     ("attempt",),
     ("queues",),
-    ("bulk", "client", "decorator", "typing"),
+    ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
     ("", "testing", "cli", "__main__"),
 )
 

@@ -64,6 +64,11 @@ class Pool:
         """Whether a connection is open."""
         return any(connection.is_open for connection in self._connections)
 
+    @property
+    def is_probing(self) -> bool:
+        """Whether a single connection is finding out if the server works again."""
+        return self.failures > 0 and self._lent > 0
+
     def strike(self, now: float) -> int:
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
         return max(1, self.failures + (now >= self.resumes_at))
@@ -79,13 +84,15 @@ class Pool:
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 
-    def crowd(self, seconds: float) -> bool:
-        """Make do, for so long, with the connections that are open or in use beside the one in use here, if any."""
-        others = self._lent - 1 + sum(connection.is_open for connection in self._free)
-        if others:
-            self.limit = others
-            self._widen_in(seconds)
-        return others > 0
+    @property
+    def others(self) -> int:
+        """How many connections are open or in use beside the one in use here."""
+        return self._lent - 1 + sum(connection.is_open for connection in self._free)
+
+    def crowd(self, seconds: float) -> None:
+        """Make do with those for so long."""
+        self.limit = self.others
+        self._widen_in(seconds)
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:

@@ -1,44 +1,173 @@
-"""One mail transaction: MAIL, RCPT for each recipient, DATA (RFC 5321 §3.3). A refusal or a fault raises `Failed`."""
+"""One mail transaction (RFC 5321 §3.3): MAIL, RCPT, DATA and the message; also ahead of the answers (RFC 2920)."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import aiosmtplib
-from aiosmtplib import SMTPResponse
 from aiosmtplib.typing import Default
 
 from smtpretry.envelope import mailbox_of
-from smtpretry.replies.reply import Reply, Said
+from smtpretry.replies.reply import NO_REPLY, Said
 from smtpretry.replies.stage import Stage
+from smtpretry.verdict import Answer, fits
 
 from .connection import Connection, Failed, Timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from aiosmtplib.protocol import SMTPProtocol
+    from collections.abc import Iterable, Iterator, Sequence
 
     from smtpretry.delivery import Delivery
+    from smtpretry.replies.reply import Reply
+    from smtpretry.verdict import Judge
 
-_PERIOD = re.compile(rb"(?m)^\.")
+DOT_TIMEOUT: Final = 600.0
+"""Seconds that a server gets to answer the final dot: it may take them to filter the message (RFC 5321 §4.5.3.2.6)."""
+
+_AHEAD = 100  # commands in one write: a server takes at least so many recipients (RFC 5321 §4.5.3.1.8)
 _CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, final dot and all
+_PERIOD = re.compile(rb"(?m)^\.")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command, and the recipient of a RCPT."""
+
+    stage: Stage
+    line: bytes
+    recipient: str | None = None
+
+
+_DATA = Command(Stage.DATA, b"DATA\r\n")
 
 
 class Transaction:
-    """The steps, to be taken in this order: `mail`, `rcpt` as often as wanted, `data`."""
+    """Says what is due, and tells a `Judge` what was answered: `envelope`, then `body` where the server waits for it.
+
+    Attributes:
+        in_doubt: whether the final dot may be out, and no answer has come: the message may have been taken.
+    """
 
     def __init__(self, connection: Connection, delivery: Delivery, timeout: Timeout = Default.token) -> None:
         self.connection = connection
         self.delivery = delivery
         self.timeout = timeout
-        self.dot_sent = False  # from here on the message may have been taken, whatever happens
+        self.in_doubt = False
 
-    async def mail(self) -> None:
-        """Open the transaction. Fails for good where the server lacks an extension that the message needs."""
+    async def envelope(self, judge: Judge, *, ahead: bool) -> None:
+        """MAIL, RCPT for each of the group, and DATA, as long as the judge goes on.
+
+        Sent ahead, the first transaction of a connection waits for the first recipient's answer: servers count
+        refusals, and a pipeline behind a refused MAIL is full of them.
+        """
+        pipelining = self.connection.needs.pipelining
+        ahead = ahead and pipelining.allowed and self.connection.client.supports_extension("pipelining")
+        for window in self._windows(judge.case.group, ahead=ahead):
+            answers = await self._say(window)
+            if len(window) > 1 and not fits([command.stage for command in window], answers):
+                pipelining.lose_step()
+                judge.lose_step(answers)
+                return
+            for answer in answers:
+                judge.hear(answer)
+            if not judge.goes_on:
+                break
+        if judge.data_is_due:
+            for answer in await self._say([_DATA]):
+                judge.hear(answer)
+        if judge.dot_is_due:
+            await self._say([Command(Stage.END_OF_DATA, b".\r\n")])
+        if self.connection.is_open:
+            pipelining.go_well(ahead=ahead)
+
+    async def body(self) -> Answer:
+        """Send the message, and return what came to it.
+
+        A failure with a reply means that the message was not taken. A failure at END_OF_DATA without a reply means that
+        nobody knows (RFC 1047).
+        """
+        body = self.delivery.message
+        if body.startswith(b".") or b"\n." in body:
+            body = _PERIOD.sub(b"..", body)
+        body += b".\r\n"
+        try:
+            accepted = await self._send(body)
+        except Failed as failed:
+            said = Said(self._stage, failed.said.reply, failed.said.error)
+            self.in_doubt = self.in_doubt and said.reply.code == NO_REPLY
+            return Answer(said.stage, said, final=failed.final)
+        self.in_doubt = False
+        return Answer(Stage.END_OF_DATA, success=Said(Stage.END_OF_DATA, accepted))
+
+    def _windows(self, group: Sequence[str], *, ahead: bool) -> Iterator[list[Command]]:
+        """The commands that go out together."""
+        commands = [Command(Stage.MAIL, self._mail()), *(Command(Stage.RCPT, self._rcpt(who), who) for who in group)]
+        if not ahead:
+            yield from ([command] for command in commands)
+            return
+        if not self.connection.carried:
+            yield commands[:2]
+            del commands[:2]
+        commands.append(_DATA)
+        for start in range(0, len(commands), _AHEAD):
+            yield commands[start : start + _AHEAD]
+
+    async def _say(self, commands: Sequence[Command]) -> list[Answer]:
+        """Send them in one write, and read the answers in their order; nothing comes after a silence."""
+        answers = list[Answer]()
+        try:
+            self.connection.send(b"".join(command.line for command in commands), len(commands))
+            for command in commands:
+                reply = await self.connection.receive(command.stage, self.timeout)
+                answers.append(self._answer(command, *reply))
+        except Failed as failed:
+            command = commands[len(answers)]
+            answers.append(Answer(command.stage, failed.said, recipient=command.recipient, final=failed.final))
+        return answers
+
+    def _answer(self, command: Command, code: int, message: str) -> Answer:
+        try:
+            self.connection.judge(command.stage, code, message, 3 if command.stage is Stage.DATA else 2)
+        except Failed as failed:
+            if failed.said.reply.code == NO_REPLY:
+                raise
+            return Answer(command.stage, failed.said, recipient=command.recipient, final=failed.final)
+        return Answer(command.stage, recipient=command.recipient)
+
+    async def _send(self, body: bytes) -> Reply:
+        """Send the body, the final dot when all else has gone; take at once what the server says meanwhile.
+
+        A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
+        """
+        for start in range(0, len(body), _CHUNK):
+            sent = self.connection.send(body[start : start + _CHUNK], replies=not start)
+            self.in_doubt = sent and start + _CHUNK >= len(body)
+            if not self.in_doubt and not await self.connection.drain(self.timeout):
+                break
+        timeout = self._dot_timeout if self.in_doubt else self.timeout
+        return self._take(*await self.connection.receive(self._stage, timeout))
+
+    def _take(self, code: int, message: str) -> Reply:
+        """The answer that accepts the message."""
+        if not self.in_doubt:
+            self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
+        self.connection.judge(self._stage, code, message, expect=2 if self.in_doubt else None)
+        return self.connection.reply(code, message)
+
+    @property
+    def _stage(self) -> Stage:
+        return Stage.END_OF_DATA if self.in_doubt else Stage.DATA
+
+    @property
+    def _dot_timeout(self) -> Timeout:
+        if self.timeout is not Default.token or self.connection.client.timeout is None:
+            return self.connection.seconds(self.timeout)
+        return max(DOT_TIMEOUT, self.connection.client.timeout)
+
+    def _mail(self) -> bytes:
+        """MAIL. Fails for good where the server lacks an extension that the message needs."""
         offers = self.connection.client.supports_extension
         options = {option.partition("=")[0].lower(): option for option in self.delivery.mail_options}
         if "smtputf8" in options and not offers("smtputf8"):
@@ -54,94 +183,14 @@ class Transaction:
             options.pop("body", None)
         if offers("size"):
             options.setdefault("size", f"SIZE={len(self.delivery.message)}")
-        await self._command(Stage.MAIL, "MAIL FROM", self.delivery.sender, options.values())
+        return self._line("MAIL FROM", self.delivery.sender, options.values())
 
-    async def rcpt(self, recipient: str) -> None:
-        """Offer one recipient."""
-        await self._command(Stage.RCPT, "RCPT TO", recipient, self.delivery.rcpt_options)
+    def _rcpt(self, recipient: str) -> bytes:
+        return self._line("RCPT TO", recipient, self.delivery.rcpt_options)
 
-    async def data(self) -> Reply:
-        """Send the message; return the reply that accepts it.
-
-        A failure at DATA, or with a reply, means that the message was not taken. A failure at END_OF_DATA without a
-        reply means that nobody knows (RFC 1047).
-        """
-        await self.connection.command(Stage.DATA, b"DATA", timeout=self.timeout, expect=3)
-        body = self.delivery.message
-        if body.startswith(b".") or b"\n." in body:
-            body = _PERIOD.sub(b"..", body)
-        body += b".\r\n"
-        try:
-            if len(body) > _CHUNK:
-                with self.connection.at(Stage.DATA):
-                    code, message = await self._send_in_chunks(body, self.connection.seconds(self.timeout))
-            else:
-                code, message = await self.connection.exchange(Stage.DATA, self._send_at_once(body), self.timeout)
-        except Failed as failed:
-            raise Failed(Said(self._stage, failed.said.reply, failed.said.error)) from failed.said.error
-        if not self.dot_sent:
-            self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
-        self.connection.judge(self._stage, code, message, expect=2 if self.dot_sent else None)
-        return self.connection.reply(code, message)
-
-    async def _send_at_once(self, body: bytes) -> SMTPResponse:
-        protocol = self._protocol
-        protocol.write(body)
-        self.dot_sent = True
-        return await protocol.read_response()
-
-    async def _send_in_chunks(self, body: bytes, timeout: float | None) -> SMTPResponse:
-        """Send a large body, the final dot when all else has gone; return at once what the server says meanwhile.
-
-        A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
-        """
-        protocol = self._protocol
-        transport = cast("asyncio.WriteTransport", protocol.transport)
-        transport.set_write_buffer_limits(high=1, low=0)  # drained is: with the kernel (at 0, TLS never resumes)
-        reading = asyncio.ensure_future(protocol.read_response())
-        try:
-            for start in range(0, len(body), _CHUNK):
-                protocol.write(body[start : start + _CHUNK])
-                self.dot_sent = start + _CHUNK >= len(body)
-                draining = asyncio.ensure_future(_drain(protocol))
-                try:
-                    await _first({reading, draining}, timeout)
-                finally:
-                    draining.cancel()
-                if reading.done():
-                    break
-            await _first({reading}, timeout)
-            return reading.result()
-        finally:
-            reading.cancel()
-
-    @property
-    def _protocol(self) -> SMTPProtocol:
-        if self.connection.client.protocol is None:
-            msg = "Connection lost"
-            raise aiosmtplib.SMTPServerDisconnected(msg)
-        return self.connection.client.protocol
-
-    @property
-    def _stage(self) -> Stage:
-        return Stage.END_OF_DATA if self.dot_sent else Stage.DATA
-
-    async def _command(self, stage: Stage, verb: str, address: str, options: Iterable[str]) -> None:
-        line = " ".join((f"{verb}:<{mailbox_of(address)}>", *options))
-        await self.connection.command(stage, line.encode(), timeout=self.timeout)
+    def _line(self, verb: str, address: str, options: Iterable[str]) -> bytes:
+        return (" ".join((f"{verb}:<{mailbox_of(address)}>", *options)) + "\r\n").encode()
 
     @staticmethod
     def _cannot(why: str) -> NoReturn:
         raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(why), final=True)
-
-
-async def _drain(protocol: SMTPProtocol) -> None:
-    with suppress(ConnectionError):  # the reader tells why
-        await protocol._drain_helper()  # noqa: SLF001 - a StreamWriter around it would close the transport in the end
-
-
-async def _first(futures: set[asyncio.Future[Any]], timeout: float | None) -> None:
-    done, _ = await asyncio.wait(futures, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-    if not done:
-        msg = "Timed out sending the message"
-        raise aiosmtplib.SMTPReadTimeoutError(msg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from smtpretry.replies.stage import Stage
@@ -42,9 +43,11 @@ class Scenario:
         mechanisms: Iterable[str] = ("PLAIN", "LOGIN"),
         max_recipients: int | None = None,
         max_connections: int | None = None,
+        max_rate: tuple[int, float] | None = None,
         size_limit: int | None = 2**25,
         eightbitmime: bool = True,
         smtputf8: bool = True,
+        pipelining: bool = True,
         extensions: Iterable[str] = (),
         port: int = 0,
     ) -> None:
@@ -56,6 +59,9 @@ class Scenario:
         if unknown := set(offered) - {"PLAIN", "LOGIN", "CRAM-MD5"}:
             msg = f"unknown mechanisms: {', '.join(sorted(unknown))}"
             raise ValueError(msg)
+        if max_rate is not None and not (max_rate[0] >= 1 and max_rate[1] > 0):
+            msg = f"max_rate is a number of messages and of seconds, such as (14, 1), not {max_rate!r}"
+            raise ValueError(msg)
         self.tls = tls
         self.credentials: dict[str, str] = dict([auth] if isinstance(auth, tuple) else auth or {})
         self.tokens: set[str] = {*(tokens or ()), *(() if token is None else (token,))}
@@ -64,9 +70,11 @@ class Scenario:
         self.auth_requires_tls = auth_requires_tls
         self.max_recipients = max_recipients
         self.max_connections = max_connections
+        self.max_rate = max_rate
         self.size_limit = size_limit
         self.eightbitmime = eightbitmime
         self.smtputf8 = smtputf8
+        self.pipelining = pipelining
         self.extensions = list(extensions)
         self.port = port
 
@@ -77,6 +85,7 @@ class Scenario:
         self.errors: list[Exception] = []  # what went wrong inside the server
         self.listening = False
         self.sessions = set[Session]()
+        self._taken = deque[float]()  # when the latest messages were taken
 
     # What it is to do
 
@@ -210,6 +219,18 @@ class Scenario:
                 script.used += 1
                 return script
         return None
+
+    def admit(self, now: float) -> bool:
+        """Whether `max_rate` lets one more message in; one that is let in counts."""
+        if self.max_rate is None:
+            return True
+        messages, seconds = self.max_rate
+        while self._taken and self._taken[0] <= now - seconds:
+            self._taken.popleft()
+        if len(self._taken) >= messages:
+            return False
+        self._taken.append(now)
+        return True
 
     # What it has seen
 

@@ -32,9 +32,13 @@ class ScriptedServer(Scenario):
         mechanisms: those offered for `auth`, of PLAIN, LOGIN and CRAM-MD5.
         max_recipients: beyond this number RCPT gets 452 4.5.3.
         max_connections: beyond this number of open connections, the next ones get a 421 in place of the banner.
+        max_rate: how many messages are taken in how many seconds of the event loop's time, such as (14, 1); the others
+            get 454 4.7.0 after the final dot, as Amazon SES says it.
         size_limit: the largest message in bytes, offered as SIZE; a bigger one gets 552.
         eightbitmime: whether 8BITMIME is offered; where not, 8-bit content is refused.
         smtputf8: whether SMTPUTF8 is offered; where not, a command that is no ASCII is refused.
+        pipelining: whether PIPELINING is offered (RFC 2920). Commands that come together are answered in order; where
+            it is not offered, the second of them gets 554, and the connection ends, as with Exim.
         extensions: further lines for the reply to EHLO. Nothing else comes of them.
         port: 0 for a free one. `start` after `stop` takes the same port again.
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 HOSTNAME: Final = "127.0.0.1"
 _GARBAGE: Final = b"\xfe\x00 this is no SMTP \x1b[31m\r\n"
+_TOO_EARLY: Final = b"554 5.5.0 SMTP synchronization error: PIPELINING is not offered\r\n"
 _UNASKED: Final = b"250 2.0.0 Unasked\r\n"
 _UNAUTHORIZED: Final = b'{"status":"401","schemes":"bearer","scope":"https://mail.google.com/"}'
 
@@ -80,7 +81,8 @@ class Session(aiosmtpd.SMTP):
             loop=loop,
         )
         self._auth_required = server.auth_required  # as an argument it warns where TLS is not required too
-        self._tls = self._over = False
+        self._tls = self._over = self._more_came = False
+        self._pipelining = server.pipelining
         self.welcome = True
         self._argument = ""
         self._reply = b""
@@ -153,6 +155,9 @@ class Session(aiosmtpd.SMTP):
             while not self._over:
                 line = (await self._reader.readuntil()).rstrip(b"\r\n")
                 self.server.commands.append(aiosmtpd.sanitize(line).decode(errors="replace"))
+                if self._more_came and not self._pipelining:
+                    await self._say(_TOO_EARLY)
+                    break
                 verb, _, argument = line.decode(errors="surrogateescape").partition(" ")
                 await self._step(verb.upper(), argument.strip(), self._command(verb.upper(), argument.strip()))
         except asyncio.LimitOverrunError:
@@ -191,6 +196,7 @@ class Session(aiosmtpd.SMTP):
                 await act()
             except _InsteadError as instead:
                 self._script = instead.script
+        self._more_came = bool(self._buffer)
         await self._answer(self._reply)
 
     def _take(self, verb: str) -> Script | None:
@@ -218,7 +224,7 @@ class Session(aiosmtpd.SMTP):
             if self._script is not None:
                 first = await self._reader.readline()
                 await self._answer(b"")
-                self._reader._buffer[:0] = first  # type: ignore[attr-defined]  # back to where it came from
+                self._buffer[:0] = first  # back to where it came from
         else:
             self._reply += line
 
@@ -257,6 +263,11 @@ class Session(aiosmtpd.SMTP):
         if script.close or script.how in {"stall", "half"}:
             await self.loop.create_future()  # until the client closes, or `stop`
 
+    @property
+    def _buffer(self) -> bytearray:
+        """What has come and was not read yet."""
+        return cast("bytearray", self._reader._buffer)  # type: ignore[attr-defined]
+
     async def _say(self, reply: bytes) -> None:
         if reply:
             self._writer.write(reply)
@@ -275,7 +286,7 @@ class Session(aiosmtpd.SMTP):
     ) -> list[str]:
         session.host_name = hostname
         lines = [line[4:] for line in responses if self.server.mechanisms or not line.startswith("250-AUTH")]
-        lines[-1:-1] = self.server.extensions
+        lines[-1:-1] = [*(["PIPELINING"] if self._pipelining else []), *self.server.extensions]
         return wire("250 " + "\n".join(lines)).decode().splitlines()
 
     async def smtp_STARTTLS(self, arg: str) -> None:
@@ -285,6 +296,7 @@ class Session(aiosmtpd.SMTP):
         ready = b"220 2.0.0 Ready to start TLS\r\n"
         if self._script is None or self._script.how in ("say", *WHOLE):
             await self._answer(ready)
+            self._buffer.clear()  # what came in the clear behind STARTTLS is not answered (RFC 3207 §4.2)
             await self._start_tls()
         else:
             await self._say(ready)
@@ -342,9 +354,23 @@ class Session(aiosmtpd.SMTP):
         else:
             await super().smtp_RCPT(arg)
 
+    async def smtp_DATA(self, arg: str) -> None:
+        script = self._script
+        if script is None or not script.act or self.envelope.rcpt_tos:
+            await super().smtp_DATA(arg)
+            return
+        await self.push("354 End data with <CR><LF>.<CR><LF>")  # though nobody is to get it (RFC 2920 §3.1)
+        while await self._reader.readuntil() != b".\r\n":
+            pass
+        self._script = self._take("END_OF_DATA")
+        await self.push("554 5.5.1 Error: no valid recipients")
+        self._set_post_data_state()  # type: ignore[no-untyped-call] # aiosmtpd's
+
     async def handle_DATA(self, *_: object) -> str:
         """Take the message; called at the end of the data."""
         self._script = self._take("END_OF_DATA")
+        if self._script is None and not self.server.admit(self.loop.time()):
+            return "454 4.7.0 Throttling failure: Maximum sending rate exceeded"
         if self._script is None or self._script.act:
             login = cast("aiosmtpd.LoginPassword | None", self.session.auth_data)
             self.server.messages.append(

@@ -29,8 +29,8 @@ HUGE = SMALL + (b"x" * 988 + b"\r\n") * 2000  # more than the kernel takes while
 LATER = "451 4.3.0 Try again"
 NEVER = "554 5.0.0 No"
 BYE = "421 4.3.0 Closing"  # no word of why
-GIVE_UP_AFTER = timedelta(minutes=10)
-PATIENCE = 1800.0  # virtual seconds in which a delivery that gives up after ten minutes has certainly ended
+GIVE_UP_AFTER = timedelta(minutes=30)
+PATIENCE = 5400.0  # virtual seconds in which a delivery that gives up after half an hour has certainly ended
 MANY = 400  # commands
 
 UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -46,7 +46,7 @@ class Fault:
         reply: for `on`.
         close: how the connection ends after it.
         acts: whether the server did what it was asked before.
-        delay: seconds before the reply.
+        delay: how long before the reply, as a share of what the client waits for it.
     """
 
     name: str
@@ -55,20 +55,20 @@ class Fault:
     reply: str = ""
     close: Literal["fin", "rst"] | bool | None = None
     acts: bool = False
-    delay: float = 90.0
+    delay: float = 1.5
 
-    def install(self, server: ScriptedServer, verb: str, pattern: str, times: int | None) -> Script:
+    def install(self, server: ScriptedServer, place: Place, times: int | None) -> Script:
         """Put it into the server."""
         if not self.how:
-            return server.on(verb, pattern, self.reply, times=times, close=self.close, optional=True)
+            return server.on(place.verb, place.pattern, self.reply, times=times, close=self.close, optional=True)
         return server.fail_at(
-            verb,
+            place.verb,
             self.how,
-            pattern,
+            place.pattern,
             act=self.acts,
             times=times,
             close=self.close or False,
-            delay=self.delay,
+            delay=self.delay * place.timeout,
             optional=True,
         )
 
@@ -87,7 +87,7 @@ FAULTS: tuple[Fault, ...] = (
     *_both("half a reply", "half"),
     *_both("half a reply and FIN", "half", "fin"),
     Fault("one-byte pieces", "none", "bytewise", acts=True),
-    Fault("slow", "none", "late", acts=True, delay=50),
+    Fault("slow", "none", "late", acts=True, delay=0.8),
     Fault("late", "lost", "late", acts=True),
     Fault("unasked line after", "lost", "unasked", acts=True),
     Fault("unasked line before", "lost", "unasked_before", acts=True),
@@ -125,6 +125,11 @@ class Place:
         words = [self.session, self.verb, *self.pattern.split("@")[:1], str(self.skip + 1) if self.skip else ""]
         words += [self.mechanism if self.mechanism != "LOGIN" else "", "large" if self.large else "", self.refusal[:3]]
         return "-".join(word for word in words if word not in ("", "*"))
+
+    @property
+    def timeout(self) -> float:
+        """How many seconds the client waits for the reply."""
+        return 600 if self.verb == "END_OF_DATA" or (self.verb == "BODY" and not self.large) else 60
 
     def takes(self, fault: Fault) -> bool:
         """Whether the fault makes sense here."""

@@ -98,7 +98,7 @@ def install(cell: Cell, server: ScriptedServer) -> Script:
     place, times = cell.place, None if cell.ever else 1
     if place.skip:
         server.fail_at(place.verb, "bytewise", times=place.skip, optional=True)
-    script = cell.fault.install(server, place.verb, place.pattern, times)
+    script = cell.fault.install(server, place, times)
     if place.refusal:
         server.on("DATA", place.refusal, times=times, optional=True)
     return script

@@ -122,7 +122,7 @@ class Model(RuleBasedStateMachine):
         """Let the server fail somewhere, some times, from now on."""
         place = faults.Place(verb)
         if place.takes(fault):
-            fault.install(self.server, verb, "*", times)
+            fault.install(self.server, faults.Place(verb), times)
 
     @rule(envelopes=messages, seconds=st.sampled_from([0.0, 0.5, 5.0, 45.0, 61.0, 200.0]))
     def cancel(self, envelopes: list[list[str]], seconds: float) -> None:

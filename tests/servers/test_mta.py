@@ -84,6 +84,14 @@ CASES = (
         says=("450 4.2.0 .*Greylisted for 2 seconds", "250 2.0.0 Ok: queued"),
     ),
     Case(
+        name="greylisted-after-the-body",  # which leaves the transaction open
+        settings={"smtpd_end_of_data_restrictions": GREYLIST},
+        helpers=("postgrey",),
+        recipients=(ANN,),
+        policy=AFTER_THE_GREYLIST,
+        says=("450 4.2.0 .*Greylisted, see", "250 2.0.0 Ok: queued"),
+    ),
+    Case(
         name="starttls-then-login-then-greylisted",
         settings=SUBMISSION
         | {"smtpd_recipient_restrictions": f"{GREYLIST}, permit_sasl_authenticated, {SAY_530}, reject"},

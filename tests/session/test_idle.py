@@ -96,18 +96,24 @@ def test_first_command_fails_so(session: str, how: str) -> None:
 
 
 def test_a_word_that_nobody_asked_for() -> None:
-    """What a server says while nothing is asked, even a 421 behind which it hangs up nothing, is the answer to nothing."""
+    """What a server says while nothing is asked is the answer to nothing: the connection is closed, nobody is blamed."""
 
     async def scenario() -> None:
         async with ScriptedServer() as server:
             smtp = client_for(server)
             await send(smtp)
-            for said in ("421 4.3.2 Shutting down", "250 2.0.0 Ok", "550 5.1.1 No such user"):
+            words = ("421 4.3.2 Shutting down", "221 Bye", "220 hello", "250 2.0.0 Ok", "550 5.1.1 No such user")
+            for number, said in enumerate(words, 1):
                 server.disconnect(said, close=False)
                 await asyncio.sleep(1)
-                assert (await send(smtp)).accepted
+                assert server.open_connections == 0
+                assert len((await send(smtp)).attempts) == 1
                 assert await probe(smtp, server) == []
-            assert server.connections == 1
+                assert server.connections == 1 + number
+            server.disconnect(b"\r\nno reply at all\r\n", close=False)
+            await asyncio.sleep(1)
+            assert (await send(smtp)).accepted
+            assert server.connections == 1 + len(words)
             await smtp.aclose()
 
     virtual.run(scenario())
@@ -181,7 +187,7 @@ def test_nothing_depends_on_quit(session: str, fault: faults.Fault) -> None:
             for pause in (10.5, 30):  # in the middle of the QUIT, and after it
                 smtp = client_for(server)
                 await send(smtp)
-                script = fault.install(server, "QUIT", "*", 1)
+                script = fault.install(server, faults.Place("QUIT"), 1)
                 await asyncio.sleep(pause)
                 assert script.used == 1
                 before = loop.time()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import aiosmtplib
 import pytest
 import virtual
+from support import virtually
 
 from smtpretry import testing
 from smtpretry.policy import RetryPolicy
@@ -270,6 +271,8 @@ def test_lines_of_a_reply_are_completed() -> None:
         lambda server: server.fail_at("RCPT", "explode"),
         lambda server: server.fail_at("NOWHERE", "fin"),
         lambda server: server.fail_at("RCPT", "half", reply="nothing"),
+        lambda _: ScriptedServer(max_rate=(0, 1)),
+        lambda _: ScriptedServer(max_rate=(14, 0)),
         lambda _: ScriptedServer(tls="maybe"),  # type: ignore[arg-type]
         lambda _: ScriptedServer(auth=("app", "secret"), mechanisms=["MAGIC"]),
     ],
@@ -482,10 +485,10 @@ def test_limits_and_extensions() -> None:
     """The number of recipients, the size, 8BITMIME, SMTPUTF8 and further extensions are switches."""
 
     async def scenario() -> None:
-        generous = ScriptedServer(max_recipients=1, size_limit=100, extensions=["PIPELINING"])
+        generous = ScriptedServer(max_recipients=1, size_limit=100, extensions=["DSN"])
         async with generous as server, server.client() as client:
             assert await send(client) == {"bob@example.com": (452, "4.5.3 Error: too many recipients")}
-            for extension in ("pipelining", "8bitmime", "smtputf8", "size"):
+            for extension in ("pipelining", "dsn", "8bitmime", "smtputf8", "size"):
                 assert client.supports_extension(extension)
             assert client.esmtp_extensions["size"] == "100"
             with pytest.raises(aiosmtplib.SMTPSenderRefused, match="552"):
@@ -503,6 +506,135 @@ def test_limits_and_extensions() -> None:
                 await client.sendmail("a@b.c", "d@e.f", "Subject: ö\r\n\r\n".encode())
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", [1, 60])
+@virtually
+async def test_messages_over_the_rate_are_throttled(seconds: float) -> None:
+    """`max_rate` counts what was taken in the last seconds of the loop's time, from all connections, and refuses the rest."""
+    async with ScriptedServer(max_rate=(2, seconds)) as server, server.client() as one, server.client() as other:
+        server.on("END_OF_DATA", "refused@*", "550 5.7.1 no")
+        with pytest.raises(aiosmtplib.SMTPDataError, match="550"):
+            await one.sendmail("a@b.c", "refused@e.f", MESSAGE)  # what is not taken does not count
+        await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        await asyncio.sleep(seconds / 2)
+        await other.sendmail("a@b.c", "d@e.f", MESSAGE)
+        for client in (one, other):
+            with pytest.raises(aiosmtplib.SMTPDataError, match=r"4\.7\.0 Throttling failure: Maximum sending rate"):
+                await client.sendmail("a@b.c", "d@e.f", MESSAGE)
+        await asyncio.sleep(seconds / 2)
+        await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        with pytest.raises(aiosmtplib.SMTPDataError, match="454"):
+            await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        server.max_rate = None
+        await one.sendmail("a@b.c", "d@e.f", MESSAGE)
+        assert len(server.messages) == 4
+
+
+async def together(server: ScriptedServer, *lines: str) -> list[str]:
+    """Say all of it in one packet, and return the lines that are answered until the server closes."""
+    reader, writer = await asyncio.open_connection(server.hostname, server.port)
+    writer.write("".join(f"{line}\r\n" for line in lines).encode())
+    answered = (await reader.read()).decode().splitlines()
+    writer.close()
+    return answered
+
+
+PIPELINE = ("EHLO c", "MAIL FROM:<a@b.c>", "RCPT TO:<ann@b.c>", "RCPT TO:<bob@b.c>", "DATA")
+
+
+@RUNNERS
+def test_commands_that_came_together_are_answered_in_order(run: Any) -> None:
+    """PIPELINING is offered; each command of a packet has its reply in its place, a script's or the server's (RFC 2920)."""
+
+    async def scenario() -> None:
+        async with ScriptedServer() as server:
+            server.on("RCPT", "bob@*", "450 4.2.0 later\nmuch later")
+            said = await together(server, *PIPELINE, "Subject: hi", "", ".", "MAIL FROM:<a@b.c>", "RSET", "QUIT")
+            assert "250-PIPELINING" in said
+            assert [line[:4] for line in said[said.index(next(line for line in said if line[:4] == "250 ")) + 1 :]] == [
+                *("250 ", "250 ", "450-", "450 ", "354 ", "250 "),
+                *("250 ", "250 ", "221 "),
+            ]
+            assert [message.recipients for message in server.messages] == [["ann@b.c"]]
+
+    run(scenario())
+
+
+def codes_after_ehlo(said: list[str]) -> list[int]:
+    """The codes of the replies that follow the one to EHLO, which is the first of several lines."""
+    codes = [int(line[:3]) for line in said if line[3] == " "]
+    return codes[2:]
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA"])
+@virtually
+async def test_a_refusal_in_a_pipeline_has_its_consequences(verb: str) -> None:
+    """What depends on a refused command is refused in turn, and what was sent ahead is answered all the same."""
+    expected = {"MAIL": [451, 503, 503, 503], "RCPT": [250, 451, 451, 503], "DATA": [250, 250, 250, 451]}
+    async with ScriptedServer() as server:
+        server.on(verb, "451 4.3.0 later")
+        assert codes_after_ehlo(await together(server, *PIPELINE, "QUIT")) == [*expected[verb], 221]
+
+
+@virtually
+async def test_a_fault_in_a_pipeline_ends_it() -> None:
+    """Where the connection ends at one command, those sent behind it are never answered."""
+    async with ScriptedServer() as server:
+        server.on("RCPT", "ann@*", "421 4.3.2 going away")
+        assert codes_after_ehlo(await together(server, *PIPELINE, "QUIT")) == [250, 421]
+        server.clear()
+        server.fail_at("RCPT", "fin", "bob@*")
+        assert codes_after_ehlo(await together(server, *PIPELINE, "QUIT")) == [250, 250]
+
+
+@virtually
+async def test_data_without_recipients_may_get_354() -> None:
+    """By a script DATA gets 354 though no recipient was taken: the body is read, and its dot gets 554 (RFC 2920 §3.1)."""
+    async with ScriptedServer() as server:
+        server.on("RCPT", "550 5.1.1 who?")
+        server.on("DATA", "354 go on", times=2)
+        ends = ("MAIL FROM:<a@b.c>", "RCPT TO:<bob@b.c>", "DATA", ".", "QUIT")
+        assert codes_after_ehlo(await together(server, *PIPELINE, ".", *ends)) == [
+            *(250, 550, 550, 354, 554),
+            *(250, 550, 354, 554),
+            221,
+        ]
+        assert server.messages == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "answered"),
+    [
+        (PIPELINE, [554]),
+        (("EHLO c", "NOOP"), [554]),
+    ],
+)
+@virtually
+async def test_where_pipelining_is_not_offered_it_is_an_error(sent: tuple[str, ...], answered: list[int]) -> None:
+    """Without `pipelining` it is not offered, and a command that came before the last one's reply ends the connection."""
+    async with ScriptedServer(pipelining=False) as server:
+        said = await together(server, *sent)
+        assert not any("PIPELINING" in line for line in said[:-1])
+        assert codes_after_ehlo(said) == answered
+        async with server.client() as client:
+            await send(client)
+            await send(client)
+        assert len(server.messages) == 2
+
+
+@virtually
+async def test_what_came_behind_starttls_is_forgotten() -> None:
+    """A command that was sent in the clear behind STARTTLS is never carried out."""
+    async with ScriptedServer(tls=True) as server:
+        reader, writer = await asyncio.open_connection(server.hostname, server.port)
+        writer.write(b"EHLO c\r\nSTARTTLS\r\nMAIL FROM:<eve@b.c>\r\n")
+        await reader.readuntil(b"220 2.0.0 Ready to start TLS\r\n")
+        await writer.start_tls(server.tls_context, server_hostname="localhost")
+        writer.write(b"QUIT\r\n")
+        assert await reader.readline() == b"221 2.0.0 Bye\r\n"
+        writer.close()
+        assert server.verbs == ["EHLO", "STARTTLS", "QUIT"]
 
 
 def test_null_sender_and_strangers() -> None:

@@ -1,0 +1,114 @@
+"""`Failover`: the sending methods over several servers, of which one is in trouble now and then."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Self
+
+from aiosmtplib.typing import Default
+
+from .client import RetryingSMTP
+from .ledger import Turn
+from .sending import Sends
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from types import TracebackType
+
+    from .attempt import Save
+    from .delivery import Delivery
+    from .queues.engine import Engine
+    from .session.connection import Timeout
+
+
+class Failover(Sends):
+    """Sends through the first server; through the next one at once where that is in trouble.
+
+    In trouble is a server that cannot be reached, that does not let the client log in, or whose reply concerns the
+    whole client (a row of `Scope.SERVER`: 421, a quota that is used up). It is left alone as long as a single
+    `RetryingSMTP` would leave it; then one message finds out whether it works, and all go back to it.
+
+    Nobody who was accepted is offered the message again, and who was refused stays refused. A recipient of whom nobody
+    knows moves only where the policy says "resend". A recipient that one server refuses for now (450: greylisting knows
+    the client) waits for that server, and moves when the policy's patience is over.
+
+    Args:
+        servers: a `RetryingSMTP` for each, the preferred one first; each has its own credentials, connections and
+            policy. The first one's policy says how long a delivery is tried.
+        defer: a durable queue, an `Engine`; its workers send through a Failover too.
+        max_wait: the longest wait in process, in seconds, where there is an engine.
+
+    Raises:
+        TypeError: one of them is no RetryingSMTP.
+        ValueError: there are fewer than two, one of them twice, or one that has a queue of its own.
+    """
+
+    def __init__(self, *servers: RetryingSMTP, defer: Engine | None = None, max_wait: float = 60) -> None:
+        if wrong := [one for one in servers if not isinstance(one, RetryingSMTP)]:
+            msg = f"Failover takes RetryingSMTP clients, not {wrong[0]!r}"
+            raise TypeError(msg)
+        if len(servers) < 2 or len(set(map(id, servers))) < len(servers):  # noqa: PLR2004 - one is no choice
+            msg = "Failover takes two clients or more, each of them once"
+            raise ValueError(msg)
+        if any(server.has_queue for server in servers):
+            msg = "give the queue to the Failover, defer=, not to one of its clients"
+            raise ValueError(msg)
+        super().__init__(servers[0].policy, defer, max_wait)
+        self.servers = servers
+
+    async def attempt(
+        self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
+    ) -> Delivery:
+        """Make one pass over the recipients that are due, through as many servers as it takes.
+
+        See `RetryingSMTP.attempt`.
+        """
+        with delivery.sent_by(asyncio.current_task()):
+            ready = [number for number, server in enumerate(self.servers) if server.is_ready]
+            order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number].resumes_at)]
+            for place, number in enumerate(order, start=1):
+                turn = Turn(number, self._tries(number), others_are_ready=place < len(order))
+                await self.servers[number].take_turn(delivery, save, turn, timeout)
+            for number in set(range(len(self.servers))) - set(order):  # who waits for that one waits on
+                turn = Turn(number, self._tries(number), only_its_own=True)
+                await self.servers[number].take_turn(delivery, save, turn, timeout)
+            self._come_back(delivery)
+        return delivery
+
+    def _tries(self, number: int) -> bool:
+        """Whether a server comes after that one, for whom its patience is over."""
+        return number + 1 < len(self.servers)
+
+    def _come_back(self, delivery: Delivery) -> None:
+        """Let those who wait for any server wait for the first that may work again."""
+        soonest = min(server.resumes_at for server in self.servers)
+        for who in delivery.pending:
+            if delivery.outcomes[who].server is None:
+                delivery.outcomes[who].next_at = min(delivery.outcomes[who].next_at, soonest)
+
+    async def aclose(self) -> None:
+        """Close all clients; see `RetryingSMTP.aclose`."""
+        await asyncio.gather(*(server.aclose() for server in self.servers))
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection to one of the servers is open now."""
+        return any(server.is_connected for server in self.servers)
+
+    async def __aenter__(self) -> Self:
+        """Open all clients for sending."""
+        for server in self.servers:
+            await server.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close all clients; without QUIT where something broke off."""
+        await asyncio.gather(*(server.__aexit__(kind, error, traceback) for server in self.servers))
+
+    def _alarm(self, seconds: float) -> Awaitable[None]:
+        return self.servers[0]._alarm(seconds)  # noqa: SLF001 - of the same class
+
+    async def _room(self) -> None:
+        await next((server for server in self.servers if server.is_ready), self.servers[0])._room()  # noqa: SLF001

@@ -1,0 +1,175 @@
+"""What a pass writes into its delivery: who has an end, who waits until when, who may have it already. No I/O."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from .outcome import Attempt, Outcome, Status, Step
+from .replies.reply import NO_REPLY, Reply, Said
+from .replies.rule import Action
+from .replies.stage import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from .delivery import Delivery
+    from .policy import Decision, RetryPolicy
+
+_log = logging.getLogger("smtpretry")
+
+_ENDED_IN_DOUBT = Said(
+    Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
+)
+_RESENDS = 2  # times that a message is sent again after an end in doubt, in the life of its delivery
+_AT_ONCE, _ALIKE = 1.0, 0.05  # seconds, and share of the wait: those whose waits end within it go on together
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Which server's turn a pass is, where there are several.
+
+    Attributes:
+        number: which of them; None where there is one.
+        is_followed: whether another one comes after it, for whom its patience is over.
+        others_are_ready: whether another one can take over at once.
+        only_its_own: whether it gets only those who wait for it.
+    """
+
+    number: int | None = None
+    is_followed: bool = False
+    others_are_ready: bool = False
+    only_its_own: bool = False
+
+    def takes(self, outcome: Outcome) -> bool:
+        """Whether a recipient is its own to offer."""
+        return (
+            self.number is None or outcome.server == self.number or (outcome.server is None and not self.only_its_own)
+        )
+
+
+class Ledger:
+    """The accounts of one pass.
+
+    Attributes:
+        todo: the recipients that the pass still has to offer the message to, in order.
+        changed: whether something has become known that is to be stored.
+    """
+
+    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn) -> None:
+        self.delivery, self.policy, self.turn = delivery, policy, turn
+        self.todo: dict[str, None] = {}
+        self.changed = False
+        self._deferred = list[Outcome]()
+
+    def open(self, now: float) -> None:
+        """Begin with everybody who is due."""
+        if self.delivery.began_at is None:
+            self.delivery.began_at = now
+        due = [who for who in self.delivery.due(now) if self.turn.takes(self.delivery.outcomes[who])]
+        self.todo = dict.fromkeys(due)
+        if self.policy.on_uncertain == "raise":
+            self.settle(
+                [who for who in due if self.delivery.outcomes[who].uncertain], Status.UNCERTAIN, _ENDED_IN_DOUBT
+            )
+
+    def count(self, now: float) -> None:
+        """Count the attempt, for those who are left to be offered."""
+        self.delivery.attempts.append(Attempt(now))
+        for who in self.todo:
+            self.delivery.outcomes[who].attempts += 1
+
+    def attempts(self, recipients: Iterable[str]) -> int:
+        """How many attempts the most tried of them has had."""
+        return max((self.delivery.outcomes[who].attempts for who in recipients), default=1)
+
+    def elapsed(self) -> float:
+        """Seconds since the delivery was first tried."""
+        return self.delivery.elapsed(self.policy.clock())
+
+    def note(self, said: Said, decision: Decision | None, recipients: Iterable[str]) -> None:
+        """Write down a reply that decided something."""
+        step = Step(
+            at=self.policy.clock(),
+            stage=said.stage,
+            reply=said.reply,
+            action=decision.action if decision else None,
+            wait=decision.wait if decision else 0.0,
+            recipients=tuple(recipients),
+        )
+        self.delivery.attempts[-1].steps.append(step)
+        level = logging.WARNING if step.action is Action.FAIL else logging.INFO
+        if _log.isEnabledFor(level):
+            _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))
+
+    def settle(self, recipients: Collection[str], status: Status, last: Said) -> None:
+        """Give them their end."""
+        self.delivery.settle(recipients, status, last.stage, last.reply, last.error)
+        self.changed |= bool(recipients)
+        for who in recipients:
+            self.todo.pop(who, None)
+
+    def doubt(self, recipients: Collection[str], said: Said) -> None:
+        """They may have it: only an acceptance makes that certain again. Few ends in doubt are worth another copy."""
+        outcomes = self.delivery.outcomes
+        self.mark(recipients, uncertain=True)
+        for who in recipients:
+            outcomes[who].doubts += 1
+        self.changed |= bool(recipients)
+        resends = 0 if self.policy.on_uncertain == "raise" else _RESENDS
+        self.settle([who for who in recipients if outcomes[who].doubts > resends], Status.UNCERTAIN, said)
+
+    def mark(self, recipients: Iterable[str], *, uncertain: bool) -> None:
+        """Say whether they may have it."""
+        for who in recipients:
+            self.delivery.outcomes[who].uncertain = uncertain
+
+    def leave(self, recipients: Iterable[str]) -> list[str]:
+        """Leave them to another server, now; return those who wait for this one, and may not be left."""
+        its_own = [who for who in recipients if self.delivery.outcomes[who].server is not None]
+        for who in set(recipients).difference(its_own):
+            self.todo.pop(who, None)
+        return its_own
+
+    def wait(
+        self, recipients: Iterable[str], said: Said, seconds: float, *, said_to: str | None = None, tied: bool = False
+    ) -> None:
+        """Take them out of this pass for so long, or for good where the policy gives up.
+
+        Args:
+            recipients: who waits.
+            said: why.
+            seconds: how long.
+            said_to: the recipient whose RCPT it answered.
+            tied: whether it is this server that they have to come back to.
+        """
+        now, elapsed = self.policy.clock(), self.elapsed()
+        for who in [who for who in recipients if who in self.todo]:
+            outcome, last = self.delivery.outcomes[who], said
+            if said.stage is Stage.RCPT and who != said_to and outcome.stage and outcome.reply:
+                last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
+            gives_up = self.policy.gives_up(attempt=outcome.attempts, elapsed=elapsed, wait=seconds)
+            if gives_up and self.turn.is_followed:
+                outcome.server = (self.turn.number or 0) + 1
+                del self.todo[who]
+            elif gives_up:
+                why = f"gave up: the policy allows no attempt after another {seconds:g} s"
+                self.delivery.cure = self.delivery.cure or why
+                _log.warning("%s %s: %s", self.delivery.id, who, why)
+                self.settle([who], Status.REFUSED, last)
+            else:
+                outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error
+                outcome.next_at = now + seconds
+                outcome.server = self.turn.number if tied else outcome.server
+                del self.todo[who]
+                self._deferred.append(outcome)
+
+    def close(self, now: float) -> None:
+        """Let those who wait for about as long come back together, when the last of them may."""
+        latest: float | None = None
+        for outcome in sorted(self._deferred, key=attrgetter("next_at"), reverse=True):
+            if latest is None or latest - outcome.next_at > max(_AT_ONCE, _ALIKE * (latest - now)):
+                latest = outcome.next_at
+            outcome.next_at = latest

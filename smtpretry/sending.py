@@ -1,0 +1,298 @@
+"""The sending methods that every client has, and what they have in common: pass after pass, until all have an end."""
+
+from __future__ import annotations
+
+import asyncio
+import email.message
+import logging
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from aiosmtplib.typing import Default
+
+from .bulk import Bulk
+from .delivery import Delivery
+from .envelope import Message, prepare
+from .errors import QueueSilent, conclude, tell
+from .outcome import Status
+from .policy import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable, Sequence
+
+    from aiosmtplib import SMTPResponse
+
+    from .attempt import Save
+    from .queues.engine import Engine
+    from .session.connection import Timeout
+
+_log = logging.getLogger("smtpretry")
+
+_MANY = 10_000  # messages: what they hold while they wait is a few KB each
+_SLOWLY = 15.0  # seconds between two questions to a queue that does not answer
+
+
+class Sends(ABC):
+    """aiosmtplib's sending methods, and more, for whoever can make an `attempt`.
+
+    Args:
+        policy: the rules, the backoff and the limits.
+        defer: a durable queue, an `Engine`.
+        max_wait: the longest wait in process, in seconds, where there is one.
+    """
+
+    def __init__(self, policy: RetryPolicy, defer: Engine | None, max_wait: float) -> None:
+        if not isinstance(policy, RetryPolicy):
+            msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
+            raise TypeError(msg)
+        if defer is not None and not callable(getattr(defer, "submit", None)):
+            msg = f"defer is a smtpretry.Engine, which has a method submit, not {defer!r}"
+            raise TypeError(msg)
+        if not max_wait >= 0:
+            msg = f"max_wait is a number of seconds, not {max_wait!r}"
+            raise ValueError(msg)
+        self.policy = policy
+        self._engine, self._max_wait = defer, max_wait
+
+    @abstractmethod
+    async def attempt(
+        self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
+    ) -> Delivery:
+        """Make one pass over the recipients that are due."""
+
+    @abstractmethod
+    def _alarm(self, seconds: float) -> Awaitable[None]:
+        """What to await to wait so long."""
+
+    @abstractmethod
+    async def _room(self) -> None:
+        """Wait until one more message can be sent soon."""
+
+    async def send_message(
+        self,
+        message: Message,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: str | Sequence[str] | None = None,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        timeout: Timeout = Default.token,
+    ) -> tuple[dict[str, SMTPResponse], str]:
+        """Send a message object until every recipient has its end.
+
+        Args:
+            message: the message; its Bcc header is not sent.
+            sender: the reverse-path; None for the message's Sender or From.
+            recipients: whom to send it to; None for the message's To, Cc and Bcc.
+            mail_options: ESMTP parameters of MAIL.
+            rcpt_options: ESMTP parameters of each RCPT.
+            timeout: seconds for each command, in place of the client's own.
+
+        Returns:
+            The recipients that were not accepted, each with the last reply that concerned it (its code is -1 where none
+            came), and the text of the server's acceptance. Who was handed over to a queue (`defer`) is not among them;
+            the text says until when.
+
+        Raises:
+            aiosmtplib.SMTPException: nobody was accepted. It is what aiosmtplib raises for the last failure, with
+                `delivery` and a note that tells what was tried.
+            UncertainDelivery: nobody was certainly accepted, and the line broke after the final dot.
+            ClientClosed: `aclose` was called meanwhile.
+            ValueError, TypeError: an argument is wrong; nothing was sent.
+        """
+        if not isinstance(message, email.message.Message):
+            msg = f"message is a message object, not {type(message).__name__}: sendmail takes str and bytes"
+            raise TypeError(msg)
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        )
+        del message  # what waits, waits as bytes
+        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
+
+    async def sendmail(
+        self,
+        sender: str,
+        recipients: str | Sequence[str],
+        message: str | bytes,
+        /,
+        *,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        timeout: Timeout = Default.token,
+    ) -> tuple[dict[str, SMTPResponse], str]:
+        """Send the bytes of a message; for the rest see `send_message`. A str has to be ASCII."""
+        if not isinstance(message, (str, bytes)):
+            msg = f"message is str or bytes, not {type(message).__name__}: send_message takes message objects"
+            raise TypeError(msg)
+        delivery = prepare(
+            message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+        )
+        del message  # what waits, waits as bytes
+        return conclude(await self._deliver(delivery, timeout), self.policy.clock())
+
+    async def deliver(
+        self,
+        message: Message | str | bytes | Delivery,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: str | Sequence[str] | None = None,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        timeout: Timeout = Default.token,
+    ) -> Delivery:
+        """Send as `send_message` does, and return the whole story instead; no refusal raises.
+
+        A `Delivery` that was broken off goes on to those who are pending, with the same bytes; the other arguments are
+        its own.
+        """
+        if not isinstance(message, Delivery):
+            message = prepare(
+                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+            )
+        return await self._deliver(message, timeout)
+
+    def send_many(
+        self, messages: Iterable[Message | Delivery] | AsyncIterable[Message | Delivery], concurrency: int | None = None
+    ) -> AsyncGenerator[Delivery, None]:
+        """Send many messages, and yield a `Delivery` for each, in the order in which they end.
+
+        ``async for delivery in smtp.send_many(messages)``. A message is drawn when it can be sent, so that the
+        messages may be a generator of any length; one that waits for its next try does not hold up the others.
+
+        Args:
+            messages: an iterable or asynchronous iterable of message objects, or of what `prepare` makes.
+            concurrency: how many messages may be under way at a time, those that wait among them; None for 10,000.
+
+        Raises:
+            ValueError: `concurrency` is below one.
+            Whatever a message or the iterable raises, such as a ValueError for a message without recipients. Nothing
+            more is drawn then, and it is raised when the messages under way have ended, and have been yielded.
+
+        A loop that is left early (`break`) breaks off what is under way as soon as the generator is closed:
+        ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is pending then.
+        """
+        concurrency = _MANY if concurrency is None else concurrency
+        check_number("concurrency", concurrency)
+        return Bulk(self.deliver, self._room, concurrency).run(messages)
+
+    async def enqueue(
+        self,
+        message: Message | str | bytes | Delivery,
+        /,
+        *,
+        sender: str | None = None,
+        recipients: str | Sequence[str] | None = None,
+        mail_options: Iterable[str] | None = None,
+        rcpt_options: Iterable[str] | None = None,
+        connection: Any = None,  # noqa: ANN401 - each engine's own
+    ) -> Delivery:
+        """Hand a message over to the queue at once, without a first try.
+
+        Args:
+            message: as `deliver` takes it; a `Delivery` too, that was broken off, or whose submission was rolled back.
+            sender: the reverse-path; None for the message's Sender or From.
+            recipients: whom to send it to; None for the message's To, Cc and Bcc.
+            mail_options: ESMTP parameters of MAIL.
+            rcpt_options: ESMTP parameters of each RCPT.
+            connection: a database connection of the application, where the engine can submit in its transaction: what
+                is rolled back is not sent.
+
+        Returns:
+            The delivery; it is durable, and everybody in it is `deferred` who has no end yet.
+
+        Raises:
+            ValueError, TypeError: an argument is wrong, or the client has no `defer`.
+            Whatever the engine raises, where it has not taken it; with the delivery as `exc.delivery`.
+        """
+        if self._engine is None:
+            msg = "there is no queue: give RetryingSMTP an engine, defer="
+            raise ValueError(msg)
+        if not isinstance(message, Delivery):
+            message = prepare(
+                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+            )
+        for who in message.deferred:  # by a submission that was rolled back
+            message.outcomes[who].status = Status.PENDING
+        try:
+            await self._engine.submit(message, connection=connection)
+        except BaseException as error:
+            tell(error, message, self.policy.clock())
+            raise
+        _defer(message)
+        return message
+
+    async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
+        if timeout is not None and timeout is not Default.token and not timeout > 0:
+            msg = f"timeout is a positive number of seconds, or None for no limit, not {timeout!r}"
+            raise ValueError(msg)
+        with delivery.sent_by(asyncio.current_task()):
+            try:
+                await self.attempt(delivery, timeout=timeout)
+                while (when := delivery.next_at) is not None:
+                    far = when - self.policy.clock() > self._max_wait
+                    if far and self._engine is not None and await self._hand_over(delivery, self._engine, when):
+                        break
+                    await self._alarm(when - self.policy.clock())
+                    await self.attempt(delivery, timeout=timeout)
+            except BaseException as error:
+                if not isinstance(error, Exception):  # whoever cancelled it may not look at what is pending
+                    _log.warning("%s broken off; pending: %s", delivery.id, ", ".join(delivery.pending))
+                tell(error, delivery, self.policy.clock())
+                raise
+        return delivery
+
+    async def _hand_over(self, delivery: Delivery, engine: Engine, until: float) -> bool:
+        """Give the rest to the queue; False where it says that it does not have it.
+
+        Where its answer is lost, nothing is tried in process, for a worker may be sending it: it is asked again, until
+        the next try is due.
+        """
+        wait = 1.0
+        while True:
+            try:
+                await engine.submit(delivery)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the queue may have taken it before
+                said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
+                why = f"{type(error).__name__}: {said}"
+                has = await _has(engine, delivery)
+            else:
+                has = True
+            if has is not None:
+                delivery.cure = None
+            if has:
+                _defer(delivery)
+                return True
+            if has is False:
+                _log.warning("%s: not handed over to the queue, goes on in process: %s", delivery.id, why)
+                return False
+            delivery.cure = f"the queue may have it, and does not answer: {why}"
+            _log.warning("%s: %s", delivery.id, delivery.cure)
+            if (left := until - self.policy.clock()) <= 0:
+                raise QueueSilent(delivery.cure)
+            await self._alarm(min(wait, left))
+            wait = min(2 * wait, _SLOWLY)
+
+
+async def _has(engine: Engine, delivery: Delivery) -> bool | None:
+    """Whether the queue has the delivery; None where it does not say."""
+    has = getattr(engine, "has", None)
+    try:
+        return None if has is None else bool(await has(delivery.id))
+    except Exception:  # noqa: BLE001 - it is as silent as before
+        return None
+
+
+def _defer(delivery: Delivery) -> None:
+    """The queue has taken the rest."""
+    for who in delivery.pending:
+        delivery.outcomes[who].status = Status.DEFERRED
+    _log.info("%s: handed over to the queue (%s)", delivery.id, ", ".join(delivery.deferred))
+
+
+def check_number(name: str, number: int) -> None:
+    """Refuse what is no number from 1 on."""
+    if not isinstance(number, int) or number < 1:
+        msg = f"{name} is a whole number from 1 on, not {number!r}"
+        raise ValueError(msg)

@@ -1,0 +1,152 @@
+"""What is said over one line: commands, replies, and what a reply is worth. It knows no order of commands."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import aiosmtplib
+from aiosmtplib.typing import Default
+
+from smtpretry.replies.reply import NO_REPLY, Reply, Said
+from smtpretry.replies.stage import Stage
+
+from .codes import CLOSING, GOODBYES, accepts, agree
+from .failed import Failed
+from .reader import Beyond
+from .veil import Veil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aiosmtplib import SMTPResponse
+
+    from .line import Line
+
+Timeout = float | Literal[Default.token] | None
+
+_DEFAULT_TIMEOUT = 60.0  # seconds, aiosmtplib's own
+
+
+class Conversation:
+    """A client of aiosmtplib's, and the line under it."""
+
+    def __init__(self) -> None:
+        self._client: aiosmtplib.SMTP | None = None
+        self._line: Line | None = None
+        self._veil = Veil()  # over what was sent to log in
+        self._task: asyncio.Task[Any] | None = None
+        self._cancelling = 0
+
+    @property
+    def client(self) -> aiosmtplib.SMTP:
+        """The client of the connection, or of the last one."""
+        if self._client is None:
+            msg = "Server not connected"
+            raise aiosmtplib.SMTPServerDisconnected(msg)
+        return self._client
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a connection, as far as this side knows."""
+        return self._client is not None and self._client.is_connected
+
+    @property
+    def beyond(self) -> Beyond:
+        """What came beyond the replies that were due, since the last `send`."""
+        return Beyond() if self._line is None else self._line.beyond
+
+    def seconds(self, timeout: Timeout) -> float | None:
+        """A time-out as the client has it: its own, where none is given."""
+        if timeout is not Default.token:
+            return timeout
+        return _DEFAULT_TIMEOUT if self._client is None else self._client.timeout
+
+    def watch(self) -> None:
+        """Remember who uses the connection now, for `heed`."""
+        self._task = asyncio.current_task()
+        self._cancelling = self._task.cancelling() if self._task else 0
+
+    def heed(self) -> None:
+        """Raise the cancellation that asyncio.wait_for swallowed, as Python 3.11's does when a result comes with it."""
+        if self._task is not None and self._task.cancelling() > self._cancelling:
+            raise asyncio.CancelledError
+
+    async def command(
+        self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2
+    ) -> SMTPResponse:
+        """Send a command, `judge` its reply, and return it."""
+        self.send(b" ".join(words) + b"\r\n")
+        response = await self.receive(stage, timeout)
+        self.judge(stage, *response, expect)
+        return response
+
+    def send(self, data: bytes, replies: int = 1) -> bool:
+        """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
+        self.heed()
+        return self._line is not None and self._line.send(data, replies)
+
+    async def receive(self, stage: Stage, timeout: Timeout = Default.token) -> SMTPResponse:
+        """The next reply that is due, in order. Raises `Failed` where the line is broken or silent."""
+        try:
+            if self._line is None:
+                msg = "Server not connected"
+                raise aiosmtplib.SMTPServerDisconnected(msg)
+            return await self._line.receive(self.seconds(timeout))
+        except (aiosmtplib.SMTPException, OSError) as error:
+            self._fail(stage, error)
+
+    async def drain(self, timeout: Timeout = Default.token) -> bool:
+        """Wait until what was sent has gone, or until a reply has come. Return whether to go on sending."""
+        return self._line is not None and await self._line.drain(self.seconds(timeout))
+
+    def reply(self, code: int, message: str) -> Reply:
+        """What the server said, without the credentials that some servers repeat."""
+        return Reply.of(code, self._veil.over(message))
+
+    def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
+        """Take a reply whose first digit is the expected one (RFC 5321 §4.2.1; None: none); else raise `Failed`.
+
+        A connection on which a goodbye or another reply has come is closed, whatever the first reply was.
+        """
+        beyond = Beyond() if stage is Stage.STARTTLS else self.beyond  # what came in the clear is thrown away
+        in_step = not beyond.further or agree(stage, code, beyond.further)
+        if beyond.ends_it or code == CLOSING:
+            self.abort()
+        if in_step and code // 100 == expect and (expect != 2 or accepts(stage, code)):  # noqa: PLR2004
+            return
+        reply = self.reply(code, message)
+        if not in_step and reply.code != NO_REPLY:
+            reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
+        if reply.is_transient or reply.is_permanent:
+            raise Failed(Said(stage, reply))
+        self.abort()
+        if reply.code in GOODBYES:
+            raise Failed.silently(stage, aiosmtplib.SMTPServerDisconnected(f"the server hung up: {reply}"))
+        why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
+        raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
+
+    def abort(self) -> None:
+        """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""
+        if self._line is not None:
+            self._line.abort()
+        if self._client is not None:
+            self._client.close()
+
+    @contextmanager
+    def at(self, stage: Stage) -> Iterator[None]:
+        """Turn what is raised into `Failed`; close a connection on which no valid reply came."""
+        self.heed()
+        try:
+            yield
+        except (aiosmtplib.SMTPException, OSError) as error:
+            self._fail(stage, error)
+
+    def _fail(self, stage: Stage, error: aiosmtplib.SMTPException | OSError) -> NoReturn:
+        if isinstance(error, aiosmtplib.SMTPResponseException):
+            self.judge(stage, error.code, error.message, expect=None)
+        final = isinstance(error, aiosmtplib.SMTPNotSupported)
+        if not final:
+            self.abort()
+        raise Failed.silently(stage, error, final=final) from error

@@ -1,0 +1,160 @@
+"""Opening a line: the addresses of a server in turn, TLS from the first byte where it is wanted, and the banner."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+from typing import TYPE_CHECKING, Any, Final
+
+import aiosmtplib
+from aiosmtplib import SMTPConnectError, SMTPConnectResponseError, SMTPConnectTimeoutError
+
+from smtpretry.replies.stage import Stage
+
+from .codes import accepts
+from .line import Line
+from .tls import SPEAKS_CLEAR
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Callable, Sequence
+
+    from aiosmtplib import SMTP, SMTPResponse
+    from aiosmtplib.protocol import SMTPProtocol
+
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_PATIENCE = 300.0  # seconds for one of several addresses, where the client has no time-out (RFC 5321 §4.5.3.2.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to connect to."""
+
+    host: str
+    port: int
+    family: int
+
+
+_OWN_SOCKET: Final = Address("", 0, 0)  # the client's: there is no choice
+
+
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """How to open lines for a client.
+
+    Attributes:
+        client: whose host, socket and source address it is.
+        port: where to connect to on each address.
+        context: for TLS from the first byte; None for none.
+        lost: called when the connection is lost.
+    """
+
+    client: SMTP
+    port: int
+    context: ssl.SSLContext | None
+    lost: Callable[[SMTPProtocol], None]
+
+    async def open(self, favourite: Address | None, timeout: float | None) -> tuple[Line, SMTPResponse, Address]:
+        """Connect to the first address that greets with 220 (RFC 5321 §5.1); return the line, the banner, the address.
+
+        Args:
+            favourite: the address to begin with.
+            timeout: seconds for all addresses together: each gets an equal share of what is left. None for no limit.
+
+        Raises:
+            SMTPConnectResponseError: the last reply, where an address gave one.
+            SMTPConnectError, SMTPConnectTimeoutError, SMTPResponseException: the first failure, where none did.
+        """
+        loop, errors = asyncio.get_running_loop(), list[aiosmtplib.SMTPException]()
+        end = None if timeout is None else loop.time() + timeout
+        addresses = await self._addresses(favourite, timeout)
+        for number, address in enumerate(addresses):
+            left = len(addresses) - number
+            share = (_PATIENCE if left > 1 else None) if end is None else max(end - loop.time(), 0.0) / left
+            try:
+                return *await self._open(address, share), address
+            except aiosmtplib.SMTPException as error:
+                errors.append(error)
+        replies = [error for error in errors if isinstance(error, SMTPConnectResponseError)]
+        raise replies[-1] if replies else errors[0]
+
+    async def _addresses(self, favourite: Address | None, timeout: float | None) -> list[Address]:
+        """Those of the host, the families in turn (RFC 8305 §4), the favourite first."""
+        if self.client.sock is not None or self.client.socket_path is not None:
+            return [_OWN_SOCKET]
+        host = self.client.hostname or "localhost"
+        with suppress(ValueError):
+            return [Address(host, self.port, _FAMILIES[ipaddress.ip_address(host).version])]
+        try:
+            async with asyncio.timeout(timeout):
+                found = await asyncio.get_running_loop().getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
+        except TimeoutError as error:
+            msg = f"Timed out connecting to {self._where}"
+            raise SMTPConnectTimeoutError(msg) from error
+        except (OSError, UnicodeError) as error:
+            msg = f"Error connecting to {self._where}: {error}"
+            raise SMTPConnectError(msg) from error
+        addresses = list(dict.fromkeys(_address(family, where) for family, _, _, _, where in found))
+        if not addresses:
+            msg = f"Error connecting to {self._where}: the name has no address"
+            raise SMTPConnectError(msg)
+        return sorted(_in_turn(addresses), key=lambda address: address != favourite)
+
+    async def _open(self, address: Address, seconds: float | None) -> tuple[Line, SMTPResponse]:
+        """Try one address. What fails leaves no socket behind."""
+        line, late = Line(self.lost), f"Timed out connecting to {self._where}"
+        try:
+            async with asyncio.timeout(seconds):
+                await self._connect(address, line)
+                if self.context is not None:
+                    if line.has_reply:
+                        raise ConnectionError(SPEAKS_CLEAR)  # noqa: TRY301 - as any other failure below
+                    await line.encrypt(self.context, self.client.hostname, seconds, replies=1)
+                late = "Timed out waiting for server ready message"
+                banner = await line.receive()
+            if not accepts(Stage.CONNECT, banner.code):
+                raise SMTPConnectResponseError(*banner)  # noqa: TRY301
+        except BaseException as error:
+            line.abort()
+            if isinstance(error, TimeoutError):
+                raise SMTPConnectTimeoutError(late) from error
+            if isinstance(error, OSError) and not isinstance(error, SMTPConnectResponseError):
+                msg = f"Error connecting to {self._where}: {error}"
+                raise SMTPConnectError(msg) from error
+            raise
+        return line, banner
+
+    async def _connect(self, address: Address, line: Line) -> None:
+        loop, client = asyncio.get_running_loop(), self.client
+        if client.sock is not None:
+            await loop.create_connection(lambda: line, sock=client.sock)
+        elif client.socket_path is not None:
+            await loop.create_unix_connection(lambda: line, client.socket_path)  # type: ignore[arg-type] # bytes too
+        else:
+            await loop.create_connection(
+                lambda: line, address.host, address.port, family=address.family, local_addr=client.source_address
+            )
+
+    @property
+    def _where(self) -> str:
+        """In aiosmtplib's words."""
+        if self.client.sock is not None or self.client.socket_path is not None:
+            return f"{self.client.hostname} on port {self.client.port}"
+        return f"{self.client.hostname or 'localhost'} on port {self.port}"
+
+
+def _address(family: int, where: Sequence[Any]) -> Address:
+    host, port, *more = where
+    scope = more[1] if more else 0  # of a link-local IPv6 address
+    return Address(f"{host}%{scope}" if scope and "%" not in host else host, port, family)
+
+
+def _in_turn(addresses: Sequence[Address]) -> list[Address]:
+    """One of the first's family, one of the other, and so on."""
+    same = [one for one in addresses if one.family == addresses[0].family]
+    other = [one for one in addresses if one.family != addresses[0].family]
+    return [one for one in chain.from_iterable(zip_longest(same, other)) if one is not None]

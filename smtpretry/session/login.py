@@ -1,0 +1,147 @@
+"""AUTH over a conversation, one mechanism after the other, and what all sessions of a client know about it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from weakref import WeakSet
+
+import aiosmtplib
+from aiosmtplib import SMTPResponse
+
+from smtpretry.replies.reply import Reply, Said
+from smtpretry.replies.stage import Stage
+
+from .codes import CHALLENGE, MECHANISM_FAILS, WRONG_PASSWORD
+from .credentials import challenge_of
+from .failed import Failed
+from .pipelining import Pipelining
+from .tls import Contexts
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from .conversation import Conversation, Timeout
+    from .credentials import Credentials, Dialogue
+    from .dial import Address
+
+_CANCEL = b"*"
+
+
+@dataclass(slots=True)
+class Needs:
+    """What the sessions with a server turned out to need, what works there, and what it refused last."""
+
+    tls: bool = False
+    auth: bool = False
+    refused: tuple[str | bytes, Reply] | None = None
+    refusals: int = 0  # how many passwords were refused
+    proven: bool = False  # somebody has logged in
+    useless: set[str] = field(default_factory=set)  # mechanisms that failed where another one worked
+    address: Address | None = None  # which one worked last
+    hostname: str | None = None  # of this side
+    in_use: WeakSet[aiosmtplib.SMTP] = field(default_factory=WeakSet)  # clients that a function has made
+    mismatches: int = 0  # connections in a row on which one side spoke TLS and the other did not
+    contexts: Contexts = field(default_factory=Contexts)
+    pipelining: Pipelining = field(default_factory=Pipelining)
+    _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+
+    @asynccontextmanager
+    async def trying(self) -> AsyncIterator[None]:
+        """Let one connection log in at a time until one has: a wrong password is not to be sent by all of them."""
+        if self.proven:
+            yield
+            return
+        loop = asyncio.get_running_loop()
+        if self._trying is None or self._trying[0] is not loop:
+            self._trying = loop, asyncio.Lock()
+        async with self._trying[1]:
+            yield
+
+
+async def ask_for(credentials: Credentials, seconds: float | None) -> str | bytes:
+    """The secret to log in with. A generator of tokens without a network is like a busy server: raises `Failed`.
+
+    Raises:
+        Whatever else the generator raises.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await credentials.secret()
+    except TimeoutError as error:
+        why = "no token came from oauth_token_generator in time" if limit.expired() else _no_token(error)
+        raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
+    except ConnectionError as error:
+        raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(_no_token(error))) from error
+
+
+def _no_token(error: OSError) -> str:
+    return f"oauth_token_generator raised {type(error).__name__}: {error}".rstrip(": ")
+
+
+async def log_in(
+    conversation: Conversation,
+    dialogue: Callable[[str], Dialogue],
+    mechanisms: Sequence[str],
+    needs: Needs,
+    timeout: Timeout,
+) -> SMTPResponse:
+    """AUTH by the first mechanism that works here. Raises `Failed`, with the last refusal.
+
+    A password is judged by one 535 to PLAIN or LOGIN. To CRAM-MD5 it may mean that the server keeps no password in the
+    clear, which that mechanism needs.
+    """
+    useless = set[str]()
+    for mechanism in (order := sorted(mechanisms, key=needs.useless.__contains__)):
+        try:
+            accepted = await _say(conversation, mechanism, dialogue(mechanism), timeout)
+        except Failed as failed:
+            code = failed.said.reply.code
+            works = code not in MECHANISM_FAILS and (mechanism, code) != ("cram-md5", WRONG_PASSWORD)
+            if works or mechanism == order[-1] or not conversation.is_open:
+                raise
+            useless.add(mechanism)
+        else:
+            needs.useless |= useless
+            return accepted
+    raise AssertionError  # there is no log-in without a mechanism
+
+
+async def _say(conversation: Conversation, mechanism: str, dialogue: Dialogue, timeout: Timeout) -> SMTPResponse:
+    """One AUTH command, and what it takes to its end (RFC 4954 §4)."""
+    initial = next(dialogue)
+    command = b"AUTH " + mechanism.upper().encode()
+    code, text = await _exchange(conversation, command if initial is None else command + b" " + _wire(initial), timeout)
+    while code == CHALLENGE:
+        conversation.judge(Stage.AUTH, code, text, expect=3)
+        try:
+            answer = _wire(dialogue.send(challenge_of(text)) or b"")
+        except StopIteration:
+            return await _cancel(conversation, text, timeout)
+        code, text = await _exchange(conversation, answer, timeout)
+    conversation.judge(Stage.AUTH, code, text)
+    return SMTPResponse(code, text)
+
+
+async def _cancel(conversation: Conversation, challenge: str, timeout: Timeout) -> SMTPResponse:
+    """Give up on a challenge that cannot be answered, which the server answers with 501."""
+    code, text = await _exchange(conversation, _CANCEL, timeout)
+    reply = conversation.reply(code, text)
+    if reply.is_transient or reply.is_permanent:
+        conversation.judge(Stage.AUTH, code, text)
+    conversation.abort()
+    asked = challenge_of(challenge).decode(errors="replace")
+    why = f"the server asks for what the credentials do not hold: {conversation.reply(CHALLENGE, asked).text!r}"
+    raise Failed(Said(Stage.AUTH, reply, aiosmtplib.SMTPAuthenticationError(code, reply.message)), why)
+
+
+async def _exchange(conversation: Conversation, line: bytes, timeout: Timeout) -> SMTPResponse:
+    conversation.send(line + b"\r\n")
+    return await conversation.receive(Stage.AUTH, timeout)
+
+
+def _wire(response: bytes) -> bytes:
+    return base64.b64encode(response)

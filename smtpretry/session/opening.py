@@ -1,0 +1,241 @@
+"""Opening a session: the client, the line, EHLO, and TLS where it is wanted."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import aiosmtplib
+from aiosmtplib import SMTP, SMTPResponse
+from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
+
+from smtpretry.replies.stage import Stage
+
+from .conversation import Conversation, Timeout
+from .dial import Dial
+from .failed import Failed
+from .line import Line
+from .tls import SETTINGS, wrong_port
+
+if TYPE_CHECKING:
+    import ssl
+
+    from aiosmtplib.protocol import SMTPProtocol
+
+    from .login import Needs
+
+MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
+
+_MISMATCHES = 3  # connections in a row after which it is no accident that one side speaks TLS and the other does not
+
+
+class Opening(Conversation):
+    """A conversation that has been opened, or can be.
+
+    Args:
+        client: the client, or a function that makes one for each connection.
+        needs: what is known of all connections of this client.
+    """
+
+    def __init__(self, client: SMTP | MakeClient, needs: Needs) -> None:
+        super().__init__()
+        self.needs = needs
+        self._make: MakeClient | None = None
+        self._start_tls: bool | None = None
+        self._greeted = False
+        if isinstance(client, SMTP):
+            self._use(client)
+        else:
+            self._make = client
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether it is encrypted."""
+        return self.is_open and self.client.get_transport_info("sslcontext") is not None
+
+    def obstacle_to_tls(self) -> str | None:
+        """Why STARTTLS cannot be done now; None where it can."""
+        if self.is_tls:
+            return "the session is encrypted already"
+        if self.is_open and not self._can_encrypt:
+            return "the server offers no STARTTLS"
+        return None
+
+    @property
+    def _can_encrypt(self) -> bool:
+        return self.is_open and not self.is_tls and self.client.supports_extension("starttls")
+
+    def _use(self, client: SMTP) -> None:
+        self._client = client
+        self._start_tls = client._start_tls_on_connect  # noqa: SLF001 - it has no public name
+
+    async def _made_by(self, make: MakeClient, seconds: float | None) -> SMTP:
+        """A client for one connection. What fails for want of a connection, of a proxy say, is like a refused one."""
+        try:
+            async with asyncio.timeout(seconds):
+                made = make()
+                client = await made if inspect.isawaitable(made) else made
+        except aiosmtplib.SMTPException:
+            raise
+        except OSError as error:
+            why = f"{type(error).__name__}: {error}".rstrip(": ")
+            msg = f"the function that makes clients made none: {why}"
+            raise aiosmtplib.SMTPConnectError(msg) from error
+        check_client(client)
+        if client in self.needs.in_use:
+            msg = "the function that makes clients returned one that is in use: make a new one at each call"
+            raise ValueError(msg)
+        self.needs.in_use.add(client)
+        return client
+
+    def _adopt(self) -> None:
+        """Take over the line of a client that somebody else has connected."""
+        if not self.is_open or self.client.protocol is self._line:
+            return
+        self._line = Line(self._lost, due=0)
+        transport = self.client.transport
+        transport.set_protocol(self._line)  # type: ignore[union-attr] # it is open
+        self._line.connection_made(transport)  # type: ignore[arg-type] # it is open
+        self.client.protocol = self._line
+        self._greeted = not self.client.is_ehlo_or_helo_needed
+
+    async def _open(self, timeout: Timeout) -> SMTPResponse:
+        """Connect, unless the function that makes clients has done so; return the banner."""
+        with self.at(Stage.CONNECT):
+            if self._make is not None:
+                self._use(await self._made_by(self._make, self.seconds(timeout)))
+            if self.is_open:
+                self._adopt()
+                return SMTPResponse(220, "connected by the function that makes clients")
+        client = self.client
+        if client.sock is not None and client.sock.fileno() < 0:
+            msg = (
+                "the socket that was given carries one connection, which is over: "
+                "give a function that makes a client with a new socket"
+            )
+            raise Failed.silently(Stage.CONNECT, aiosmtplib.SMTPConnectError(msg), final=True)
+        context = await self._context(Stage.CONNECT) if client.use_tls else None
+        with self.at(Stage.CONNECT):
+            try:
+                dialled = await Dial(client, self._port, context, self._lost).open(
+                    self.needs.address, self.seconds(timeout)
+                )
+            except aiosmtplib.SMTPException as error:
+                self._heed_mismatch(error)
+                raise
+        self._line, banner, self.needs.address = dialled
+        client.loop, client.protocol, client.transport = asyncio.get_running_loop(), self._line, self._line.transport
+        self.needs.mismatches, self._greeted = 0, False
+        return banner
+
+    def _heed_mismatch(self, error: Exception) -> None:
+        cure = wrong_port(self.client, error)
+        self.needs.mismatches += cure is not None
+        if cure is not None and self.needs.mismatches >= _MISMATCHES:
+            raise Failed.silently(Stage.CONNECT, error, cure=cure) from error
+
+    @property
+    def _port(self) -> int:
+        """The client's port, or aiosmtplib's default for its settings."""
+        if self.client.port is not None:
+            return self.client.port
+        if self.client.use_tls:
+            return SMTP_TLS_PORT
+        return SMTP_STARTTLS_PORT if self._start_tls else SMTP_PORT
+
+    def _lost(self, protocol: SMTPProtocol) -> None:
+        if self._client is not None and self._client.protocol is protocol:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""
+        super().abort()
+        if self._client is not None:
+            self.needs.in_use.discard(self._client)
+
+    async def _secure(self, timeout: Timeout) -> None:
+        """EHLO where it is due, and TLS where the client is set to it or the server wants it: never on without it."""
+        if not self._greeted:
+            await self._greet(timeout)
+        if not self.is_tls:
+            welcome = self._start_tls is None or self.needs.tls
+            if self._start_tls or (welcome and self._can_encrypt):
+                await self._encrypt(timeout)
+
+    async def _greet(self, timeout: Timeout) -> None:
+        """EHLO; HELO only where the server does not know EHLO (RFC 5321 §3.2), never where it is just busy."""
+        name, client = await self._own_name(), self.client
+        client.esmtp_extensions, client.server_auth_methods, client.supports_esmtp = {}, [], False  # RFC 3207 §4.2
+        try:
+            client.last_ehlo_response = await self.command(Stage.EHLO, b"EHLO", name, timeout=timeout)
+        except Failed as failed:
+            if not failed.said.reply.is_unknown_command:
+                raise
+            try:
+                client.last_helo_response = await self.command(Stage.EHLO, b"HELO", name, timeout=timeout)
+            except Failed:
+                raise failed from None
+        self._greeted = True
+
+    async def _own_name(self) -> bytes:
+        """The name of this host, or its address where the name is none for SMTP (RFC 5321 §4.1.3)."""
+        client = self.client
+        if client.local_hostname is None:
+            if self.needs.hostname is None:
+                with suppress(OSError, UnicodeError):
+                    self.needs.hostname = await asyncio.to_thread(socket.getfqdn)
+            client.local_hostname = self.needs.hostname
+        name = client.local_hostname or ""
+        if name and name.isascii() and name.isprintable() and " " not in name:
+            return name.encode()
+        here = client.get_transport_info("sockname") if self.is_open else None
+        address = ipaddress.ip_address(here[0].partition("%")[0] if isinstance(here, tuple) else "127.0.0.1")
+        return f"[IPv6:{address}]".encode() if address.version == 6 else f"[{address}]".encode()  # noqa: PLR2004
+
+    async def _encrypt(self, timeout: Timeout) -> None:
+        """STARTTLS, and EHLO anew: what was offered before counts no more (RFC 3207 §4.2)."""
+        if not self._can_encrypt:
+            msg = "SMTP STARTTLS extension not supported by server."
+            raise Failed.silently(Stage.STARTTLS, aiosmtplib.SMTPNotSupported(msg), final=True)
+        context = await self._context(Stage.STARTTLS)
+        await self.command(Stage.STARTTLS, b"STARTTLS", timeout=timeout)
+        self._greeted = False
+        with self.at(Stage.STARTTLS):
+            await self._handshake(context, self.seconds(timeout))
+        await self._greet(timeout)
+
+    async def _handshake(self, context: ssl.SSLContext, seconds: float | None) -> None:
+        line, client = self._line, self.client
+        if line is None:
+            msg = "Server not connected"
+            raise aiosmtplib.SMTPServerDisconnected(msg)
+        try:
+            async with asyncio.timeout(seconds):
+                await line.encrypt(context, client.hostname, seconds)
+        except TimeoutError as error:
+            msg = "Timed out while upgrading transport"
+            raise aiosmtplib.SMTPTimeoutError(msg) from error
+        except ConnectionError as error:
+            msg = "Connection reset while upgrading transport"
+            raise aiosmtplib.SMTPServerDisconnected(msg) from error
+        client.transport = line.transport
+
+    async def _context(self, stage: Stage) -> ssl.SSLContext:
+        """For TLS. What fails in it is this side's trouble, which no other attempt changes."""
+        try:
+            return await self.needs.contexts.of(self.client)
+        except (OSError, ValueError) as error:
+            self.abort()
+            raise Failed.silently(stage, error, cure=SETTINGS) from error
+
+
+def check_client(client: object) -> None:
+    """Raise TypeError where it is no client."""
+    if not isinstance(client, SMTP):
+        msg = f"client is an aiosmtplib.SMTP, or a function that makes one, not {client!r}"
+        raise TypeError(msg)

@@ -1,0 +1,83 @@
+"""This side of TLS: one context for all connections that are set alike, built off the event loop, and its troubles."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import aiosmtplib
+
+from .reader import SPEAKS_TLS
+
+if TYPE_CHECKING:
+    from aiosmtplib import SMTP
+
+SETTINGS: Final = (
+    "this side's TLS settings do not work: look at tls_context=, cert_bundle=, client_cert= and client_key="
+)
+SPEAKS_CLEAR: Final = "the server speaks SMTP in the clear where TLS was expected"
+
+_SMTPS = 465  # the port where TLS begins with the first byte (RFC 8314 §3.3)
+_NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"})
+_USE_NO_TLS = (
+    "the port does not begin with TLS: use_tls=True is for port 465; for ports 587 and 25 leave it out, and STARTTLS "
+    "is done where the server offers it"
+)
+_USE_TLS = "the port begins with TLS: give use_tls=True, which is for port 465; port 587 is for STARTTLS"
+
+
+class Contexts:
+    """The TLS contexts of a client's connections. A file of them that has changed is read again."""
+
+    def __init__(self) -> None:
+        self._built = dict[tuple[object, ...], ssl.SSLContext]()
+        self._lock = threading.Lock()
+
+    async def of(self, client: SMTP) -> ssl.SSLContext:
+        """The client's own context, or the one for its settings.
+
+        Raises:
+            OSError, ssl.SSLError, ValueError: the settings do not work.
+        """
+        context = (
+            client.tls_context
+            if client.tls_context is not None
+            else await asyncio.to_thread(self._for_settings, client)
+        )
+        # What would fail on this side alone fails here, and not in the handshake, where it looks like the server's.
+        context.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=client.hostname)
+        return context
+
+    def _for_settings(self, client: SMTP) -> ssl.SSLContext:
+        files = client.cert_bundle, client.client_cert, client.client_key
+        stamps = (Path(file).stat().st_mtime_ns if file is not None else None for file in files)
+        settings = client.validate_certs, *files, *stamps
+        with self._lock:
+            if settings not in self._built:
+                self._built[settings] = _build(client)
+            return self._built[settings]
+
+
+def _build(client: SMTP) -> ssl.SSLContext:
+    """As aiosmtplib builds it."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    context.check_hostname = client.validate_certs
+    context.verify_mode = ssl.CERT_REQUIRED if client.validate_certs else ssl.CERT_NONE
+    if client.cert_bundle is not None:
+        context.load_verify_locations(cafile=client.cert_bundle)
+    if client.client_cert is not None:
+        context.load_cert_chain(client.client_cert, keyfile=client.client_key)
+    return context
+
+
+def wrong_port(client: SMTP, error: BaseException) -> str | None:
+    """The cure, where a connection failed as it does if one side speaks TLS and the other does not."""
+    cause = error.__cause__ or error
+    if client.use_tls:
+        clear = SPEAKS_CLEAR in str(error) or (isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS)
+        return _USE_NO_TLS if clear else None
+    silent = isinstance(error, aiosmtplib.SMTPTimeoutError) and client.port == _SMTPS
+    return _USE_TLS if silent or SPEAKS_TLS in str(error) else None

@@ -1,0 +1,340 @@
+"""What follows from the answers to one transaction, for each recipient and for the session. No I/O, no clock.
+
+By the action that the policy decides:
+
+    FAIL           RECIPIENT: that one is refused, the rest goes on; MESSAGE, SERVER: all that are pending are
+    RETRY          RECIPIENT: that one waits, the rest goes on; MESSAGE: all wait; SERVER: the whole client does
+    RECONNECT      close; at once over a new connection where there is nothing to wait for, where a reused connection
+                   had died, or where a recipient was refused just before (550 and close); else as RETRY. A recipient
+                   whose RCPT ended a connection is offered alone from then on, after the others
+    SPLIT          who was taken goes now; the rest in transactions of that size
+    STARTTLS, AUTHENTICATE, REFRESH_TOKEN
+                   the repair, and the same recipients again: each once a pass
+
+After a refusal the session is reset before the next MAIL, or closed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from .policy import Decision
+from .replies.reply import NO_REPLY, Reply, Said
+from .replies.rule import Action, Rule
+from .replies.stage import Scope, Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+
+_FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
+_UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
+
+_OUT_OF_STEP = Decision(
+    Action.RECONNECT,
+    Scope.MESSAGE,
+    0.0,
+    Rule(
+        action=Action.RECONNECT,
+        wait=0,
+        why="The answers do not fit the commands that were sent ahead: again, one command at a time.",
+        source="RFC 2920 §3.1",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came to one command.
+
+    Attributes:
+        stage: which command it was.
+        failure: what was said instead of the success that was asked for; None for that success.
+        success: what was said to the message that was taken.
+        recipient: of RCPT.
+        final: why nothing that the server may say later changes it, where that is known on this side.
+    """
+
+    stage: Stage
+    failure: Said | None = None
+    success: Said | None = None
+    recipient: str | None = None
+    final: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """One reply that decided something, and for whom."""
+
+    said: Said
+    decision: Decision
+    recipients: Sequence[str]
+    said_to: str | None = None  # the recipient of the RCPT that it answered
+
+
+class After(Enum):
+    """What the session needs after the transaction."""
+
+    NOTHING = "NOTHING"
+    RESET = "RESET"
+    CLOSE = "CLOSE"
+
+
+class Decide(Protocol):
+    """The policy's decision about a failure, given whom it concerns and whether the group can be split."""
+
+    def __call__(self, said: Said, concerned: Collection[str], *, final: str | None, splittable: bool) -> Decision:
+        """See `RetryPolicy.decide`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What is known before the first answer.
+
+    Attributes:
+        group: whom this transaction offers the message to.
+        todo: everybody whom this pass still has to offer it to.
+        pending: everybody who has no end yet.
+        decide: asks the policy.
+        reused: whether the connection had been used before: it may have died since.
+        others: whether other connections can go on with the work.
+        repaired: the rules for which this pass has reconnected at once.
+        alone: the recipients whose RCPT ended a connection before.
+        unruly: how many of them there were in a row.
+    """
+
+    group: Sequence[str]
+    todo: Collection[str]
+    pending: Callable[[], Sequence[str]]
+    decide: Decide
+    reused: Callable[[], bool] = lambda: False
+    others: bool = False
+    repaired: Collection[object] = ()
+    alone: Callable[[str], bool] = lambda _: False
+    unruly: int = 0
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What follows.
+
+    Attributes:
+        rulings: the replies that decided something, in order.
+        taken: the recipients who were taken.
+        accepted: what the server said when it took the message for them.
+        in_doubt: what came to the final dot in place of an answer: they may have got it.
+        refused: who gets it no more, and why.
+        waiting: who waits, and why.
+        alone: who is offered alone from now on.
+        unruly: whether one of them was not known to end connections.
+        suspect: who was refused last, and may be why the line breaks next.
+        after: what the session needs.
+        repair: STARTTLS, AUTHENTICATE, REFRESH_TOKEN, or the rule for which it goes on over a new connection at once.
+        batch: how many recipients the server takes in one transaction.
+        one_too_many: seconds for which this connection is one too many.
+        out_of_step: whether commands sent ahead were answered so that the answers do not fit.
+    """
+
+    rulings: list[Ruling] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+    accepted: Said | None = None
+    in_doubt: Said | None = None
+    refused: list[Ruling] = field(default_factory=list)
+    waiting: list[Ruling] = field(default_factory=list)
+    alone: list[str] = field(default_factory=list)
+    unruly: bool = False
+    suspect: str | None = None
+    after: After = After.NOTHING
+    repair: Action | Rule | None = None
+    batch: int | None = None
+    one_too_many: float | None = None
+    out_of_step: bool = False
+
+
+def judge(answers: Sequence[Answer], case: Case) -> Verdict:
+    """What follows from all answers to a transaction, in the order of the commands."""
+    one = Judge(case)
+    for answer in answers:
+        one.hear(answer)
+    return one.conclude()
+
+
+def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
+    """Whether these can be the answers to commands that were sent ahead, and tell which command each one answers.
+
+    A refused MAIL answers all of them, whether or not more was said; but no later answer can then be a success.
+    """
+    refused = [answer.failure is not None for answer in answers]
+    if commands[0] is Stage.MAIL and answers[0].failure and answers[0].failure.reply.code != NO_REPLY:
+        return all(refused)
+    silent = any(answer.failure and answer.failure.reply.code == NO_REPLY for answer in answers)
+    return len(answers) == len(commands) and not silent
+
+
+class Judge:
+    """Takes the answers to a transaction one by one, and tells after each what may be said next."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.verdict = Verdict()
+        self._ended_at: Stage | None = None  # where it failed as a whole
+        self._full = False  # nobody else is to be offered
+        self._split = False
+        self._postponed: Ruling | None = None  # why everybody who is not taken has to wait
+        self._took = False  # the server has a recipient in this transaction
+        self._go_ahead: bool | None = None  # whether the answer to DATA was 354
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next recipient may be offered."""
+        return self._ended_at is None and not self._full
+
+    @property
+    def data_is_due(self) -> bool:
+        """Whether DATA comes next."""
+        return self._go_ahead is None and self._ended_at is None and bool(self.verdict.taken)
+
+    @property
+    def body_is_due(self) -> bool:
+        """Whether the server waits for the message, and is to get it."""
+        return bool(self._go_ahead and self.verdict.taken) and self._ended_at is None
+
+    @property
+    def dot_is_due(self) -> bool:
+        """Whether the server waits for a message although it took nobody: a lone dot ends that."""
+        return bool(self._go_ahead) and not self._took
+
+    def hear(self, answer: Answer) -> None:
+        """Take in the answer to the next command."""
+        self._took = self._took or (answer.recipient is not None and answer.failure is None)
+        if answer.stage is Stage.DATA and answer.failure is None:
+            self._go_ahead = True
+        elif self._ended_at is not None:
+            pass  # the answer to a command that was sent ahead of the failure
+        elif answer.recipient is not None:
+            self._hear_of(answer.recipient, answer)
+        elif answer.stage is Stage.DATA and not self.verdict.taken:
+            self._go_ahead = False  # 554 no valid recipients
+        elif answer.failure is not None:
+            self._end(answer, answer.failure)
+        elif answer.stage is Stage.END_OF_DATA:
+            self.verdict.accepted = answer.success
+
+    def lose_step(self, answers: Sequence[Answer]) -> None:
+        """Give up a transaction whose answers do not fit. No body was sent: nobody has the message."""
+        failures = [answer.failure.reply.text for answer in answers if answer.failure]
+        text = f"{len(answers)} answers that do not fit the commands sent ahead: {failures[-1] if failures else ''}"
+        said = Said(Stage.MAIL, Reply(NO_REPLY, text=text))
+        self._ended_at, self.verdict.out_of_step = Stage.MAIL, True
+        self.verdict.rulings.append(Ruling(said, _OUT_OF_STEP, self.case.group))
+        self.verdict.after, self.verdict.taken = After.CLOSE, []
+
+    def conclude(self) -> Verdict:
+        """What follows from all of it."""
+        verdict = self.verdict
+        if self._split:
+            verdict.batch = len(verdict.taken)
+        if self._postponed is not None:
+            taken = set(verdict.taken)
+            self._put_aside(replace(self._postponed, recipients=[who for who in self.case.todo if who not in taken]))
+        if self._ended_at is None:
+            verdict.after = After.NOTHING if verdict.accepted else After.RESET
+        elif self._go_ahead and self._took and self._ended_at is not Stage.END_OF_DATA:
+            verdict.after = After.CLOSE  # the server waits for a message that those who were taken must not get yet
+        return verdict
+
+    def _hear_of(self, who: str, answer: Answer) -> None:
+        """The answer to a RCPT: a refusal concerns that recipient, and the rest goes on; or goes without it."""
+        taken = self.verdict.taken
+        if answer.failure is None:
+            taken.append(who)
+            self.verdict.suspect = None
+            return
+        if self._full:
+            return  # offered ahead of time: it is offered again in the next transaction
+        decision = self.case.decide(answer.failure, [who], final=answer.final, splittable=bool(taken))
+        ruling = Ruling(answer.failure, decision, [who], who)
+        match decision.action:
+            case Action.SPLIT:
+                self.verdict.rulings.append(ruling)
+                self._split = self._full = True
+            case Action.RETRY if decision.scope is Scope.SERVER:
+                self._postponed, self._full = ruling, True
+            case Action.AUTHENTICATE if decision.scope is Scope.RECIPIENT and taken:
+                self._full = True  # who needs no log-in shall not depend on it
+            case Action.FAIL | Action.RETRY:
+                self._put_aside(ruling)
+                self.verdict.suspect = who
+            case _:
+                self._end(answer, answer.failure, decision)
+
+    def _put_aside(self, ruling: Ruling) -> None:
+        self.verdict.rulings.append(ruling)
+        (self.verdict.refused if ruling.decision.action is Action.FAIL else self.verdict.waiting).append(ruling)
+
+    def _end(self, answer: Answer, said: Said, decision: Decision | None = None) -> None:
+        """The transaction failed as a whole, or the session did before it."""
+        case, verdict, stage = self.case, self.verdict, said.stage
+        self._ended_at = stage
+        group = verdict.taken or case.group
+        if stage is Stage.END_OF_DATA and said.reply.code == NO_REPLY:
+            verdict.in_doubt = said
+        concerned = list(case.todo) if stage.before_mail else [answer.recipient] if answer.recipient else list(group)
+        if decision is None:
+            splittable = len(group) > 1 and not stage.before_mail
+            decision = case.decide(said, concerned, final=answer.final, splittable=splittable)
+        ruling = Ruling(said, decision, concerned, answer.recipient)
+        verdict.after = _after(stage, decision)
+        if (decision.rule.fewer or stage is Stage.CONNECT) and decision.wait > 0 and case.others:
+            verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
+            verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
+        elif decision.action is Action.RECONNECT and self._may_go_on(stage, decision):
+            verdict.repair = decision.rule
+            verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
+        else:
+            verdict.rulings.append(ruling)
+            self._carry_on(ruling)
+
+    def _carry_on(self, ruling: Ruling) -> None:
+        case, verdict, decision = self.case, self.verdict, ruling.decision
+        one_alone = decision.scope is Scope.RECIPIENT
+        match decision.action:
+            case Action.FAIL:
+                verdict.refused.append(ruling if one_alone else replace(ruling, recipients=case.pending()))
+            case Action.RETRY:
+                verdict.waiting.append(ruling if one_alone else replace(ruling, recipients=list(case.todo)))
+            case Action.RECONNECT:
+                to_blame = ruling.said_to is not None and self._is_to_blame(ruling.said_to, decision)
+                verdict.waiting.append(ruling if to_blame else replace(ruling, recipients=list(case.todo)))
+            case Action.SPLIT:
+                verdict.batch = len(ruling.recipients) // 2
+            case repair:
+                verdict.repair = repair
+
+    def _may_go_on(self, stage: Stage, decision: Decision) -> bool:
+        """Whether a new connection promises something now: there is nothing to wait for, or nobody left to blame."""
+        if decision.wait == 0 == decision.rule.wait and decision.rule not in self.case.repaired:
+            return True
+        if self.case.reused() and stage in _FIRST_COMMANDS:
+            return True  # it had died since it was last used
+        if self.verdict.suspect is None or not stage.in_transaction or decision.scope is Scope.SERVER:
+            return False
+        self.verdict.alone.append(self.verdict.suspect)  # refused, and hung up on: the others go without it
+        return True
+
+    def _is_to_blame(self, who: str, decision: Decision) -> bool:
+        """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""
+        known = self.case.alone(who)
+        self.verdict.alone.append(who)
+        self.verdict.unruly = not known
+        return self.case.unruly + (not known) < _UNRULY and decision.scope is not Scope.SERVER
+
+
+def _after(stage: Stage, decision: Decision) -> After:
+    """What a session needs that refused something: it is known to be clean before the next MAIL (RFC 5321 §4.1.1.5)."""
+    if Action.RECONNECT in (decision.action, decision.rule.otherwise):
+        return After.CLOSE
+    if stage.before_mail or (stage is Stage.MAIL and decision.action is Action.STARTTLS):
+        return After.NOTHING  # nothing is open, or STARTTLS ends it (RFC 3207 §4.2)
+    return After.RESET

@@ -1,0 +1,232 @@
+"""Several servers: what is in trouble is left alone, nobody waits for it, and nobody gets a second copy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import faults
+import pytest
+import virtual
+from support import ANN, APP, BOB, BODY, CAT, EVE, GREYLISTED, letter, patient, transactions, virtually
+
+from smtpretry import Delivery, Failover, RetryingSMTP, prepare
+from smtpretry.testing import ScriptedServer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+DOWN = "421 4.3.2 Service shutting down"
+
+
+@contextlib.asynccontextmanager
+async def two(policy: Any = None, **options: Any) -> AsyncIterator[tuple[ScriptedServer, ScriptedServer, Failover]]:
+    async with ScriptedServer() as first, ScriptedServer() as second:
+        clients = [RetryingSMTP(server.client(), policy or patient(), **options) for server in (first, second)]
+        async with Failover(*clients) as smtp:
+            yield first, second, smtp
+
+
+def now() -> float:
+    return virtual.clock() - virtual.EPOCH
+
+
+@virtually
+async def test_the_first_server_gets_all_while_it_works() -> None:
+    """Where nothing is wrong, the second server sees nobody."""
+    async with two() as (first, second, smtp):
+        for _ in range(3):
+            await smtp.send_message(letter(ANN))
+        assert (len(first.messages), second.connections) == (3, 0)
+
+
+@pytest.mark.parametrize("trouble", ["refused connection", "421 banner", "421 at MAIL", "quota", "silence"])
+@virtually
+async def test_the_next_one_takes_over_at_once(trouble: str) -> None:
+    """A server in trouble costs no wait: what is pending goes through the next one, in the same attempt."""
+    async with two() as (first, second, smtp):
+        match trouble:
+            case "refused connection":
+                await first.stop()
+            case "421 banner":
+                first.on("CONNECT", DOWN)
+            case "421 at MAIL":
+                first.on("MAIL", DOWN)
+            case "quota":
+                first.on("MAIL", "454 4.7.0 Daily message quota exceeded")
+            case "silence":
+                first.fail_at("CONNECT", "stall")
+        delivery = await smtp.deliver(letter(ANN, BOB))
+        assert delivery.accepted == [ANN, BOB]
+        assert now() <= 61  # the silence of a connection is waited for
+        assert [second.received(who) != [] for who in (ANN, BOB)] == [True, True]
+        if first.listening:
+            before = first.connections
+            await smtp.send_message(letter(CAT))
+            assert first.connections == before  # it is left alone
+        first.clear()
+
+
+@virtually
+async def test_all_go_back_when_the_first_works_again() -> None:
+    """After its pause, one message finds out whether the first server works; then it gets all of them again."""
+    async with two() as (first, second, smtp):
+        first.on("CONNECT", DOWN, times=1)
+        await smtp.send_message(letter(ANN))
+        assert (len(first.messages), len(second.messages)) == (0, 1)
+        await asyncio.sleep(120)
+        await asyncio.gather(*(smtp.send_message(letter(BOB)) for _ in range(20)))
+        await smtp.send_message(letter(CAT))
+        assert first.connections == 2
+        assert len(first.messages) + len(second.messages) == 22
+        assert len(first.received(CAT)) == 1
+
+
+@virtually
+async def test_a_probe_that_fails_is_no_storm() -> None:
+    """While the first server stays down, each pause ends with one connection, however many messages are sent."""
+    async with two() as (first, second, smtp):
+        first.on("CONNECT", DOWN)
+        for _ in range(30):
+            await asyncio.gather(*(smtp.send_message(letter(ANN)) for _ in range(10)))
+            await asyncio.sleep(10)
+        assert len(second.messages) == 300
+        assert first.connections <= 4  # at 0, 60, 180 seconds and so on
+        first.clear()
+
+
+@virtually
+async def test_who_was_accepted_or_refused_is_not_offered_again() -> None:
+    """Where the first server breaks between two transactions, the second one is offered only those who are left."""
+    async with two() as (first, second, smtp):
+        first.on("RCPT", BOB, "550 5.1.1 No such user")
+        first.on("RCPT", CAT, "452 4.5.3 Too many recipients", times=1)
+        first.on("RCPT", CAT, DOWN)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB, CAT])
+        assert delivery.accepted == [ANN, CAT]
+        assert list(delivery.refused) == [BOB]
+        assert transactions(second) == [[CAT]]
+        first.clear()
+
+
+@virtually
+async def test_a_greylisted_recipient_waits_for_the_server_that_said_so() -> None:
+    """A 450 of one recipient's does not move it: the second try goes to the same server."""
+    async with two() as (first, second, smtp):
+        first.on("RCPT", ANN, GREYLISTED, times=1)
+        delivery = await smtp.deliver(letter(ANN))
+        assert delivery.accepted == [ANN]
+        assert (len(first.received(ANN)), second.connections) == (1, 0)
+
+
+@virtually
+async def test_it_moves_when_its_patience_there_is_over() -> None:
+    """A recipient that the first server refuses for now until the end is offered to the second one."""
+    async with two(patient(give_up_after=timedelta(minutes=10))) as (first, second, smtp):
+        first.on("RCPT", ANN, GREYLISTED)
+        delivery = await smtp.deliver(letter(ANN, BOB))
+        assert delivery.accepted == [ANN, BOB]
+        assert (len(first.received(BOB)), len(second.received(ANN))) == (1, 1)
+
+
+@virtually
+async def test_who_waits_for_a_server_in_trouble_waits_on() -> None:
+    """A greylisted recipient does not move because its server has an outage meanwhile; the others do."""
+    async with two() as (first, second, smtp):
+        first.on("RCPT", ANN, GREYLISTED, times=1)
+        sending = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(30)
+        first.on("MAIL", DOWN, times=1)
+        await smtp.send_message(letter(BOB))
+        assert (await sending).accepted == [ANN]
+        assert (len(first.received(ANN)), len(second.received(BOB))) == (1, 1)
+
+
+@virtually
+async def test_both_in_trouble() -> None:
+    """Where no server works, the send waits for the one that may work first, and gives up as one server's would."""
+    async with two() as (first, second, smtp):
+        first.on("CONNECT", DOWN, times=1)
+        second.on("CONNECT", "421 4.3.2 down, try again in 3000 seconds", times=1)
+        delivery = await smtp.deliver(letter(ANN))
+        assert delivery.accepted == [ANN]
+        assert len(first.received(ANN)) == 1
+        assert now() < 100
+    async with two() as (first, second, smtp):
+        first.on("CONNECT", DOWN)
+        second.on("CONNECT", DOWN)
+        delivery = await smtp.deliver(letter(ANN))
+        assert delivery.refused[ANN].code == 421
+        first.clear()
+        second.clear()
+
+
+@virtually
+async def test_a_log_in_that_is_refused_moves_all() -> None:
+    """A server that refuses the password is in trouble: the next one, with its own credentials, takes over."""
+    async with ScriptedServer(auth=("app", "right")) as first, ScriptedServer(auth=("app", "right")) as second:
+        wrong = RetryingSMTP(first.client(), patient(), username="app", password="wrong")
+        right = RetryingSMTP(second.client(), patient(), username="app", password="right")
+        async with Failover(wrong, right) as smtp:
+            assert (await smtp.deliver(letter(ANN))).accepted == [ANN]
+            assert (await smtp.deliver(letter(BOB))).accepted == [BOB]
+            assert first.verbs.count("AUTH") == 1
+        async with Failover(wrong, RetryingSMTP(second.client(), patient(), username="app", password="bad")) as smtp:
+            assert (await smtp.deliver(letter(EVE))).refused[EVE].code == 535
+
+
+@pytest.mark.parametrize("mode", faults.MODES)
+@virtually
+async def test_an_uncertain_recipient_moves_only_where_it_may(mode: Any) -> None:
+    """After a loss behind the final dot and an outage, the second server gets it only where the policy says "resend"."""
+    async with two(patient(on_uncertain=mode)) as (first, second, smtp):
+        first.fail_at("END_OF_DATA", "fin", act=True, times=1)
+        sending = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(1)
+        await first.stop()
+        delivery = await sending
+        copies = len(first.received(ANN)) + len(second.received(ANN))
+        assert copies == (2 if mode == "resend" else 1)
+        assert (delivery.uncertain == [ANN]) is (mode == "raise")
+
+
+@virtually
+async def test_it_goes_on_in_the_next_process() -> None:
+    """Which server a recipient waits for is stored with the delivery."""
+    async with two() as (first, second, smtp):
+        first.on("RCPT", ANN, GREYLISTED, times=1)
+        delivery = await smtp.attempt(prepare(letter(ANN, BOB)))
+        delivery = Delivery.from_dict(delivery.to_dict())
+        assert delivery.outcomes[ANN].server == 0
+        await first.stop()
+        await asyncio.sleep((delivery.next_at or 0) - virtual.clock())
+        await smtp.attempt(delivery)
+        assert delivery.pending == [ANN]
+        assert second.connections == 0
+
+
+@pytest.mark.parametrize(
+    ("clients", "error"),
+    [
+        (lambda one, _: [one], ValueError),
+        (lambda one, _: [one, one], ValueError),
+        (lambda one, _: [one, object()], TypeError),
+        (lambda one, queued: [one, queued], ValueError),
+    ],
+)
+def test_clients_that_cannot_be(clients: Any, error: type[Exception]) -> None:
+    """One client, the same client twice, or one with a queue of its own: an error at once."""
+
+    class Queue:
+        async def submit(self, delivery: Delivery, /, *, connection: Any = None) -> None:
+            """Take it."""
+
+        async def work(self, smtp: object, /, *, on_end: Any = None) -> None:
+            """Send it."""
+
+    server = ScriptedServer()
+    queued = RetryingSMTP(server.client(), defer=Queue())
+    with pytest.raises(error):
+        Failover(*clients(RetryingSMTP(server.client()), queued))
