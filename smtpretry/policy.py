@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, Self
-
-import tenacity
+from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict, Unpack
 
 from .replies.reply import NO_REPLY, Reply
 from .replies.rule import Action, Rule
@@ -20,6 +19,7 @@ from .replies.stage import Scope, Stage
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
+    import tenacity
     from tenacity.stop import StopBaseT
     from tenacity.wait import WaitBaseT
 
@@ -27,12 +27,22 @@ _EVERYTHING = frozenset(Action)
 _SHORTEST = 1.0  # seconds that a named delay is taken for at least
 _TRUSTED = 3  # attempts; a server that names delays and goes on refusing is believed no more than the backoff
 _GRACE = 0.1  # seconds that may pass between a decision and its wait
+_SLOWEST = 900.0  # seconds that a row's own wait grows to; further only where the policy's wait does
+_DOUBLINGS = 20  # more of them make no difference
 
 # What holds where no row matches, whatever rules a policy has (RFC 5321 §4.2.1: the first digit tells).
 _UNMATCHED = (
-    Rule(code=NO_REPLY, action=Action.RECONNECT, why="No valid reply came.", source="RFC 5321 §4.5.4.1"),
-    Rule(code=range(400, 500), action=Action.RETRY, why="A transient refusal.", source="RFC 5321 §4.2.1"),
-    Rule(action=Action.FAIL, why="A permanent refusal.", source="RFC 5321 §4.2.1"),
+    Rule(
+        name="silence", code=NO_REPLY, action=Action.RECONNECT, why="No valid reply came.", source="RFC 5321 §4.5.4.1"
+    ),
+    Rule(
+        name="transient",
+        code=range(400, 500),
+        action=Action.RETRY,
+        why="A transient refusal.",
+        source="RFC 5321 §4.2.1",
+    ),
+    Rule(name="permanent", action=Action.FAIL, why="A permanent refusal.", source="RFC 5321 §4.2.1"),
 )
 
 
@@ -42,6 +52,18 @@ _STARTED = time.time() - time.monotonic()
 def _clock() -> float:
     """Seconds since the epoch, by a clock that nobody sets."""
     return _STARTED + time.monotonic()
+
+
+def _whom(rule: Rule, stage: Stage) -> Scope:
+    """Whom it concerns: before the first RCPT, no reply is about a recipient."""
+    if rule.scope is None or (rule.scope is Scope.RECIPIENT and stage.before_recipients):
+        return stage.scope
+    return rule.scope
+
+
+def _grown(wait: float, attempt: int, backoff: float) -> float:
+    """A row's wait: doubled with each attempt, up to 15 minutes or the backoff, and never below itself."""
+    return min(wait * 2.0 ** min(attempt - 1, _DOUBLINGS), max(wait, backoff, _SLOWEST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +76,34 @@ class Decision:
     rule: Rule
 
 
+class Overrides(TypedDict, total=False):
+    """The fields of a `RetryPolicy` that its ready-made ones take."""
+
+    rules: tuple[Rule, ...]
+    wait: WaitBaseT
+    stop: StopBaseT | None
+    give_up_after: timedelta | None
+    max_attempts: int | None
+    on_uncertain: Literal["resend", "raise"]
+    sleep: Callable[[float], Awaitable[None]] | None
+    clock: Callable[[], float]
+
+
+class _Patient:
+    """The default backoff: 60 s, doubling to 15 min, up to 6 s of jitter; what tenacity calls a wait."""
+
+    def __call__(self, state: tenacity.RetryCallState) -> float:
+        """The seconds to wait after that attempt."""
+        return min(60.0 * 2.0 ** min(state.attempt_number - 1, _DOUBLINGS), 900.0) + random.uniform(0, 6)  # noqa: S311 - jitter
+
+    def __repr__(self) -> str:
+        """As a tenacity wait is written."""
+        return "wait_exponential(multiplier=60, max=900) + wait_random(0, 6)"
+
+
+_PATIENT: Final = _Patient()
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """The rules, the backoff and the limits. A frozen value: share it between clients, tasks and threads.
@@ -61,8 +111,9 @@ class RetryPolicy:
     Args:
         rules: the table, first match wins. Put your own rows in front: ``(Rule(...), *DEFAULT_RULES)``.
         wait: any tenacity wait: the backoff in seconds by the number of the attempt, where neither the server nor the
-            row names a delay. The default (60 s, doubling to 15 min, up to 6 s of jitter) is made for greylisting
-            (RFC 6647 §5: a retry after a minute to an hour passes; RFC 5321 §4.5.4.1 asks for patience).
+            row names a delay. A row's own `wait` wins, also where it is shorter, and grows towards this one. The
+            default (60 s, doubling to 15 min, up to 6 s of jitter) is made for greylisting (RFC 6647 §5: a retry after
+            a minute to an hour passes; RFC 5321 §4.5.4.1 asks for patience).
         stop: any tenacity stop, on top of the two limits below; None for these alone.
         give_up_after: how long after the first attempt the last one may begin; None for no limit. A computed wait is
             cut so that the last attempt falls on it; a delay that the server names beyond it ends the wait at once.
@@ -79,7 +130,7 @@ class RetryPolicy:
 
     rules: tuple[Rule, ...] = DEFAULT_RULES
     _: KW_ONLY
-    wait: WaitBaseT = tenacity.wait_exponential(multiplier=60, max=900) + tenacity.wait_random(0, 6)
+    wait: WaitBaseT = _PATIENT
     stop: StopBaseT | None = None
     give_up_after: timedelta | None = timedelta(hours=1)
     max_attempts: int | None = None
@@ -96,7 +147,7 @@ class RetryPolicy:
         if not callable(self.wait) or (self.stop is not None and not callable(self.stop)):
             msg = "wait and stop are tenacity's, such as tenacity.wait_fixed(60) and tenacity.stop_after_attempt(5)"
             raise (ValueError if isinstance(self.wait, (int, float)) and self.wait < 0 else TypeError)(msg)
-        if not float(self.wait(self._state(attempt=1, elapsed=0.0))) >= 0:  # NaN is none either
+        if self.wait is not _PATIENT and not float(self.wait(self._state(attempt=1, elapsed=0.0))) >= 0:  # nor NaN
             msg = f"wait gives a negative number of seconds: {self.wait!r}"
             raise ValueError(msg)
         if self.give_up_after is not None and not isinstance(self.give_up_after, timedelta):
@@ -123,25 +174,37 @@ class RetryPolicy:
         return f"{type(self).__name__}(rules={rules}, {limits}, on_uncertain={self.on_uncertain!r})"
 
     @classmethod
-    def interactive(cls) -> Self:
-        """For a request handler: waits of seconds (1, 2, 4, 8 and so on with jitter), half a minute in all."""
-        return cls(
-            wait=tenacity.wait_exponential(multiplier=1, max=8) + tenacity.wait_random(0, 0.5),
-            give_up_after=timedelta(seconds=30),
-        )
+    def interactive(cls, **overrides: Unpack[Overrides]) -> Self:
+        """For a request handler: waits of seconds (1, 2, 4, 8 and so on with jitter), half a minute in all.
+
+        Args:
+            overrides: fields of the policy that shall be others, such as ``give_up_after=timedelta(seconds=10)``.
+        """
+        from tenacity import wait_exponential, wait_random  # noqa: PLC0415 - a tenth of the time of our import
+
+        wait = wait_exponential(multiplier=1, max=8) + wait_random(0, 0.5)
+        fields: Overrides = {"wait": wait, "give_up_after": timedelta(seconds=30)}
+        fields.update(overrides)
+        return cls(**fields)
 
     @classmethod
-    def queue(cls) -> Self:
-        """For a durable queue (RFC 5321 §4.5.4.1): two more tries in an hour, then every 2 to 3 h, for five days."""
+    def queue(cls, **overrides: Unpack[Overrides]) -> Self:
+        """For a durable queue (RFC 5321 §4.5.4.1): two more tries in an hour, then every 2 to 3 h, for five days.
+
+        Args:
+            overrides: fields of the policy that shall be others, such as ``give_up_after=timedelta(days=2)``.
+        """
+        from tenacity import wait_chain, wait_random  # noqa: PLC0415 - a tenth of the time of our import
+
         minute, hour = 60, 3600
-        return cls(
-            wait=tenacity.wait_chain(
-                tenacity.wait_random(15 * minute, 20 * minute),
-                tenacity.wait_random(30 * minute, 40 * minute),
-                tenacity.wait_random(2 * hour, 3 * hour),
-            ),
-            give_up_after=timedelta(days=5),
+        wait = wait_chain(
+            wait_random(15 * minute, 20 * minute),
+            wait_random(30 * minute, 40 * minute),
+            wait_random(2 * hour, 3 * hour),
         )
+        fields: Overrides = {"wait": wait, "give_up_after": timedelta(days=5)}
+        fields.update(overrides)
+        return cls(**fields)
 
     def decide(
         self,
@@ -167,13 +230,12 @@ class RetryPolicy:
             elapsed: seconds since the first attempt began.
             error: the exception that stands for the reply, for tenacity waits that look at it.
 
-        The wait is the delay that the server names (after the third attempt the backoff, where that is longer); else 0
-        where there is nothing to wait for; else the backoff, or the row's own wait where that is longer and still
-        before the deadline.
+        The wait is the delay that the server names (after the third attempt the backoff, where that is longer); else
+        the row's own, doubled with each attempt, where it ends before the deadline; else the backoff.
         """
         rows = chain(self.rules, _UNMATCHED)
         rule = next(rule for rule in rows if rule.matches(reply, stage, token=token, login=login))
-        action, scope = rule.action, rule.scope or stage.scope
+        action, scope = rule.action, _whom(rule, stage)
         if action not in able:
             action = rule.otherwise or (Action.FAIL if reply.is_permanent else Action.RETRY)
         if action not in (Action.RETRY, Action.RECONNECT):
@@ -183,12 +245,13 @@ class RetryPolicy:
             return Decision(action, scope, max(named, _SHORTEST), rule)
         if rule.wait == 0 and action is rule.action:
             return Decision(action, scope, 0.0, rule)
-        wait, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self.patience - elapsed
+        backoff, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self._patience(rule) - elapsed
         if named is not None:
-            wait = max(named, wait)
-        elif rule.wait is not None and wait < rule.wait < left:
-            wait = rule.wait
-        elif scope is not Scope.SERVER and 0 < left < wait:  # a server's pause is not one delivery's to shorten
+            return Decision(action, scope, max(named, backoff), rule)
+        wait = _grown(rule.wait, attempt, backoff) if rule.wait else backoff
+        if wait >= left:
+            wait = backoff
+        if scope is not Scope.SERVER and 0 < left < wait:  # a server's pause is not one delivery's to shorten
             wait = left
         return Decision(action, scope, wait, rule)
 
@@ -196,11 +259,18 @@ class RetryPolicy:
         """The seconds that `wait` computes after so many attempts in so many seconds; never below zero."""
         return max(0.0, float(self.wait(self._state(attempt=attempt, elapsed=elapsed, error=error))))
 
-    def gives_up(self, *, attempt: int, elapsed: float, wait: float) -> bool:
-        """Whether one more attempt after `wait` seconds is too many, after `attempt` of them in `elapsed` seconds."""
+    def gives_up(self, *, attempt: int, elapsed: float, wait: float, rule: Rule | None = None) -> bool:
+        """Whether one more attempt after `wait` seconds is too many, after `attempt` of them in `elapsed` seconds.
+
+        Args:
+            attempt: how many attempts there were.
+            elapsed: seconds since the first attempt began.
+            wait: seconds until the next one.
+            rule: the row that asks for it; its `patience` counts where it is shorter than the policy's.
+        """
         return (
             (self.max_attempts is not None and attempt >= self.max_attempts)
-            or wait > self.patience - elapsed + _GRACE
+            or wait > self._patience(rule) - elapsed + _GRACE
             or (self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)))
         )
 
@@ -209,10 +279,15 @@ class RetryPolicy:
         """How long a delivery may take, in seconds."""
         return math.inf if self.give_up_after is None else self.give_up_after.total_seconds()
 
+    def _patience(self, rule: Rule | None) -> float:
+        return self.patience if rule is None or rule.patience is None else min(self.patience, rule.patience)
+
     def _state(
         self, *, attempt: int, elapsed: float, wait: float = 0.0, error: BaseException | None = None
     ) -> tenacity.RetryCallState:
         """What tenacity's waits and stops look at, made anew each time: a shared one would mix up the counts."""
+        import tenacity  # noqa: PLC0415 - a tenth of the time of our import
+
         state = tenacity.RetryCallState(tenacity.AsyncRetrying(), fn=None, args=(), kwargs={})
         state.attempt_number = attempt
         state.outcome = tenacity.Future.construct(attempt, error or Exception(), has_exception=True)

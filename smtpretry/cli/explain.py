@@ -8,19 +8,22 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from smtpretry.policy import Decision, RetryPolicy
+from smtpretry.replies.patterns import compiled
 from smtpretry.replies.reply import READ, Reply
-from smtpretry.replies.rule import Action
-from smtpretry.replies.rules import DEFAULT_RULES
+from smtpretry.replies.rule import Action, Rule
+from smtpretry.replies.rules import usual_stage
 from smtpretry.replies.stage import Stage
-from smtpretry.replies.tables import described
+from smtpretry.replies.tables import described, duration
 
-from . import UNREADABLE, wrapped
+from . import UNREADABLE, policies, wrapped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-_POLICY = RetryPolicy()
+    from smtpretry.policy import Decision, RetryPolicy
+
+_WAITING = (Action.RETRY, Action.RECONNECT)
+_LISTED = 200  # attempts that a schedule lists at most: a policy may know no end
 
 # Where a reply stands in a line of a mail log or of a traceback, and what tells the stage there.
 _IN_LOGS = (
@@ -65,6 +68,8 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     explain.add_argument(
         "--stage", type=_stage, help=f"when it was said ({', '.join(_dashed(stage) for stage in Stage)}); else guessed"
     )
+    policies.add_to(explain)
+    explain.add_argument("--schedule", action="store_true", help="list when it would be tried, until it is given up")
     explain.add_argument("--json", action="store_true", help="one JSON object a line")
     explain.set_defaults(run=_explain)
 
@@ -94,12 +99,10 @@ def _explain(options: argparse.Namespace) -> int:
             print(f"{'argument' if options.reply else 'line'} {number}: {error}", file=sys.stderr)
             code = UNREADABLE
             continue
-        if options.stage:
-            facts = _facts(reply, options.stage, "given")
-        elif told:
-            facts = _facts(reply, told, "told")
-        else:
-            facts = _facts(reply, _guess(reply), "guessed")
+        stage, stage_is = _when(options.stage, told, reply)
+        facts = _facts(options.policy, reply, stage, stage_is)
+        if options.schedule and facts["action"]:
+            facts["schedule"], facts["then"] = _schedule(options.policy, reply, stage)
         print(json.dumps(facts, ensure_ascii=False) if options.json else "\n".join(_lines(facts)))
     return code
 
@@ -121,14 +124,37 @@ def _read(line: str) -> tuple[Reply, Stage | None]:
         raise
 
 
-def _guess(reply: Reply) -> Stage:
-    """The stage at which a reply is most often said."""
-    if reply.code in (432, 435, 534, 535, 538) or (reply.code == 454 and "relay" not in reply.text.lower()):  # noqa: PLR2004 - RFC 4954
-        return Stage.AUTH
-    return Stage.MAIL if reply.code in (523, 524, 530) else Stage.RCPT
+def _when(given: Stage | None, told: Stage | None, reply: Reply) -> tuple[Stage, str]:
+    """The stage, and how it is known."""
+    if given:
+        return given, "given"
+    return (told, "told") if told else (usual_stage(reply), "guessed")
 
 
-def _facts(reply: Reply, stage: Stage, told: str) -> dict[str, Any]:
+def _schedule(policy: RetryPolicy, reply: Reply, stage: Stage) -> tuple[list[int], str]:
+    """The seconds from the first attempt to each, where the server says the same each time; and what follows."""
+    times, elapsed, attempt = [0], 0.0, 1
+    able, mended = set(Action), set[Rule]()
+    while len(times) < _LISTED:
+        decision = policy.decide(reply, stage, able=able, attempt=attempt, elapsed=elapsed)
+        if decision.action is Action.FAIL:
+            return times, "then it fails"
+        if decision.action not in _WAITING:
+            able.remove(decision.action)  # a repair is made at once, and once
+            times.append(round(elapsed))
+            continue
+        at_once = decision.wait == 0 and decision.rule not in mended
+        mended.add(decision.rule)
+        wait = decision.wait if decision.wait or at_once else policy.backoff(attempt=attempt, elapsed=elapsed)
+        if policy.gives_up(attempt=attempt, elapsed=elapsed, wait=wait, rule=decision.rule):
+            return times, "then it is given up"
+        elapsed += wait
+        attempt += not at_once
+        times.append(round(elapsed))
+    return times, "and so on"
+
+
+def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "reply": str(reply),
         "code": reply.code,
@@ -139,32 +165,37 @@ def _facts(reply: Reply, stage: Stage, told: str) -> dict[str, Any]:
     }
     if reply.code < 400:  # noqa: PLR2004 - RFC 5321 §4.2.1
         return facts | {"action": None, "why": "The server accepts: nothing to do.", "source": "RFC 5321 §4.2.1"}
-    decision = _POLICY.decide(reply, stage)
+    decision = policy.decide(reply, stage)
     rule, said = decision.rule, reply.text[:READ].replace("\n", " ")
     return facts | {
         "action": decision.action.name,
-        "otherwise": _otherwise(decision, reply, stage),
+        "otherwise": _otherwise(policy, decision, reply, stage),
         "scope": decision.scope.name,
         "wait": round(decision.wait),
         "wait_is": _wait_is(decision, reply),
-        "row": next((number for number, row in enumerate(DEFAULT_RULES, start=1) if row is rule), None),
+        "slower": rule.slower,
+        "patience": rule.patience,
+        "name": rule.name,
+        "row": next((number for number, row in enumerate(policy.rules, start=1) if row is rule), None),
+        "rows": len(policy.rules),
         "matches": described(rule)["reply"],
-        "words": found[0] if rule.text and (found := re.search(rule.text, said, re.IGNORECASE)) else None,
+        "words": found[0] if rule.text and (found := compiled(rule.text, re.IGNORECASE).search(said)) else None,
         "why": rule.why,
+        "cure": rule.cure,
         "source": rule.source,
     }
 
 
-def _otherwise(decision: Decision, reply: Reply, stage: Stage) -> str | None:
+def _otherwise(policy: RetryPolicy, decision: Decision, reply: Reply, stage: Stage) -> str | None:
     """What happens where the session cannot do the action."""
     able = frozenset(Action) - {decision.action}
-    if decision.action in (Action.RETRY, Action.RECONNECT, Action.FAIL):
+    if decision.action in (*_WAITING, Action.FAIL):
         return None
-    return _POLICY.decide(reply, stage, able=able).action.name
+    return policy.decide(reply, stage, able=able).action.name
 
 
 def _wait_is(decision: Decision, reply: Reply) -> str | None:
-    if decision.action not in (Action.RETRY, Action.RECONNECT):
+    if decision.action not in _WAITING:
         return None
     if reply.retry_after is not None:
         return "named by the server"
@@ -182,11 +213,23 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"    action  {facts['action']}{otherwise}"
     yield f"    scope   {facts['scope']}"
     if facts["wait_is"]:
-        yield f"    wait    {facts['wait']} s ({facts['wait_is']})"
+        yield f"    wait    {facts['wait']} s ({facts['wait_is']}){'; the client slows down' * facts['slower']}"
+    if facts["patience"]:
+        yield f"    for     {duration(facts['patience'])} at most"
+    if "schedule" in facts:
+        yield from wrapped("tried", f"{', '.join(['now', *map(_at, facts['schedule'][1:])])}; {facts['then']}")
     hint = "; --stage says another" if facts["stage_is"] == "guessed" else ""
     yield f"    stage   {facts['stage']} ({facts['stage_is']}{hint})"
     yield from wrapped("why", facts["why"])
-    yield from wrapped("source", facts["source"])
-    row = f"{facts['row']} of {len(DEFAULT_RULES)}" if facts["row"] else "none: what holds where no row matches"
+    if facts["cure"]:
+        yield from wrapped("cure", facts["cure"])
+    if facts["source"]:
+        yield from wrapped("source", facts["source"])
+    row = f"{facts['row']} of {facts['rows']}" if facts["row"] else "none: what holds where no row matches"
+    name = f"{facts['name']}, " if facts["name"] else ""
     words = f": {facts['words']!r}" if facts["words"] else ""
-    yield f"    row     {row} ({facts['matches']}{words})"
+    yield f"    row     {name}{row} ({facts['matches']}{words})"
+
+
+def _at(time: int) -> str:
+    return duration(time) if time else "at once"

@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smtpretry.replies.rules import DEFAULT_RULES
-from smtpretry.replies.tables import described, markdown_table
+from smtpretry.replies.tables import described, kinds_table, markdown_table
 
-from . import UNREADABLE, wrapped
+from . import UNREADABLE, policies, wrapped
 
 if TYPE_CHECKING:
     import argparse
@@ -18,46 +17,65 @@ if TYPE_CHECKING:
 
     from smtpretry.replies.rule import Rule
 
-_MARKS = re.compile(r"(?<=<!-- rules -->\n).*?(?=<!-- /rules -->)", re.DOTALL)
+_TABLES = {"rules": markdown_table, "kinds": kinds_table}
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command to the parser's."""
     rules = commands.add_parser("rules", help="print the table", description="Print the table, first match first.")
+    policies.add_to(rules)
     rules.add_argument("--patterns", action="store_true", help="with the words that each row looks for")
     rules.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    rules.add_argument("--kinds", action="store_true", help="as a Markdown table of some dozen lines, by kind of reply")
     rules.add_argument(
-        "--into", type=Path, metavar="FILE", help="as Markdown, between <!-- rules --> and <!-- /rules --> in that file"
+        "--into",
+        type=Path,
+        metavar="FILE",
+        help="as Markdown, between <!-- rules --> and <!-- /rules --> in that file, the kinds between <!-- kinds --> and "
+        "<!-- /kinds -->",
     )
     rules.set_defaults(run=_rules)
 
 
 def _rules(options: argparse.Namespace) -> int:
     if options.into:
-        try:
-            page = options.into.read_text(encoding="utf-8")
-        except OSError as error:
-            print(f"{options.into}: {error.strerror}", file=sys.stderr)
-            return UNREADABLE
-        if not _MARKS.search(page):
-            print(f"{options.into}: no line <!-- rules --> with a later <!-- /rules -->", file=sys.stderr)
-            return UNREADABLE
-        options.into.write_text(_MARKS.sub(lambda _: markdown_table(), page), encoding="utf-8")
+        return _write_into(options.into)
+    if options.kinds:
+        print(kinds_table(), end="")
     elif options.markdown:
-        print(markdown_table(), end="")
+        print(markdown_table(options.policy.rules), end="")
     else:
-        for number, rule in enumerate(DEFAULT_RULES, start=1):
+        for number, rule in enumerate(options.policy.rules, start=1):
             print("\n".join(_row(number, rule, patterns=options.patterns)))
+    return 0
+
+
+def _write_into(file: Path) -> int:
+    try:
+        page = file.read_text(encoding="utf-8")
+    except OSError as error:
+        print(f"{file}: {error.strerror}", file=sys.stderr)
+        return UNREADABLE
+    found = 0
+    for name, table in _TABLES.items():
+        marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
+        page, times = re.subn(marks, lambda _, table=table: table(), page, flags=re.DOTALL)  # type: ignore[misc]
+        found += times
+    if not found:
+        print(f"{file}: no line <!-- rules --> with a later <!-- /rules -->, nor <!-- kinds -->", file=sys.stderr)
+        return UNREADABLE
+    file.write_text(page, encoding="utf-8")
     return 0
 
 
 def _row(number: int, rule: Rule, *, patterns: bool) -> Iterator[str]:
     about = described(rule)
     whom = "" if rule.scope is None else f"; concerns: {about['whom']}"
-    wait = "" if rule.wait is None else f"; wait: {about['wait']}"
-    yield f"{number:>3}  {about['reply']}; at: {about['at']}"
-    yield f"     -> {about['action']}{whom}{wait}"
-    yield from wrapped("", f"{rule.why} [{rule.source}]", indent=8)
+    wait = "" if rule.wait is None and not rule.slower else f"; wait: {about['wait']}"
+    patience = f"; for: {about['for']}" if about["for"] else ""
+    yield f"{number:>3}  {rule.name or '-'}: {about['reply']}; at: {about['at']}"
+    yield f"     -> {about['action']}{whom}{wait}{patience}"
+    yield from wrapped("", f"{rule.why} [{rule.source}]" if rule.source else rule.why, indent=8)
     for name in ("text", "unless") if patterns else ():
         for phrase in _phrases(getattr(rule, name)):
             yield f"        {name}: {phrase}"

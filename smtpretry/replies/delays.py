@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
+from .patterns import compiled
+
 # A duration alone is no delay ("unable to deliver in 840 minutes"): a phrase around it must say so. Each phrase below
 # is one way of saying so. All repetitions are bounded: the time is linear in the text.
 
 _LONGEST = 5 * 86400.0  # seconds
 _NAME = "@"  # stands for a word that is no language: an address, a link, a time stamp, an id
-_OPAQUE = re.compile(r"[@\\]|://|\d\.\d+\.\d|\d-\d+-\d|:\w*:\w*:")
+_OPAQUE = r"[@\\]|://|\d\.\d+\.\d|\d-\d+-\d|:\w*:\w*:"
 _CLOCK = r"\d{1,3}:[0-5]\d:[0-5]\d"
 _NUMBERS = {
     word: number
@@ -42,7 +44,8 @@ _UNITS = {
 _FIGURES = r"\d{1,7}(?:[.,]\d{1,3})?"
 _WORDS = rf"\b(?:half\s+an?|{'|'.join(sorted(_NUMBERS, key=len, reverse=True))})"
 # "5 minutes", "30s", "an hour", but not "as": a unit of one letter stands behind figures alone.
-_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b))(?:{'|'.join(_UNITS.values())})(?:\(s\))?(?![^\W\d])"
+_MORE = r"(?:more\s|further\s|additional\s)?"
+_PIECE = rf"(?:{_FIGURES}[\s-]{{0,2}}|{_WORDS}[\s-](?!\w\b)){_MORE}(?:{'|'.join(_UNITS.values())})(?:\(s\))?(?![^\W\d])"
 _DURATION = (
     rf"((?>(?<!after ){_CLOCK}(?!\s?(?:[ap]m|utc|gmt|[-+]\d)\b)"
     rf"|\d{{1,2}}:\d\d(?=\s?(?:min|hour))"
@@ -78,6 +81,8 @@ _BEFORE = (
     r"(?:remain(?:ing|s)?|left|missing|to\s(?:go|wait)|delay|until\s(?:re\w+|you|next|un\w+)"
     r"|before\s(?:re-?\w+|you|next|trying|sending|another|attempting))"
 )
+_THEN = rf"(?:,|,?\s)(?:(?:please\s)?{_AGAIN}\b|you\s(?:can|may|will))"
+_SHUT_OUT = r"(?:can\s?not|can't|not\s(?:allowed|permitted)\sto)\s(?:connect|send|deliver)"
 _IN = r"(?:\b(?:in|after|en|em|nach|over|not\s(?:before|earlier\sthan))\b|(?<=later\s)\()"
 _BARE = r"(\d{1,7})(?=\s?(?:$|[.,;:)\]}\"']))"  # a number of seconds without a word for it
 _PHRASES = (
@@ -86,13 +91,15 @@ _PHRASES = (
     # retry 5 minutes later
     rf"\b{_AGAIN}\W{{1,3}}{_DURATION}\s+(?:later|from\s+now)\b",
     # in 5 minutes try again; after 300 seconds, please retry
-    rf"(?:^|[.;:!,(]\s?|please\s|bitte\s)(?:in|after|nach|en)\s{_ABOUT}{_DURATION},?\s(?:please\s)?{_AGAIN}\b",
+    rf"(?:^|[.;:!,(]\s?|please\s|bitte\s)(?:in|after|nach|en)\s{_ABOUT}{_DURATION}{_THEN}",
     # dans 10 minutes; через 5 минут
     rf"\b(?:dans|через|tra|fra){_ABOUT}{_DURATION}",
     # greylisted for 300 seconds; you are being graylisted and will pass in 5 min
     rf"\bgr[ea]y-?\s?list\w*{_GAP}\b(?:for|in|after|of|is|für|pour|por){_ABOUT}{_DURATION}",
     # blocked for 10 minutes; temporarily rejected for the next hour
     rf"\b{_HELD}{_WORDS_BETWEEN}(?:for|during)\b{_ABOUT}{_DURATION}",
+    # you cannot connect for 2 hours; not allowed to send for a day
+    rf"\b{_SHUT_OUT}{_WORDS_BETWEEN}(?:for|during)\b{_ABOUT}{_DURATION}",
     # please wait 60 seconds; wait for another 5 minutes; delay: 30s; greylisting (5 min); retry interval is 5 min
     rf"\b{_WAIT}{_ABOUT}{_DURATION}",
     # limit expires in 45 seconds; quota resets in 3 hours; will be accepted after 5 min
@@ -105,11 +112,10 @@ _PHRASES = (
     rf"\bretry(?:[-_]?(?:after|in)[^\w-]{{1,4}}|\s(?:after|in)\s?[:=]\s?){_BARE}",
     rf"\b(?:seconds|secs)\s(?:remaining|left|to\swait)\s?[:=]\s?{_BARE}",
 )
-_DELAY = re.compile("|".join(_PHRASES), re.IGNORECASE)
-_PIECES = re.compile(
-    rf"(?:({_FIGURES})[\s-]{{0,2}}|({_WORDS})[\s-](?!\w\b))"
-    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?:\(s\))?(?![^\W\d])",
-    re.IGNORECASE,
+_DELAY = "|".join(_PHRASES)
+_PIECES = (
+    rf"(?:({_FIGURES})[\s-]{{0,2}}|({_WORDS})[\s-](?!\w\b)){_MORE}"
+    rf"(?:{'|'.join(f'({unit})' for unit in _UNITS.values())})(?:\(s\))?(?![^\W\d])"
 )
 
 
@@ -121,7 +127,7 @@ def _seconds(duration: str) -> float:
     if duration.isdecimal():
         return float(duration)
     total = 0.0
-    for figures, word, *units in _PIECES.findall(duration):
+    for figures, word, *units in compiled(_PIECES, re.IGNORECASE).findall(duration):
         total += _number(figures or word) * next(size for size, unit in zip(_UNITS, units, strict=True) if unit)
     return total
 
@@ -135,8 +141,8 @@ def _number(word: str) -> float:
 
 def delay_in(text: str) -> float | None:
     """The seconds to wait that the text asks for, or None."""
-    words = [_NAME if _OPAQUE.search(word) else word for word in text.split()]
-    if (found := _DELAY.search(" ".join(words))) is None:
+    words = [_NAME if compiled(_OPAQUE).search(word) else word for word in text.split()]
+    if (found := compiled(_DELAY, re.IGNORECASE).search(" ".join(words))) is None:
         return None
     seconds = _seconds(next(group for group in found.groups() if group is not None))
     return seconds if 0 < seconds <= _LONGEST else None

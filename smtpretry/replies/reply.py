@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from .delays import delay_in
+from .patterns import compiled
 
 if TYPE_CHECKING:
     from .stage import Stage
@@ -72,7 +73,7 @@ class Reply:
         if not line:
             msg = "no reply: the line is empty"
             raise ValueError(msg)
-        begin = _BEGIN.match(line)
+        begin = compiled(_BEGIN, re.ASCII).match(line)
         if begin is None:
             msg = f"no reply: {_cut(line, 60)!r} does not begin with a three-digit code, a space and a text"
             raise ValueError(msg)
@@ -138,36 +139,36 @@ class Said:
 # --- Reading the status -----------------------------------------------------------------------------------------------
 
 _ENHANCED = r"[245]\.\d{1,3}\.\d{1,3}"
-_LEADING = re.compile(rf"({_ENHANCED})(?=\s|$)", re.ASCII)
+_LEADING = rf"({_ENHANCED})(?=\s|$)"
 # "5.7.1: Denied", "'5.1.1 <bob@example.com>... User unknown'", "no such user (#5.1.1)", "denied [5.7.1]"
-_INLINE = re.compile(rf"(?:^['\"]?|#|[(\[])({_ENHANCED})\b(?!\.\d)", re.ASCII)
-_BEGIN = re.compile(r"(\d{3})([ -]|(?=\n|$))", re.ASCII)
+_INLINE = rf"(?:^['\"]?|#|[(\[])({_ENHANCED})\b(?!\.\d)"
+_BEGIN = r"(\d{3})([ -]|(?=\n|$))"
 
 
 def _status(line: str) -> str | None:
     """The enhanced status that leads a line."""
-    found = _LEADING.match(line)
+    found = compiled(_LEADING, re.ASCII).match(line)
     return found and found[1]
 
 
 def _within(text: str) -> str | None:
     """The enhanced status that stands within a text."""
-    found = _INLINE.search(text, 0, READ)
+    found = compiled(_INLINE, re.ASCII).search(text, 0, READ)
     return found and found[1]
 
 
 # --- Cleaning ---------------------------------------------------------------------------------------------------------
 
-_ESCAPES = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]?")
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\xa0\u2028\u2029]")  # all but the line feed
-_INVISIBLE = re.compile("[\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")  # direction marks and kin
-_UNDECODED = re.compile("[\ud800-\udfff]")
+_ESCAPES = "\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)?|\x1b[ -/]*[0-~]?"
+_CONTROLS = "[\x00-\x09\x0b-\x1f\x7f-\x9f\xa0\u2028\u2029]"  # all but the line feed
+_INVISIBLE = "[\xad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"  # direction marks and kin
+_UNDECODED = "[\ud800-\udfff]"
 
 
 def _clean(text: str) -> str:
     """Text that can neither steer a terminal nor forge a line of a log, and that any codec can write."""
-    text = _ESCAPES.sub("", text)
-    text = _UNDECODED.sub("\ufffd", _INVISIBLE.sub("", _CONTROLS.sub(" ", text)))
+    text = compiled(_ESCAPES).sub("", text)
+    text = compiled(_UNDECODED).sub("\ufffd", compiled(_INVISIBLE).sub("", compiled(_CONTROLS).sub(" ", text)))
     return "\n".join(line.strip() for line in text.strip().split("\n"))
 
 

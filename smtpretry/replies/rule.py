@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 
+from .patterns import compiled
 from .reply import CODES, NO_REPLY, READ, Reply
 from .stage import Scope, Stage
 
@@ -29,7 +30,14 @@ class Action(Enum):
 
 
 _LAST_RESORTS = (Action.RETRY, Action.RECONNECT, Action.FAIL)
-_STATUS = re.compile(r"(?:[245]|x)\.(?:\d{1,3}|\*|x)\.(?:\d{1,3}|\*|x)", re.ASCII)
+_STATUS = r"(?:[245]|x)\.(?:[0-9]{1,3}|\*|x)\.(?:[0-9]{1,3}|\*|x)"
+_NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
+
+
+class Words(str):
+    """A regular expression of this library's own, known to compile: it is compiled when it is first searched for."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -48,19 +56,25 @@ class Rule:
         login: True for sessions that could log in and have not done so only: what is final for all others.
         fewer: True where the server has too many connections of this client: while others are open, their number stays
             below that for the time of the wait, and nothing else waits.
+        slower: True where the server says that this client sends too fast: the client lowers its pace.
         scope: whom it concerns; None for the stage's own (RCPT: the recipient; CONNECT, EHLO, STARTTLS, AUTH: the
             server; else the message).
-        wait: seconds that such trouble lasts at least, 0 where there is nothing to wait for; None for the backoff of
-            the policy.
+        wait: seconds before the second attempt. It wins over the policy's `wait`, longer or shorter. With each further
+            refusal it doubles, up to 15 minutes or the policy's `wait`, whichever is longer. 0 where there is nothing
+            to wait for; None for the policy's `wait`. A delay that the server names wins over both.
+        patience: seconds after which this kind of refusal is given up, counted from the first attempt, where the
+            policy itself is more patient; None for the policy's `give_up_after`.
         otherwise: what to do where the session cannot do `action`: RETRY, RECONNECT or FAIL; None for FAIL for a 5xx,
             RETRY else.
+        name: a short name in lower case, words joined by hyphens ("greylisted"): for metrics, logs and `explain`.
         why: the reason, one sentence for a ticket.
+        cure: what a person can do where the refusal lasts, one sentence; for the note on the exception.
         source: who says so: the RFC and section, or the page of the provider.
 
     Raises:
-        ValueError: a code outside 200 to 599, a status or a regular expression that cannot be read, a wait below zero
-            or not finite, or a rule that can match nothing: an empty range, tuple or collection of stages, a status
-            where there is no reply.
+        ValueError: a code outside 200 to 599, a status, a regular expression or a name that cannot be read, a wait
+            below zero or a patience that is not above zero, either not finite, or a rule that can match nothing: an
+            empty range, tuple or collection of stages, a status where there is no reply.
         TypeError: a value of another type.
     """
 
@@ -73,40 +87,47 @@ class Rule:
     token: bool = False
     login: bool = False
     fewer: bool = False
+    slower: bool = False
     scope: Scope | None = None
     wait: float | None = None
+    patience: float | None = None
     otherwise: Action | None = None
+    name: str = ""
     why: str = ""
+    cure: str = ""
     source: str = ""
-    _status: re.Pattern[str] | None = field(init=False, compare=False, default=None)
-    _text: re.Pattern[str] | None = field(init=False, compare=False, default=None)
-    _unless: re.Pattern[str] | None = field(init=False, compare=False, default=None)
 
     def __post_init__(self) -> None:
         """Refuse at once what can never be meant."""
         _check(self.action, Action, "action")
         _check(self.otherwise, Action, "otherwise", optional=True)
         _check(self.scope, Scope, "scope", optional=True)
-        _check(self.token, bool, "token")
-        _check(self.login, bool, "login")
-        _check(self.fewer, bool, "fewer")
-        _check(self.why, str, "why")
-        _check(self.source, str, "source")
+        for name in ("token", "login", "fewer", "slower"):
+            _check(getattr(self, name), bool, name)
+        for name in ("name", "why", "cure", "source"):
+            _check(getattr(self, name), str, name)
+        if self.name and not compiled(_NAME).fullmatch(self.name):
+            msg = f'name is words in lower case joined by hyphens, such as "greylisted", not {self.name!r}'
+            raise ValueError(msg)
         if self.otherwise is not None and self.otherwise not in _LAST_RESORTS:
             msg = f"otherwise is what every session can do, RETRY, RECONNECT or FAIL, not {self.otherwise.name}"
             raise ValueError(msg)
+        _check_seconds(self.wait, "wait")
+        _check_seconds(self.patience, "patience", above=True)
+        self._check_what_it_matches()
+
+    def _check_what_it_matches(self) -> None:
         self._check_code()
-        self._check_wait()
         if self.stages is not None:
             object.__setattr__(self, "stages", _stages(self.stages))
         if self.enhanced is not None:
-            object.__setattr__(self, "_status", _status(self.enhanced))
+            _check_status(self.enhanced)
             if self.code == NO_REPLY:
                 msg = "a rule for NO_REPLY with an enhanced status can match nothing: silence has no status"
                 raise ValueError(msg)
         for name in ("text", "unless"):
             if (pattern := getattr(self, name)) is not None:
-                object.__setattr__(self, f"_{name}", _pattern(pattern, name))
+                _check_pattern(pattern, name)
         if self.text is not None and self.text == self.unless:
             msg = f"a rule for a text unless that same text can match nothing: {self.text!r}"
             raise ValueError(msg)
@@ -125,16 +146,6 @@ class Rule:
             msg = f"a reply code is from 200 to 599, or NO_REPLY (-1), not {wrong[0]}"
             raise ValueError(msg)
 
-    def _check_wait(self) -> None:
-        if self.wait is None:
-            return
-        if isinstance(self.wait, bool) or not isinstance(self.wait, (int, float)):
-            msg = f"wait is a number of seconds or None, not {self.wait!r}"
-            raise TypeError(msg)
-        if not 0 <= self.wait < math.inf:
-            msg = f"wait is a finite number of seconds, 0 or more, not {self.wait!r}"
-            raise ValueError(msg)
-
     def matches(self, reply: Reply, stage: Stage, *, token: bool = False, login: bool = False) -> bool:
         """Whether this row is about that reply, said at that stage, in such a session."""
         if (self.token and not token) or (self.login and not login):
@@ -143,12 +154,20 @@ class Rule:
             return False
         if self.code is not None and reply.code not in ((self.code,) if isinstance(self.code, int) else self.code):
             return False
-        if self._status is not None and not (reply.enhanced and self._status.fullmatch(reply.enhanced)):
+        if self.enhanced is not None and not self._has_status(reply.enhanced):
             return False
         text = reply.text[:READ].replace("\n", " ")
-        if self._text is not None and not self._text.search(text):
+        if self.text is not None and not compiled(self.text, re.IGNORECASE).search(text):
             return False
-        return self._unless is None or not self._unless.search(text)
+        return self.unless is None or not compiled(self.unless, re.IGNORECASE).search(text)
+
+    def _has_status(self, enhanced: str | None) -> bool:
+        parts = (enhanced or "").split(".")
+        return any(
+            all(wanted in ("x", "*", part) for wanted, part in zip(status.split("."), parts, strict=False))
+            for status in ((self.enhanced,) if isinstance(self.enhanced, str) else self.enhanced or ())
+            if enhanced
+        )
 
     def __repr__(self) -> str:
         """As it is written, without what is left out."""
@@ -157,7 +176,7 @@ class Rule:
     def _given(self) -> Iterator[tuple[str, str]]:
         for each in fields(self):
             value = getattr(self, each.name)
-            if each.init and value != each.default:
+            if value != each.default:
                 if each.name == "stages":
                     value = "{" + ", ".join(f"Stage.{stage.name}" for stage in Stage if stage in value) + "}"
                 yield each.name, value if each.name == "stages" else repr(value)
@@ -183,7 +202,18 @@ def _stages(stages: Iterable[Stage]) -> frozenset[Stage]:
     return stages
 
 
-def _status(enhanced: str | tuple[str, ...]) -> re.Pattern[str]:
+def _check_seconds(value: float | None, name: str, *, above: bool = False) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        msg = f"{name} is a number of seconds or None, not {value!r}"
+        raise TypeError(msg)
+    if not 0 <= value < math.inf or (above and value == 0):
+        msg = f"{name} is a finite number of seconds, {'more than 0' if above else '0 or more'}, not {value!r}"
+        raise ValueError(msg)
+
+
+def _check_status(enhanced: str | tuple[str, ...]) -> None:
     each = (enhanced,) if isinstance(enhanced, str) else enhanced
     if not isinstance(each, tuple) or not all(isinstance(status, str) for status in each):
         msg = f'enhanced is a status such as "4.2.2", "x.7.26" or "4.7.*", or a tuple of such, not {enhanced!r}'
@@ -192,19 +222,20 @@ def _status(enhanced: str | tuple[str, ...]) -> re.Pattern[str]:
         msg = "a rule with no enhanced status can match nothing: the tuple is empty"
         raise ValueError(msg)
     for status in each:
-        if not _STATUS.fullmatch(status):
+        if not compiled(_STATUS).fullmatch(status):
             msg = f'an enhanced status is of class 2, 4, 5 or x, such as "4.2.2", "x.7.26" or "4.7.*", not {status!r}'
             raise ValueError(msg)
-    return re.compile("|".join(s.replace(".", r"\.").replace("x", r"\d+").replace("*", r"\d+") for s in each))
 
 
-def _pattern(text: str, name: str) -> re.Pattern[str]:
+def _check_pattern(text: str, name: str) -> None:
     _check(text, str, name)
     if not text:
         msg = f"{name} is empty and would be found in every reply; leave it out"
         raise ValueError(msg)
+    if isinstance(text, Words):
+        return
     try:
-        return re.compile(text, re.IGNORECASE)
+        compiled(text, re.IGNORECASE)
     except (re.error, OverflowError, RecursionError) as error:
         msg = f"{name} is no regular expression: {error} in {text!r}"
         raise ValueError(msg) from error

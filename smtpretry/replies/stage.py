@@ -41,6 +41,11 @@ class Stage(Enum):
         return self in _BEFORE_MAIL
 
     @property
+    def before_recipients(self) -> bool:
+        """Whether no recipient has been named yet."""
+        return self is Stage.MAIL or self.before_mail
+
+    @property
     def in_transaction(self) -> bool:
         """Whether a refusal here leaves a transaction open."""
         return self in _IN_TRANSACTION

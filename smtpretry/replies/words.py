@@ -5,26 +5,29 @@ Gaps and repetitions are bounded: linear time.
 
 from __future__ import annotations
 
+from .rule import Words
 from .stage import Stage
 
 
-def either(*phrases: str) -> str:
+def either(*phrases: str) -> Words:
     """One of these."""
-    return "|".join(phrases)
+    return Words("|".join(phrases))
 
 
 ANY_4XX, ANY_5XX, REFUSALS = range(400, 500), range(500, 600), range(400, 600)
 TRANSACTION = (Stage.MAIL, Stage.RCPT, Stage.DATA, Stage.END_OF_DATA)
 FILLING = (Stage.RCPT, Stage.DATA, Stage.END_OF_DATA)
 
+# --- Log in, encrypt --------------------------------------------------------------------------------------------------
+
 _REQUIRED = r"(?:requi\w{0,2}red|needed|mandatory|necessary|first)\b"
 _MUST = r"\b(?:must|need to|have to|please|should|first)\b(?! not)"
-_FORBIDDEN = r"(?:denied|not (?:permitted|allowed|authori[sz]ed)|prohibited|refused|is disabled)\b"
+_FORBIDDEN = r"(?:denied|not (?:permitted|allowed|authori[sz]ed)|prohibited|refused|reject\w*|forbidden|is disabled)\b"
 _CANNOT = (
     r"\b(?:unable|not (?:permitted|allowed|authori[sz]ed|configured)|can ?not|can't|won't|will not"
-    r"|do(?:es)?(?: not|n't)|refus\w+)"
+    r"|do(?:es)?(?: not|n't)|refus\w+|den(?:y|ies))"
 )
-TIMEOUT = r"\btime(?:d |-)?out\b"
+TIMEOUT = either(r"\btime(?:d |-)?out\b")
 
 BAD_CERTIFICATE = either(
     r"certificate[ _]verify[ _]failed",
@@ -38,128 +41,239 @@ TLS = either(
     r"\b(?:requires?|only)\b.{0,30}\b(?:tls|ssl|encrypted|secure connection)\b",
     r"(?:\bnot|n't) (?:sent )?(?:over|via) an? (?:tls|ssl|encrypted)\b",
     r"\bdisallowed on (?:non-secure|unencrypted)",
+    r"\b(?:verschl[üu]ssel|chiffr|cifrad|crittograf)\w+\b.{0,20}\b(?:erforderlich|requise?|requerid\w+|richiest\w+)",
 )
-BAD_SMTP = either(
-    r"\b(?:protocol|syntax) (?:error|violation)",
-    r"\bpipelin",
-    r"\binvalid base64",
-    r"\bbare (?:cr|lf|newline|line.?feed)",
-    r"smtplf|barelf",  # the pages that qmail and Haraka name
+LOG_IN = either(
+    r"\bauth\w{0,14} (?:is |was |command )?" + _REQUIRED,
+    r"\brequires? (?:\w{1,20} ){0,2}(?:auth\w*|log-?in)\b",
+    _MUST + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be authenticated|(?:issue|send|use|do) (?:an )?auth)\b",
+    _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
+    r"\bnot logged[- ]in\b|\blog ?in first\b|\bunauthenticated senders?\b.{0,8}\bnot allowed",
+    r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
+    r"\bonly authenticated (?:users|clients|senders)|\b(?:allowed|accepted) (?:only )?(?:for|from) authenticated\b",
+    r"\banonymous (?:\w{1,20} ){0,2}not allowed",
+    r"\bauthenti\w+ (?:ist |est )?(?:erforderlich|notwendig|n[ée]cessaire|requise|obligatoire)",
+    r"\bautenti\w+ (?:(?:es|é|è) )?(?:requerida|necesaria|obrigat\w+|necess[áa]ri[ao]|richiesta)",
+    r"\bse requiere autenticaci[oó]n|требуется (?:smtp.)?(?:авториз|аутентиф)|需要.{0,8}(?:认证|身份验证)|認証が必要",
 )
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch))\b"
+RELAY = either(
+    r"\brelay(?:ing)?(?: \S{1,60}){0,3} " + _FORBIDDEN,
+    _CANNOT + r"(?: to)? (?:\w{1,20} )?relay\b",
+    r"\bno relay|\bnot an? (?:open )?relay\b|\bunauthori[sz]ed relay",
+    r"\bcannot deliver mail for\b",  # Haraka, for whom it does not relay
+    r"\b(?:list of allowed|in my) rcpthosts\b",  # qmail
+    r"\bclient host rejected: access denied",  # Postfix, where a submission service checks the client first
+    r"\blocal users? only\b",  # NetEase
+)
+TOKEN = either(
+    r"\btoken\b.{0,30}\b(?:expired|invalid|revoked|not valid|rejected|refused)\b",
+    r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
+)
+TOO_MANY_LOG_INS = either(r"\btoo many (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
+
+# --- How SMTP is spoken -----------------------------------------------------------------------------------------------
+
+BARE_LF = either(r"\bbare (?:cr|lf|newline|line.?feed)", r"smtplf|barelf")  # the pages that qmail and Haraka name
+BAD_SMTP = either(BARE_LF, r"\b(?:protocol|syntax) (?:error|violation)", r"\bpipelin", r"\binvalid base64")
+TOO_BIG = either(
+    r"\btoo (?:big|large)\b|\bmessage size\b|\bsize limit\b|\btoo much (?:mail )?data\b",
+    r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
+)
+
+# --- Limits -----------------------------------------------------------------------------------------------------------
+
+_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|more than)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
     r"\b(?:per|in|on|for|during|over|of) " + _THIS_SESSION,
-    r"\bsession exceeded|\bsession limit",
+    r"\b(?:messages?|e?mails?|msgs?|transactions?|deliver\w+) (?:per|in|on|for|during|over) "
+    + _THIS_SESSION
+    + r".{0,12}\b(?:limit|max\w*|exceed\w*|reach\w*)\b",
+    r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",
     r"\btoo many (?:messages|e?mails) sent\W{0,3}$",
+    r"\bMI:DMC\b",  # NetEase
 )
-_MESSAGES = r"(?:(?:concurrent|open|smtp|simultaneous|recent) )?(?:messages|e?mails?|connections?|sessions)\b"
+_MESSAGES = (
+    r"(?:(?:concurrent|open|smtp|simultaneous|recent|outgoing|outbound) )?(?:messages|e?mails?|connections?|sessions)\b"
+)
 _SOME = r"(?:(?!invalid|unknown|bad|fail|wrong|non)\w{1,20} )"
 TOO_MANY_RECIPIENTS = either(
-    rf"\btoo m(?:any|uch) {_SOME}{{0,2}}(?:recipients|rcpts?|addressees)\b",
-    rf"\b(?:max\w*|more than|exceed\w*|number of) {_SOME}{{0,5}}(?:recipients|rcpts)\b",
-    rf"\blimit\w* {_SOME}{{0,2}}\d+ recipients\b",
-    r"\brecipients? (?:limit|count)\b",
+    rf"\btoo m(?:any|uch) {_SOME}{{0,2}}(?:recipients|rcpts?|addressees|receivers|destinations)\b",
+    rf"\b(?:max\w*|more than|exceed\w*|number of|up to) {_SOME}{{0,5}}(?:recipients|rcpts|receivers)\b",
+    rf"\blimit\w* {_SOME}{{0,2}}\d+ (?:recipients|rcpts)\b",
+    r"\b(?:recipients?|rcpts?) (?:per \w{1,20} )?(?:limit|count)\b",
     r"\brecipients\b(?! (?:is |are )?not).{0,20}\b(?:exceed\w*|reached|limit|allowed)\b",
     r"\bseparate transaction|\bmultiple (?:\w{1,20} )?domains\b",
     r"\b(?:one|single) (?:recipient|rcpt|domain)\b.{0,20}\b(?:at a time|per|only)\b",
+    r"\b(?:only|just) (?:one|1|a single) (?:recipient|rcpt|domain)\b",
+    r"\bzu ?viele empf|\btrop de destinataires|\b(?:demasiados|muitos) destinat[aá]rios|\btroppi destinatari",
+    r"收件人.{0,6}(?:过多|超)",
 )
-BAD_RECIPIENTS = r"\b(?:invalid|unknown|bad|wrong|failed|non-?existent) (?:recipients|users|rcpts)\b"
+BAD_RECIPIENTS = either(r"\b(?:invalid|unknown|bad|wrong|failed|non-?existent) (?:recipients|users|rcpts)\b")
+ANOTHER_MATTER = either(  # words that show that a status is about something else than the number of recipients
+    r"\b(?:rcpthosts|relay\w*|domains?|senders?|users?|mailbox|hosts?|client|ip|spam|virus|block\w*|sizes?|messages"
+    r"|e?mails|syntax|helo|ehlo|auth\w*|unknown|invalid|denied|password|length|content)\b"
+)
 WINDOW = either(  # what says that a limit is one of time, and not of this session or transaction
     r"\b(?:hours?|hourly|daily|days?|minutes?|seconds?|weekly|monthly|today|24 ?h\w*|from|received|sent|recent\w*)\b",
-    r"\b(?:throttl\w+|frequen\w+|quota|rate|too (?:fast|quickly|often))\b",
+    r"\b(?:throttl\w+|frequen\w+|quota|rate|too (?:fast|quickly|often))\b|\bslow",
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )
-_WITHIN = r".{0,80}\b(?:this|per|an?|each|every|one|last|past) ?"
+_WITHIN = r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within)|/) ?"
+_OVER_IT = r".{0,40}\b(?:limit\w*|quota|max\w*|exceed\w*|reached)\b"
+_COUNTED = r"\b(?:messages|e?mails?|msgs?|recipients|rcpts|connections)"
+
+
+def _per(unit: str, adjective: str) -> str:
+    """A limit for such a time, in either order: "too many messages per hour", "hourly limit"."""
+    return "|".join(
+        (
+            rf"{_LIMIT}{_WITHIN}{unit}\b",
+            rf"{_COUNTED} ?(?:per|/|an?|each|every|in the last) ?{unit}\b{_OVER_IT}",
+            rf"\b{adjective}\b.{{0,24}}\b(?:limit|quota|max\w*|allowance)\b",
+        )
+    )
+
+
+PER_SECOND = either(
+    _per(r"(?:1 ?)?(?:sec(?:ond)?s?|s)", r"per[ -]second"), r"\bmaximum send(?:ing)? rate\b"
+)  # Amazon SES's
+PER_MINUTE = either(_per(r"(?:(?:\d{1,2} ?)?min(?:ute)?s?|[1-9]\d ?s(?:ec(?:ond)?s?)?)", r"per[ -]minute"))
 QUOTA = either(
-    r"\b(?:hour|hourly|daily|day)\b.{0,24}\b(?:limit|quota)\b|\bfor the day\b",
-    r"\b(?:sending|submission|throttling|count) ?(?:limit|quota) ?(?:exceed|reached)",
+    _per(
+        r"(?:\d{1,2} ?)?(?:hours?|hr|h|days?|24 ?h\w*|week|month)", r"(?:hour|hourly|daily|day|24.hour|weekly|monthly)"
+    ),
+    r"\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
+    r"\b(?:sending|submission|throttling|count|send) ?(?:limit|quota) ?(?:is |was |has been )?(?:exceed|reached)",
     r"\b(?:exceed|reach)(?:s|ed|ing)?\b.{0,30}\b(?:sending|submission) (?:limit|quota)",
-    _LIMIT + _WITHIN + r"(?:hour|day|24 ?h\w*)\b|" + _LIMIT + r".{0,40}\btoday\b",
+    r"\bsent too many (?:e-?mails|mails|messages)\b.{0,80}\b(?:hours?|days?)\b",
+    r"\bMI:STC\b|\bMI:SFQ\b|\bRP:QRC\b",  # NetEase
 )
 RATE = either(
-    r"\b(?:rate|frequency)[- ]?(?:is |was )?(?:limit|overlimit|exceed)|\bsending rate\b|\bat a rate that|\bthrottl",
-    _LIMIT + _WITHIN + r"(?:minute|second)\b",
+    r"\b(?:rate|frequency|volume)[- ]?(?:is |was |has been )?(?:limit|overlimit|exceed)",
+    r"\bfrequency of\b.{0,40}\blimited",
+    r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
     r"(?:recipients|mail|messages|connections|commands|sessions|requests) from\b",
-    r"\btoo (?:fast|quickly|often|frequent)|\bslow down\b",
-    rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))",
+    r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
+    rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
+    r"\bexceeded your (?:\w{1,20} )?limits?\b",
+    r"\bmessages? limit (?:reached|exceeded)(?! (?:for|on|in) (?:this|the))",
+    r"\b(?:e?mail|message)s? (?:send(?:ing)? )?limit exceeded",
+    r"\btrop (?:de (?:messages|courriels|mails)|vite)",
+    r"\bzu ?viele (?:nachrichten|e?-?mails|verbindungen)|\bzu schnell\b",
+    r"\bdemasiados? (?:mensajes|correos)|\btroppi messaggi|\bmuitas mensagens|频率|頻率|发送过快",
+    r"\bHL:IFC\b",  # NetEase
 )
-MAILBOX = r"\b(?:mail ?box|inbox|over ?quota|storage)\b"
+REPUTATION = either(r"\breputation\b|\bcomplaints?\b|\bunusual (?:rate|volume)|\bunexpected volume|\bunsolicited\b")
+CROWD = either(
+    r"\b(?:concurrent|simultaneous|many|maximum|number of)\b.{0,30}\b(?:connections?|sessions?)\b|\btrop de connexions",
+    r"\bconnections? (?:limit|count)\b|\bsender thread limit|\bHL:ICC\b",
+    r"\bzu ?viele (?:gleichzeitige )?verbindungen|\bdemasiadas conexiones|\btroppe connessioni",
+)
+PER_TIME = either(r"\brate\b|\b(?:hour|day|minute|second|sec|min)s?\b")
+
+# --- The recipient ----------------------------------------------------------------------------------------------------
+
+RECIPIENT_RATE = either(
+    r"\breceiving (?:e-?)?mails?\b|\breceiving (?:too many )?messages\b|\b(?:to|for) this (?:recipient|mailbox)\b",
+    r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
+    r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
+    r"\b(?:mailbox|recipient)\b.{0,30}\btoo (?:many|much) (?:new )?(?:mail|message)s? (?:in|within|per|at)\b",
+)
+MAILBOX = either(r"\b(?:mail ?box|inbox|over ?quota|storage)\b")
+HOARD = either(  # too many messages that lie in the mailbox already
+    r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b",
+    r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
+    r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)",
+    r"\b(?:messages|e?mails) in (?:\w{1,5} )?(?:mail ?box|inbox)\b.{0,30}\b(?:limit|exceed\w*|max\w*)",
+    r"\bzu ?viele e?-?mails (?:auf|im)\b",
+)
+MAILBOX_FULL = either(
+    HOARD,
+    r"\b(?:mail ?box|inbox|account(?:\(s\))?|user|recipient|maildir|mail ?drop)\b.{0,40}"
+    r"\b(?:full|quota|storage|enough (?:disk )?space)\b",
+    r"\b(?:mail ?box|inbox) (?:size |storage )?(?:limit|quota)",
+    r"\bexceed\w*\b.{0,20}\b(?:mail ?box|inbox) (?:size|limit)",
+    r"\bover ?quota|\bover (?:his|her|its|their|the) (?:\w{1,20} )?quota",
+    r"\bquota (?:is )?(?:exceeded|full)|\bfull (?:mail ?box|inbox)",
+    r"\bexceeded storage allocation",
+    r"\bbo[iî]te\b.{0,30}\bpleine|\b(?:postfach|mailbox)\b.{0,20}\bvoll\b",
+    r"\bbuz[oó]n\b.{0,20}\bllen[oa]|\bcasella\b.{0,20}\bpiena",
+    r"\bcaixa\b.{0,20}\bcheia|переполнен|邮箱.{0,4}(?:已满|满)|信箱.{0,4}(?:已滿|滿)",
+)
+_WHO = r"(?:user|mail-? ?box|recipient|account|address(?:ee)?|e-?mail address|inbox)"
+_CLOSED = r"(?:inactive|disabled|closed|deactivated|suspended)"
+NO_SUCH_USER = either(
+    rf"\b{_WHO} (?:\w{{1,20}} )?(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
+    rf"\b(?:no such|unknown|invalid|non-?existent|bad) (?:local )?{_WHO}\b",
+    r"\bdoes(?: not|n't) have an? (?:\w{1,20} )?(?:account|mailbox)\b|\bno (?:account|mailbox) (?:by|with|for|here)\b",
+    rf"\b{_CLOSED} {_WHO}\b|\b{_WHO} (?:\w{{1,20}} )?{_CLOSED}\b",
+    r"\bempf[äa]e?nger unbekannt|\butilisateur inconnu|\bdestinataire inconnu",
+    r"\busuario desconocido|\butente sconosciuto",
+    r"不存在|нет такого|не существует",
+)
+UNSURE = either(
+    r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
+    r"try|retry|wait|too many|rate|quota|full|limit",
+)
+ONE_OF_MANY = either(r"\b(?:recipient|mail ?box|user|this (?:domain|address|account))\b")
+
+# --- Now or never -----------------------------------------------------------------------------------------------------
+
 FOR_NOW = either(
     r"\btempor(?:ar|är)\w*\b(?! e?-?mail| address| domain)|\btransient\b|\bdeferred\b",
     r"\b(?:try|retry|resend|send|come|again|attempt\w*)\b.{0,24}\blater\b|\blater\b.{0,8}\btry",
     r"\b(?:try|retry) (?:again )?(?:in|after|soon|shortly)\b",
-    r"\bplus tard\b|\bm[aá]s tarde\b|\bsp[aä]ter\b",
+    r"\bplus tard\b|\bm[aá]s tarde\b|\bmais tarde\b|\bpi[uù] tardi\b|\bsp[aä]ter\b",
+    r"\bпозже\b|稍后|稍後",  # noqa: RUF001 - Russian is meant
 )
-GREYLIST = r"\bgr[ea]y[- ]?list"
+GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
+BUSY = either(
+    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
+)
+STORAGE = either(
+    r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
+    r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system (?:storage )?(?:is )?full|\bno space left",
+)
+OUT_OF_SERVICE = either(
+    r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)",
+    r"\b(?:system|server|internal) (?:problem|error|failure)\b",
+)
+
+# --- The sender -------------------------------------------------------------------------------------------------------
+
 SENDER_AUTH = either(
     r"\b(?:spf|dkim|dmarc)\b",
     r"\b(?:sender|e-?mail|message|mail) is (?:un|not )authenticated|\bunauthenticated (?:e-?mail|message)",
     r"\bauthentication (?:checks|information|level|results)\b",
     r"\bname lookup failed",
 )
-LOG_IN = either(
-    r"\bauth\w{0,14} (?:is |was |command )?" + _REQUIRED,
-    r"\brequires? (?:\w{1,20} )?(?:auth\w*|log-?in)\b",
-    _MUST + r".{0,12}\b(?:log ?in|log on|authenticate|be authenticated|(?:issue|send|use|do) (?:an )?auth)\b",
-    _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
-    r"\bnot logged[- ]in\b|\blog ?in first\b|\bunauthenticated senders?\b.{0,8}\bnot allowed",
-    r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
-)
-RELAY = either(
-    r"\brelay(?:ing)?(?: \S{1,60}){0,3} " + _FORBIDDEN,
-    _CANNOT + r"(?: to)? relay\b",
-    r"\bno relay|\bnot a relay\b",
-    r"\bcannot deliver mail for\b",  # Haraka, for whom it does not relay
-    r"\bclient host rejected: access denied",  # Postfix, where a submission service checks the client first
-)
 NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)",
     r"\bhelo command rejected",
-    r"\b(?:no|missing|invalid|without|bad)(?: valid)? (?:reverse.?dns|rdns|ptr|reverse host)",
+    r"\b(?:no|missing|invalid|without|bad)(?: valid)? (?:(?:dns )?ptr|reverse.?dns|rdns|reverse host)",
     r"\b(?:reverse.?dns|rdns|ptr)\b.{0,30}\b(?:missing|required|not (?:found|exist|set|match)|mismatch)",
+    r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\b(?:ptr|reverse|your (?:ip|host))",
 )
-NO_SUCH_USER = either(
-    r"\b(?:user|mailbox|recipient|account|address) (?:\w{1,20} )?"
-    r"(?:unknown|not found|not known|does(?: not|n't) exist)\b",
-    r"\b(?:no such|unknown|invalid|non-?existent) (?:local )?(?:user|mailbox|recipient|account|address)\b",
+_LISTED = r"(?:block(?:ed|list\w*|ing)?(?! list of)|black-?list\w*|deny-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
+_CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
+BLOCKED_CLIENT = either(
+    r"\bclient (?:host|network|address)? ?(?:is |was )?reject|\byour (?:mail )?server requires\b",
+    rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
+    rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}",
+    rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
+    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbl\b|\brbl\b|\bDT:RBL\b",
+    r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b|\bHL:(?:IPB|REP|ITC)\b",
 )
-UNSURE = either(
-    r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
-    r"try|retry|wait|too many|rate|quota|full|limit",
+LISTED_CONTENT = either(
+    r"\b(?:uri|url|surbl|uribl|dbl|links?|body|content|headers?|subject|b-url|domain|sender|from)\b"
 )
-MAILBOX_FULL = either(
-    r"\b(?:mail ?box|inbox|account|user|recipient|maildir)\b.{0,30}\b(?:full|quota|storage)\b",
-    r"\bover ?quota|\bquota (?:exceeded|full)",
-    r"\bexceeded storage allocation",
-)
-TOO_BIG = either(
-    r"\btoo (?:big|large)\b|\bmessage size\b|\bsize limit\b|\btoo much (?:mail )?data\b",
-    r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
-)
-CROWD = either(
-    r"\b(?:concurrent|simultaneous|many|maximum|number of)\b.{0,30}\b(?:connections?|sessions?)\b|\btrop de connexions",
-    r"\bsender thread limit",
-)
-PER_TIME = r"\brate\b|\b(?:hour|day|minute|second)s?\b"
-BUSY = either(
-    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
-)
-STORAGE = either(
-    r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
-    r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system full",
-)
-OUT_OF_SERVICE = r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)"
 BLOCKED = either(
     r"\bblock(?:ed|list)|\bblack-?list|\b(?:rbl|dnsbl)\b|\blisted\b|\bbanned\b",
     r"spamhaus|spamcop|\breputation\b|\bpolicy restrictions",
-)
-TOKEN = either(
-    r"\btoken\b.{0,30}\b(?:expired|invalid|revoked|not valid|rejected|refused)\b",
-    r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
 )
