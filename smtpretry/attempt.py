@@ -29,6 +29,7 @@ Save = Callable[[Delivery], Awaitable[None]]
 _OUR_OWN_REFUSAL = Decision(
     Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
 )
+_LINGERS = 1.0  # seconds for which a server may go on counting a connection that has ended
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -39,7 +40,8 @@ class Pass:
     no later turn of the same pass makes again: so it ends.
 
     Attributes:
-        unfinished: whether another connection has to go on with it.
+        unfinished: whether it has to be lent a connection: it has not begun, or this one has done its part.
+        begun: whether it has been lent one.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class Pass:
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
         self.turn, self.ledger = turn, Ledger(delivery, policy, turn)
-        self.unfinished = True
-        self._crowded = False  # this connection is one too many
+        self.unfinished = self.ledger.has_work(policy.clock())
+        self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
         self._repaired = set[Action | Rule]()  # what was mended; the same is not mended again
         self._waits = dict[tuple[Scope, int, float | None], float]()  # so that those who wait alike go on together
@@ -57,24 +59,28 @@ class Pass:
         self._saved_at = -math.inf
 
     async def run(self, connection: Connection) -> None:
-        """Offer the message to everybody who is due, or leave it `unfinished` where this connection is one too many."""
+        """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool
-        if first := not ledger.todo:
+        first, self.begun = not self.begun, True
+        if first:
             ledger.open(now)
-        if now < pool.resumes_at and pool.reason is not None:
-            whom = list(ledger.todo)
-            whom = ledger.leave(whom) if self.turn.others_are_ready else whom
-            ledger.wait(whom, pool.reason, pool.resumes_at - now)
+        let_through = connection.let_through_at is not None and now >= pool.paused_until
+        if not let_through and pool.reason is not None:
+            ledger.pause(pool.reason, pool.opens_at, pool.took_at)
         if first and ledger.todo:
-            ledger.count(now)
-        self._crowded = False
-        while ledger.todo and not self._crowded:
-            await self._transact(connection)
+            ledger.count(now, pool.took_at)
+        goes_on = True
+        while ledger.todo and goes_on:
+            goes_on = await self._transact(connection)
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
-    async def _transact(self, connection: Connection) -> None:
-        """One transaction with as many recipients as may go together, and what follows from it."""
+    async def _transact(self, connection: Connection) -> bool:
+        """One transaction with as many recipients as may go together, and what follows from it.
+
+        Returns whether the connection may go on with the pass: with a repair of this transaction, or with the next one
+        where nothing paces them.
+        """
         judge = Judge(self._case(connection))
         transaction = Transaction(connection, self.delivery, self.timeout)
         try:
@@ -93,8 +99,12 @@ class Pass:
             raise
         finally:
             self._record(judge.verdict)  # before anybody else's code runs
-        self._carry_out(connection, judge.conclude())
-        await self._clean_up(connection, judge.verdict)
+        verdict = judge.conclude()
+        self._carry_out(connection, verdict)
+        await self._clean_up(connection, verdict)
+        if verdict.one_too_many is not None or verdict.too_soon:
+            return False
+        return verdict.repair is not None or not self.pool.is_paced
 
     async def _body(self, transaction: Transaction, taken: Sequence[str]) -> Answer:
         """Send the message, unless it is another worker's by now. Who may get it at most once is in doubt meanwhile."""
@@ -136,6 +146,7 @@ class Pass:
             decide=partial(self._decide, connection),
             reused=lambda: connection.reused,
             others=self.pool.others > 0,
+            on_credit=connection.credit > 0,
             repaired=self._repaired,
             alone=lambda who: outcomes[who].alone,
             unruly=self._unruly,
@@ -176,7 +187,9 @@ class Pass:
         )
         attempt = self.ledger.attempts(concerned)
         decision = decide(attempt=attempt)
-        if decision.scope is Scope.SERVER:
+        if decision.rule.slower and not said.stage.before_mail:
+            decision = decide(attempt=1)  # the pace knows how often that was said
+        elif decision.scope is Scope.SERVER:
             decision = decide(attempt=self.pool.strike(self.policy.clock()))  # the backoff is the client's
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
@@ -205,12 +218,13 @@ class Pass:
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
-        for ruling in verdict.rulings:
+        for ruling in map(partial(self._paced, connection), verdict.rulings):
             self.ledger.note(ruling.said, ruling.decision, ruling.recipients)
             self._learn(connection, ruling)
         if verdict.accepted is not None:
             self.ledger.note(verdict.accepted, None, verdict.taken)
-            self.pool.resume()
+            self.pool.took(self.policy.clock())
+            self._repaired = {one for one in self._repaired if isinstance(one, Action)}  # the next one may be used up
         for who in verdict.alone:
             self.delivery.outcomes[who].alone = True
         self._unruly = 0 if verdict.accepted else self._unruly + verdict.unruly
@@ -219,9 +233,22 @@ class Pass:
             self._batch = verdict.batch
         if verdict.one_too_many is not None:
             self.pool.crowd(verdict.one_too_many)
-            self._crowded = True
-        for ruling in (*verdict.waiting, *filter(self._moves_on, verdict.refused)):
+        if verdict.too_soon:
+            connection.credit -= 1
+            self.pool.rest(connection, _LINGERS / 2**connection.credit)
+            self._repaired = {one for one in self._repaired if isinstance(one, Action)}  # the next one may be used up
+        waiting = (*verdict.waiting, *filter(self._moves_on, verdict.refused))
+        for ruling in map(partial(self._paced, connection), waiting):
             self._defer(ruling)
+
+    def _paced(self, connection: Connection, ruling: Ruling) -> Ruling:
+        """Lower the pace where that is what was said, once for each message; the wait is then what that says."""
+        if not _is_about_the_pace(ruling):
+            return ruling
+        now, decision = self.policy.clock(), ruling.decision
+        since = now if connection.let_through_at is None else connection.let_through_at
+        until = self.pool.slow_down(now, decision.wait, ruling.said, since)
+        return replace(ruling, decision=replace(decision, wait=max(0.0, until - now)))
 
     def _learn(self, connection: Connection, ruling: Ruling) -> None:
         """Take in what is true whatever is done about it."""
@@ -236,8 +263,9 @@ class Pass:
         """Let them wait; let the whole client wait where the reply concerns the server."""
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
-        wait = decision.wait or backoff(elapsed=self.ledger.elapsed())
-        if decision.scope is Scope.SERVER or self._moves_on(ruling):
+        paced = _is_about_the_pace(ruling)
+        wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
+        if not paced and (decision.scope is Scope.SERVER or self._moves_on(ruling)):
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
         whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
         tied = decision.scope is not Scope.SERVER
@@ -256,6 +284,12 @@ class Pass:
                 self.delivery.outcomes[verdict.suspect].alone = True  # refused, and hung up on
         if verdict.repair is not None:
             self._repair(connection, verdict.repair)
+            if (
+                isinstance(verdict.repair, Rule)
+                and connection.carried
+                and verdict.rulings[-1].said.reply.code != NO_REPLY
+            ):
+                connection.is_used_up()
         if self.ledger.changed:
             await self._save()
 
@@ -266,3 +300,8 @@ class Pass:
         connection.needs.auth |= repair is Action.AUTHENTICATE
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
+
+
+def _is_about_the_pace(ruling: Ruling) -> bool:
+    """Whether the server says that messages come too fast; before MAIL it speaks of connections."""
+    return ruling.decision.rule.slower and not ruling.said.stage.before_mail

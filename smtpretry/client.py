@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator
@@ -16,10 +16,12 @@ from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
 from .session.opening import check_client
-from .session.pool import Pool
+from .session.pool import Pool, check_pace
+from .session.waiting import Wish
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -53,11 +55,16 @@ class RetryingSMTP(Sends):
             logs in and encrypts on its own; where the server says that there are too many, fewer are used for a while.
         max_messages_per_connection: after how many messages a connection gives way to a new one; None for no limit. One
             that the server limits itself (421, or 452 4.5.3 to MAIL) is replaced as well.
+        pace: the speed, where it is known: an asynchronous context manager that waits on entry, such as
+            ``aiolimiter.AsyncLimiter(14, 1)``. It is entered once for each transaction, before a connection is asked
+            for, and left when the connection is given back. Without it, the first refusal that says "too fast" tells
+            the speed; with it, such a refusal still lowers it.
         defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
         max_wait: the longest wait in process, in seconds, where there is an engine.
 
     Raises:
-        TypeError: `client` is no aiosmtplib.SMTP and makes none, `policy` no RetryPolicy, `defer` no Engine.
+        TypeError: `client` is no aiosmtplib.SMTP and makes none, `policy` no RetryPolicy, `pace` no asynchronous
+            context manager, `defer` no Engine.
         ValueError: a password together with a token generator, one of them without a username, an unknown
             `cleartext_auth`, a negative `idle_timeout` or `max_wait`, a number of connections or messages below one,
             several connections with one client.
@@ -75,6 +82,7 @@ class RetryingSMTP(Sends):
         idle_timeout: float | None = 10,
         max_connections: int = 1,
         max_messages_per_connection: int | None = None,
+        pace: AbstractAsyncContextManager[Any] | None = None,
         defer: Engine | None = None,
         max_wait: float = 60,
     ) -> None:
@@ -88,6 +96,7 @@ class RetryingSMTP(Sends):
         check_number("max_connections", max_connections)
         if max_messages_per_connection is not None:
             check_number("max_messages_per_connection", max_messages_per_connection)
+        check_pace(pace)
         if not callable(client) or isinstance(client, type):
             check_client(client)
             if max_connections > 1:
@@ -98,7 +107,7 @@ class RetryingSMTP(Sends):
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
-        self._pool = Pool(connection, max_connections, idle_timeout, policy.sleep)
+        self._pool = Pool(connection, max_connections, idle_timeout, policy, pace)
 
     async def attempt(
         self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
@@ -124,18 +133,18 @@ class RetryingSMTP(Sends):
         """Make a pass, alone or as one of several servers."""
         one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
         while one.unfinished:
-            async with self._pool.lend() as connection:
+            async with self._pool.lend(Wish.TURN, first=one.begun) as connection:
                 await one.run(connection)
 
     @property
     def is_ready(self) -> bool:
         """Whether the server is in no trouble, or a message may find out whether it still is."""
-        return self.policy.clock() >= self._pool.resumes_at and not self._pool.is_probing
+        return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
 
     @property
     def resumes_at(self) -> float:
         """Until when the server is left alone, on the policy's clock."""
-        return self._pool.resumes_at
+        return self._pool.opens_at
 
     @property
     def has_queue(self) -> bool:

@@ -62,6 +62,7 @@ class Ledger:
         self.delivery, self.policy, self.turn = delivery, policy, turn
         self.todo: dict[str, None] = {}
         self.changed = False
+        self._counted = False
         self._deferred = list[Outcome]()
 
     def open(self, now: float) -> None:
@@ -75,8 +76,18 @@ class Ledger:
                 [who for who in due if self.delivery.outcomes[who].uncertain], Status.UNCERTAIN, _ENDED_IN_DOUBT
             )
 
-    def count(self, now: float) -> None:
-        """Count the attempt, for those who are left to be offered."""
+    def has_work(self, now: float) -> bool:
+        """Whether anybody is due."""
+        return any(self.turn.takes(self.delivery.outcomes[who]) for who in self.delivery.due(now))
+
+    def count(self, now: float, took_at: float) -> None:
+        """Count the attempt, for those who are left to be offered.
+
+        What a message has waited before its first attempt, while the server (at `took_at`) took others, does not count.
+        """
+        if not self.delivery.attempts and self.delivery.began_at is not None:
+            self.delivery.began_at = max(self.delivery.began_at, took_at)
+        self._counted = True
         self.delivery.attempts.append(Attempt(now))
         for who in self.todo:
             self.delivery.outcomes[who].attempts += 1
@@ -134,7 +145,14 @@ class Ledger:
         return its_own
 
     def wait(
-        self, recipients: Iterable[str], said: Said, seconds: float, *, said_to: str | None = None, tied: bool = False
+        self,
+        recipients: Iterable[str],
+        said: Said,
+        seconds: float,
+        *,
+        said_to: str | None = None,
+        tied: bool = False,
+        elapsed: float | None = None,
     ) -> None:
         """Take them out of this pass for so long, or for good where the policy gives up.
 
@@ -144,8 +162,9 @@ class Ledger:
             seconds: how long.
             said_to: the recipient whose RCPT it answered.
             tied: whether it is this server that they have to come back to.
+            elapsed: seconds of their patience that are used up; None for the time since the delivery was first tried.
         """
-        now, elapsed = self.policy.clock(), self.elapsed()
+        now, elapsed = self.policy.clock(), self.elapsed() if elapsed is None else elapsed
         for who in [who for who in recipients if who in self.todo]:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != said_to and outcome.stage and outcome.reply:
@@ -165,6 +184,17 @@ class Ledger:
                 outcome.server = self.turn.number if tied else outcome.server
                 del self.todo[who]
                 self._deferred.append(outcome)
+
+    def pause(self, said: Said, until: float, took_at: float) -> None:
+        """Let all wait for the server, which has refused others, or leave them to another one. That is no attempt.
+
+        Where it has taken mail since they were first tried (at `took_at`), their patience begins anew there.
+        """
+        now, whom = self.policy.clock(), list(self.todo)
+        for who in whom:
+            self.delivery.outcomes[who].attempts -= self._counted
+        whom = self.leave(whom) if self.turn.others_are_ready else whom
+        self.wait(whom, said, until - now, elapsed=min(self.elapsed(), now - took_at))
 
     def close(self, now: float) -> None:
         """Let those who wait for about as long come back together, when the last of them may."""

@@ -15,7 +15,7 @@ _CALM = 25  # messages that it takes at least
 _FEW = 8  # messages that were taken before the first refusal: too few to tell a speed from
 _SEARCH = 1.5  # times the speed, after each message, where it was told from few
 _LATE = 0.1  # of the distance between two messages: what the next one makes up for
-_LONGEST = 900.0  # seconds that a wait may grow to
+LONGEST = 900.0  # seconds that a wait may grow to
 _RECENT = 1000  # messages that are remembered until the first refusal
 
 
@@ -41,6 +41,7 @@ class Pace:
 
     Args:
         speed: what another process has found out; None to begin without a pace.
+        longest: seconds that a wait may grow to.
 
     Attributes:
         rate: messages a second; infinite while nothing is paced.
@@ -48,7 +49,8 @@ class Pace:
         resumes_at: until when nothing goes, since the last refusal.
     """
 
-    def __init__(self, speed: Speed | None = None) -> None:
+    def __init__(self, speed: Speed | None = None, longest: float = LONGEST) -> None:
+        self.longest = longest
         self.rate, self.period = speed or Speed(math.inf, 1.0)
         self.resumes_at = -math.inf
         self._measured, self._progress, self._climb = self.rate, 1.0, _CLIMB  # the climb, in seconds
@@ -76,10 +78,14 @@ class Pace:
 
     def next_slot(self, now: float) -> float:
         """When the next message may go."""
-        slot = max(now, self._slot, self.resumes_at)
+        return max(now, self._slot, self.opens_at)
+
+    @property
+    def opens_at(self) -> float:
+        """Until when nothing goes: since the last refusal, or since as many have gone as the server counts to."""
         if self._counts and self._counted >= max(1, round(self.rate * self.period)):
-            return max(slot, self._counted_from + self.period / _MARGIN)
-        return slot
+            return max(self.resumes_at, self._counted_from + self.period / _MARGIN)
+        return self.resumes_at
 
     def let_through(self, now: float) -> None:
         """A message goes."""
@@ -127,7 +133,7 @@ class Pace:
                 self._lower()
             elif self._run:
                 self._measure(now, wait)
-        self.resumes_at = now + min(wait * 2 ** (self._refusals - 1), max(wait, _LONGEST))
+        self.resumes_at = now + min(wait * 2 ** (self._refusals - 1), max(wait, self.longest))
         self._climb = max(_CLIMB * (self.resumes_at - self._refused_at), _CALM / self._measured)
         self.rate = self._risen()
         return self.resumes_at

@@ -1,20 +1,24 @@
-"""Which connection a send gets, how many there are, and the pause that a struggling server imposes on all of them."""
+"""Which connection a send gets, how many there are, and the pauses and the pace that a server imposes on them all."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import asynccontextmanager
+import math
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
+from .pace import LONGEST, Pace
+from .stock import Stock
+from .waiting import Asked, Waiting, Wish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
+    from smtpretry.policy import RetryPolicy
     from smtpretry.replies.reply import Said
 
     from .connection import Connection
@@ -26,11 +30,20 @@ _WOKEN = "the client was closed while the send was waiting; exc.delivery holds w
 class Pool:
     """Connections, each lent to one pass at a time in the order of asking, and closed with QUIT when nobody wants it.
 
+    Args:
+        make: makes a connection.
+        size: how many there may be.
+        idle_timeout: seconds after which one that nobody uses is closed; None for never.
+        policy: its clock, its way to wait, and its patience.
+        told: what to enter for each transaction before a connection is lent, for it keeps the pace, too.
+
     Attributes:
         limit: how many may be in use now; fewer than `size` for a while where the server said that there are too many.
         resumes_at: until when nothing is tried, on the policy's clock, because the server said so.
-        reason: what the server said then.
+        reason: what the server said then, or when it said that messages come too fast.
         failures: how many times in a row it said so. While there is one, a single connection finds out if it is over.
+        pace: the speed that the server allows.
+        took_at: when it last took a message.
     """
 
     def __init__(
@@ -38,36 +51,48 @@ class Pool:
         make: Callable[[], Connection],
         size: int,
         idle_timeout: float | None,
-        sleep: Callable[[float], Awaitable[None]] | None,
+        policy: RetryPolicy,
+        told: AbstractAsyncContextManager[Any] | None = None,
     ) -> None:
         self.size = self.limit = size
-        self.idle_timeout = idle_timeout
         self.resumes_at = 0.0
         self.reason: Said | None = None
         self.failures = 0
+        self.took_at = -math.inf
+        self.pace = Pace(longest=min(LONGEST, policy.patience))
         self.closed = False
-        self._make = make
-        self._connections = [make()]  # all of them
-        self._free = deque(self._connections)  # those that nobody uses: closed ones, then the open ones, last used last
-        self._lent = 0
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
-        self._alarms = Alarms(sleep)
-        self._retiring = set[asyncio.Task[None]]()
+        self._told = told
+        self._clock, self._patience = policy.clock, policy.patience
+        self._stock = Stock(make, idle_timeout, self._serve)
+        self._resting: dict[Connection, float] = {}  # and for how many seconds
+        self._waiting = Waiting()
+        self._alarms = Alarms(policy.sleep)
+        self._slot: asyncio.Future[None] | None = None  # the alarm for the next one
         self._loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
-        self._places: set[asyncio.Future[Connection | None]] = set()  # in `_waiting`: they want no connection
-        self._sweeper: asyncio.TimerHandle | None = None
         self._widener: asyncio.TimerHandle | None = None
 
+    # What the server says
+
     @property
-    def is_connected(self) -> bool:
-        """Whether a connection is open."""
-        return any(connection.is_open for connection in self._connections)
+    def paused_until(self) -> float:
+        """Until when nothing is tried, because the server said so."""
+        return max(self.resumes_at, self.pace.resumes_at)
+
+    @property
+    def opens_at(self) -> float:
+        """Until when nothing is tried, because the server said so, or its limit for this period is used up."""
+        return max(self.resumes_at, self.pace.opens_at)
 
     @property
     def is_probing(self) -> bool:
         """Whether a single connection is finding out if the server works again."""
-        return self.failures > 0 and self._lent > 0
+        return (self.failures > 0 or self.pace.probing) and self._stock.out > 0
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether each transaction has to ask for a turn of its own."""
+        return self._told is not None or self.pace.speed is not None
 
     def strike(self, now: float) -> int:
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
@@ -84,41 +109,71 @@ class Pool:
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 
+    def slow_down(self, now: float, wait: float, reason: Said, since: float) -> float:
+        """The server says that messages come too fast; return until when nothing goes. See `Pace.too_fast`."""
+        self.reason = reason
+        return self.pace.too_fast(now, min(wait, self._patience), since)
+
+    def took(self, now: float) -> None:
+        """The server has taken a message."""
+        self.took_at = now
+        alone = self.pace.probing
+        self.pace.taken(now)
+        self.resume()
+        if alone:
+            self._serve()
+
     @property
     def others(self) -> int:
         """How many connections are open or in use beside the one in use here."""
-        return self._lent - 1 + sum(connection.is_open for connection in self._free)
+        return self._stock.out - 1 - len(self._resting) + self._stock.open_and_free
 
     def crowd(self, seconds: float) -> None:
         """Make do with those for so long."""
         self.limit = self.others
         self._widen_in(seconds)
 
+    def rest(self, connection: Connection, seconds: float) -> None:
+        """Lend that one again only so long after its pass. The others go on."""
+        self._resting[connection] = seconds
+
+    # Lending
+
     @asynccontextmanager
-    async def lend(self) -> AsyncIterator[Connection]:
+    async def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AsyncIterator[Connection]:
         """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
+
+        Args:
+            wish: `Wish.TURN` for a message, which waits for the pace, too.
+            first: before all who wait.
 
         Raises:
             ClientClosed: the pool was closed.
             ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
-        if self.closed:
-            raise ClientClosed(_CLOSED)
-        connection = (self._take() if not self._waiting else None) or await self._my_turn()
-        connection.watch()
-        loop = self._loop
-        try:
-            yield connection
-            connection.heed()
-            connection.reused = True
-        except BaseException:
-            if self._loop is loop:  # else its loop ended in the midst of it, and another one has the connection
-                connection.abort()
-            raise
-        finally:
-            if self._loop is loop:
-                self._give_back(connection)
+        async with nullcontext() if self._told is None or wish is not Wish.TURN else self._told:
+            connection = await self._my_turn(wish, first=first)
+            connection.watch()
+            loop = self._loop
+            try:
+                yield connection
+                connection.heed()
+                connection.reused = True
+            except BaseException:
+                if self._loop is loop:  # else its loop ended in the midst of it, and another one has the connection
+                    connection.abort()
+                raise
+            finally:
+                if self._loop is loop:
+                    self._give_back(connection)
+
+    async def room(self) -> None:
+        """Wait until fewer sends wait for a connection than there may be connections."""
+        if len(self._waiting) >= self.size:
+            place = self._waiting.ask(Wish.PLACE)
+            self._serve()
+            await place.granted
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""
@@ -126,125 +181,99 @@ class Pool:
             raise ClientClosed(_CLOSED)
         return self._alarms.set(seconds)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection is open."""
+        return self._stock.is_connected
+
+    async def hang_up(self, *, politely: bool = True) -> None:
+        """Close the connections that nobody uses."""
+        await self._stock.hang_up(politely=politely)
+
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
         self.closed = True
         self._alarms.stop(partial(ClientClosed, _WOKEN))
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-        while self._lent:
+        for asked in self._waiting.clear():
+            asked.granted.set_result(None)
+        while self._stock.out:
+            self._all_back.clear()
             await self._all_back.wait()
-        await self.hang_up(politely=politely)
+        await self._stock.hang_up(politely=politely)
         if self.closed:  # not opened again meanwhile
-            for timer in (self._sweeper, self._widener):
-                if timer is not None:
-                    timer.cancel()  # or the loop would keep all of this until they are due
-            self._sweeper = self._widener = None
+            self._stock.stop()
+            if self._widener is not None:
+                self._widener.cancel()  # or the loop would keep all of this until it is due
+                self._widener = None
             self.limit = self.size
 
-    async def hang_up(self, *, politely: bool = True) -> None:
-        """Close the connections that nobody uses."""
-        free = list(self._free)
-        self._free.clear()
-        await asyncio.gather(*(self._retire(connection, politely=politely) for connection in free))
-
-    def _take(self) -> Connection | None:
-        """The open connection that was used last, or one to open; None where as many are in use as may be."""
-        if self._lent >= (1 if self.failures else self.limit):
-            return None
-        if not self._free:
-            self._connections.append(self._make())
-            self._free.append(self._connections[-1])
-        self._lent += 1
-        self._all_back.clear()
-        return self._free.pop()
-
-    async def room(self) -> None:
-        """Wait until fewer sends wait for a connection than there may be connections."""
-        if len(self._waiting) >= self.size:
-            place: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-            self._places.add(place)
-            place.add_done_callback(self._places.discard)
-            self._waiting.append(place)
-            self._serve()
-            await place
-
-    async def _my_turn(self) -> Connection:
-        turn: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+    async def _my_turn(self, wish: Wish, *, first: bool) -> Connection:
+        if self.closed:
+            raise ClientClosed(_CLOSED)
+        asked = self._waiting.ask(wish, first=first)
         self._serve()
+        granted = asked.granted
         try:
-            connection = await turn
+            connection = await granted
         except asyncio.CancelledError:
-            if not turn.cancelled() and turn.exception() is None and (connection := turn.result()) is not None:
+            if not granted.cancelled() and granted.exception() is None and (connection := granted.result()) is not None:
                 self._give_back(connection)  # it came with the cancellation
+            else:
+                self._serve()  # who is next may want less
             raise
         if connection is None:
             raise ClientClosed(_CLOSED)
         return connection
 
     def _give_back(self, connection: Connection) -> None:
-        self._lent -= 1
-        if not connection.is_open:
-            self._free.appendleft(connection)
+        if connection not in self._resting:
+            self._stock.put(connection)
+        elif self.closed:
+            self._rested(connection)
         else:
-            self._free.append(connection)
-            connection.idle_since = asyncio.get_running_loop().time()
-            if self._sweeper is None:
-                self._sweep_at(connection.idle_since)
-        if not self._lent:
-            self._all_back.set()
-        self._serve()
+            self._alarms.set(self._resting[connection]).add_done_callback(lambda _: self._rested(connection))
+
+    def _rested(self, connection: Connection) -> None:
+        del self._resting[connection]
+        self._stock.put(connection)
 
     def _serve(self) -> None:
         """Lend what is free to those who wait, in the order in which they came."""
-        while self._waiting:
-            if self._waiting[0].done():  # cancelled
-                self._waiting.popleft()
-            elif self._waiting[0] in self._places:  # it wants no connection
-                self._waiting.popleft().set_result(None)
-            else:
-                try:
-                    connection = self._take()
-                except Exception as error:  # noqa: BLE001 - the function that makes clients: whoever asked is told
-                    self._waiting.popleft().set_exception(error)
-                    continue
-                if connection is None:
-                    break
-                self._waiting.popleft().set_result(connection)
-
-    def _retire(self, connection: Connection, *, politely: bool = True) -> asyncio.Task[None]:
-        """Close one that was taken out of `_free`. It comes back even where the task is cancelled before it begins."""
-
-        def back(task: asyncio.Task[None]) -> None:
-            self._retiring.discard(task)
-            connection.abort()
-            self._give_back(connection)
-
-        self._lent += 1
-        self._all_back.clear()
-        retiring = asyncio.ensure_future(connection.hang_up(politely=politely))
-        self._retiring.add(retiring)
-        retiring.add_done_callback(back)
-        return retiring
-
-    def _sweep_at(self, idle_since: float) -> None:
-        if self.idle_timeout is not None:
-            self._sweeper = asyncio.get_running_loop().call_at(idle_since + self.idle_timeout, self._sweep)
-
-    def _sweep(self) -> None:
-        """Close the connections that have been idle for too long."""
-        self._sweeper = None
-        now = asyncio.get_running_loop().time()
-        for connection in [connection for connection in self._free if connection.is_open]:
-            if connection.idle_since + (self.idle_timeout or 0) > now:
-                self._sweep_at(connection.idle_since)
+        if not self._stock.out:
+            self._all_back.set()
+        now = self._clock()
+        while (asked := self._next(now)) is not None:
+            if asked.wish is Wish.PLACE:
+                asked.granted.set_result(None)
+            elif self._stock.out >= (1 if self.failures or self.pace.probing else self.limit):
                 break
-            self._free.remove(connection)
-            self._retire(connection)
+            else:
+                self._grant(asked, now)
+
+    def _next(self, now: float) -> Asked | None:
+        """Who is to be served next. In a pause everybody is: each is told of it, and waits elsewhere."""
+        asked = self._waiting.next()
+        if asked is None or asked.wish is not Wish.TURN or now < self.opens_at:
+            return asked
+        if (slot := self.pace.next_slot(now)) <= now:
+            return asked
+        if self._slot is None or self._slot.done():
+            self._slot = self._alarms.set(slot - now)
+            self._slot.add_done_callback(lambda _: self._serve())
+        return self._waiting.next_unpaced()
+
+    def _grant(self, asked: Asked, now: float) -> None:
+        try:
+            connection = self._stock.take()
+        except Exception as error:  # noqa: BLE001 - the function that makes clients: whoever asked is told
+            asked.granted.set_exception(error)
+            return
+        connection.let_through_at = None
+        if asked.wish is Wish.TURN and now >= self.opens_at:
+            self.pace.let_through(now)
+            connection.let_through_at = now
+        asked.granted.set_result(connection)
 
     def _widen_in(self, seconds: float) -> None:
         if self._widener is not None:
@@ -259,21 +288,29 @@ class Pool:
         self._serve()
 
     def _belong_here(self) -> None:
-        """An open connection lives in one event loop; a closed one can move to another."""
+        """All of it lives in one event loop at a time."""
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
         if self._loop is not None and self._loop.is_closed():
-            for connection in self._connections:
-                connection.forget()  # what was left open there ended with it
-        elif self._loop is not None and (self._lent or self._waiting or len(self._alarms)):
+            self._stock.forget()
+        elif self._loop is not None and (self._stock.out or self._waiting.next() or len(self._alarms)):
             msg = "the client is in use in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        if any(connection.is_open and connection.client.loop is not loop for connection in self._connections):
-            msg = "the client is connected in another event loop: close it there, or make one client for each loop"
-            raise ValueError(msg)
+        self._stock.move(loop)
         self._loop, self._all_back = loop, asyncio.Event()
-        self._free, self._lent, self.limit = deque(self._connections), 0, self.size
+        self.limit = self.size
+        self._resting.clear()
         self._waiting.clear()
         self._alarms.forget()
-        self._sweeper = self._widener = None
+        self._slot = self._widener = None
+
+
+def check_pace(pace: object) -> None:
+    """Raise TypeError where it is nothing that can be entered."""
+    if pace is not None and not isinstance(pace, AbstractAsyncContextManager):
+        msg = (
+            "pace is an asynchronous context manager that waits on entry, such as aiolimiter.AsyncLimiter(14, 1) "
+            f"for 14 messages a second, not {pace!r}"
+        )
+        raise TypeError(msg)
