@@ -1,9 +1,8 @@
-"""Which connection a send gets, how many there are, and the pauses and the pace that a server imposes on them all."""
+"""Which connection a send gets, and when: in the order of asking, within what the server has let us know."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
-from .pace import LONGEST, Pace
+from .limits import Limits
 from .stock import Stock
 from .waiting import Asked, Waiting, Wish
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from smtpretry.policy import RetryPolicy
-    from smtpretry.replies.reply import Said
 
     from .connection import Connection
 
@@ -27,7 +25,7 @@ _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
 
 
-class Pool:
+class Pool(Limits):
     """Connections, each lent to one pass at a time in the order of asking, and closed with QUIT when nobody wants it.
 
     Args:
@@ -38,12 +36,7 @@ class Pool:
         told: what to enter for each transaction before a connection is lent, for it keeps the pace, too.
 
     Attributes:
-        limit: how many may be in use now; fewer than `size` for a while where the server said that there are too many.
-        resumes_at: until when nothing is tried, on the policy's clock, because the server said so.
-        reason: what the server said then, or when it said that messages come too fast.
-        failures: how many times in a row it said so. While there is one, a single connection finds out if it is over.
-        pace: the speed that the server allows.
-        took_at: when it last took a message.
+        closed: whether it lends nothing.
     """
 
     def __init__(
@@ -54,15 +47,9 @@ class Pool:
         policy: RetryPolicy,
         told: AbstractAsyncContextManager[Any] | None = None,
     ) -> None:
-        self.size = self.limit = size
-        self.resumes_at = 0.0
-        self.reason: Said | None = None
-        self.failures = 0
-        self.took_at = -math.inf
-        self.pace = Pace(longest=min(LONGEST, policy.patience))
+        super().__init__(size, policy.patience)
         self.closed = False
-        self._told = told
-        self._clock, self._patience = policy.clock, policy.patience
+        self._told, self._clock = told, policy.clock
         self._stock = Stock(make, idle_timeout, self._serve)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
         self._waiting = Waiting()
@@ -70,19 +57,6 @@ class Pool:
         self._slot: asyncio.Future[None] | None = None  # the alarm for the next one
         self._loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
-        self._widener: asyncio.TimerHandle | None = None
-
-    # What the server says
-
-    @property
-    def paused_until(self) -> float:
-        """Until when nothing is tried, because the server said so."""
-        return max(self.resumes_at, self.pace.resumes_at)
-
-    @property
-    def opens_at(self) -> float:
-        """Until when nothing is tried, because the server said so, or its limit for this period is used up."""
-        return max(self.resumes_at, self.pace.opens_at)
 
     @property
     def is_probing(self) -> bool:
@@ -94,50 +68,14 @@ class Pool:
         """Whether each transaction has to ask for a turn of its own."""
         return self._told is not None or self.pace.speed is not None
 
-    def strike(self, now: float) -> int:
-        """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
-        return max(1, self.failures + (now >= self.resumes_at))
-
-    def pause(self, now: float, until: float, reason: Said) -> None:
-        """Let nothing be tried until then."""
-        self.failures = self.strike(now)
-        self.resumes_at, self.reason = max(self.resumes_at, until), reason
-
-    def resume(self) -> None:
-        """The server works: the next pause begins from a short one again."""
-        if self.failures:
-            self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
-            self._serve()
-
-    def slow_down(self, now: float, wait: float, reason: Said, since: float) -> float:
-        """The server says that messages come too fast; return until when nothing goes. See `Pace.too_fast`."""
-        self.reason = reason
-        return self.pace.too_fast(now, min(wait, self._patience), since)
-
-    def took(self, now: float) -> None:
-        """The server has taken a message."""
-        self.took_at = now
-        alone = self.pace.probing
-        self.pace.taken(now)
-        self.resume()
-        if alone:
-            self._serve()
-
     @property
     def others(self) -> int:
         """How many connections are open or in use beside the one in use here."""
         return self._stock.out - 1 - len(self._resting) + self._stock.open_and_free
 
-    def crowd(self, seconds: float) -> None:
-        """Make do with those for so long."""
-        self.limit = self.others
-        self._widen_in(seconds)
-
     def rest(self, connection: Connection, seconds: float) -> None:
         """Lend that one again only so long after its pass. The others go on."""
         self._resting[connection] = seconds
-
-    # Lending
 
     @asynccontextmanager
     async def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AsyncIterator[Connection]:
@@ -203,10 +141,7 @@ class Pool:
         await self._stock.hang_up(politely=politely)
         if self.closed:  # not opened again meanwhile
             self._stock.stop()
-            if self._widener is not None:
-                self._widener.cancel()  # or the loop would keep all of this until it is due
-                self._widener = None
-            self.limit = self.size
+            self._wide()
 
     async def _my_turn(self, wish: Wish, *, first: bool) -> Connection:
         if self.closed:
@@ -246,7 +181,7 @@ class Pool:
         while (asked := self._next(now)) is not None:
             if asked.wish is Wish.PLACE:
                 asked.granted.set_result(None)
-            elif self._stock.out >= (1 if self.failures or self.pace.probing else self.limit):
+            elif self._stock.out >= self._bearable:
                 break
             else:
                 self._grant(asked, now)
@@ -275,18 +210,6 @@ class Pool:
             connection.let_through_at = now
         asked.granted.set_result(connection)
 
-    def _widen_in(self, seconds: float) -> None:
-        if self._widener is not None:
-            self._widener.cancel()
-        self._widener = asyncio.get_running_loop().call_later(seconds, self._widen, seconds)
-
-    def _widen(self, seconds: float) -> None:
-        """Try with one connection more."""
-        self.limit = min(self.limit + 1, self.size)
-        if self.limit < self.size:
-            self._widen_in(seconds)
-        self._serve()
-
     def _belong_here(self) -> None:
         """All of it lives in one event loop at a time."""
         loop = asyncio.get_running_loop()
@@ -299,11 +222,11 @@ class Pool:
             raise ValueError(msg)
         self._stock.move(loop)
         self._loop, self._all_back = loop, asyncio.Event()
-        self.limit = self.size
+        self._wide()
         self._resting.clear()
         self._waiting.clear()
         self._alarms.forget()
-        self._slot = self._widener = None
+        self._slot = None
 
 
 def check_pace(pace: object) -> None:
