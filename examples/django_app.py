@@ -10,6 +10,9 @@ gets, within half a minute or so,
     502  it does not, and another request would not help, or would send the others a second one;
     503  nobody has it, and the server wants it later: after Retry-After.
 
+The sender of the envelope, who hears of bounces, is Django's from_email, also where headers={"From": ...} shows
+somebody else: `smtp.deliver` is given both ends of the envelope, as Django's own backend gives them.
+
 A 202 would be a promise, to be kept also where this process ends: celery_app.py is for that. One client serves the
 process, for under ASGI all async views run in one event loop; under WSGI each has its own, so use `smtpretry.send`.
 
@@ -33,7 +36,7 @@ from django.views.decorators.http import require_POST
 
 from smtpretry import Delivery, RetryingSMTP, RetryPolicy
 
-ORDERS = "orders@example.com"
+BOUNCES, SHOP, ORDERS = "bounces@example.com", "The shop <shop@example.com>", "orders@example.com"
 env = os.environ.get
 smtp = RetryingSMTP(
     aiosmtplib.SMTP(hostname=env("SMTP_HOST", "localhost"), port=int(env("SMTP_PORT", "25")), timeout=10),
@@ -59,10 +62,12 @@ async def order(request: HttpRequest) -> JsonResponse:
     if not form.is_valid():
         return JsonResponse(form.errors, status=400)
     customer, drawing = form.cleaned_data["email"], form.cleaned_data["drawing"]
-    mail = EmailMessage("Your order", form.cleaned_data["text"], "shop@example.com", [customer], bcc=[ORDERS])
+    text = form.cleaned_data["text"]
+    mail = EmailMessage("Your order", text, BOUNCES, [customer], bcc=[ORDERS], headers={"From": SHOP})
     if drawing:
         mail.attach(drawing.name, drawing.read(), drawing.content_type)
-    sending = asyncio.create_task(smtp.deliver(mail.message(), recipients=mail.recipients()))
+    envelope = {"sender": mail.from_email, "recipients": mail.recipients()}
+    sending = asyncio.create_task(smtp.deliver(mail.message(), **envelope))
     under_way.add(sending)
     sending.add_done_callback(under_way.discard)
     return answer(customer, await asyncio.shield(sending))  # where the customer hangs up, Django cancels the view alone

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .delivery import Delivery
 from .ledger import Ledger, Turn
 from .outcome import Status
-from .policy import Decision, RetryPolicy
+from .policy import OWN_REFUSAL, Decision, RetryPolicy
 from .replies.reply import NO_REPLY, Reply, Said
 from .replies.rule import Action, Rule
 from .replies.stage import Scope, Stage
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 Save = Callable[[Delivery], Awaitable[None]]
 
-_OUR_OWN_REFUSAL = Decision(
-    Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
-)
 _LINGERS = 1.0  # seconds for which a server may go on counting a connection that has ended
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
@@ -57,18 +54,19 @@ class Pass:
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at = -math.inf
+        self._told = False
 
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool
         first, self.begun = not self.begun, True
         if first:
-            ledger.open(now)
+            ledger.open(now, pool.took_at)
         let_through = connection.let_through_at is not None and now >= pool.paused_until
         if not let_through and pool.reason is not None:
             ledger.pause(pool.reason, pool.opens_at, pool.took_at)
         if first and ledger.todo:
-            ledger.count(now, pool.took_at)
+            ledger.count(now)
         goes_on = True
         while ledger.todo and goes_on:
             goes_on = await self._transact(connection)
@@ -88,6 +86,7 @@ class Pass:
             if self._is_stale:
                 await self._save()
             await transaction.envelope(judge, ahead=self._ahead)
+            self._tell_left_out(transaction.left_out)
             if judge.body_is_due:
                 judge.hear(await self._body(transaction, judge.verdict.taken))
         except Failed as failed:
@@ -128,6 +127,13 @@ class Pass:
         """Whether another worker could have it by now."""
         return self.save is not None and self.policy.clock() - self._saved_at > _FENCE
 
+    def _tell_left_out(self, options: Sequence[str]) -> None:
+        """Say once which ESMTP parameters the server does not know, and the message went without."""
+        if options and not self._told:
+            self._told = True
+            why = f"sent without {' '.join(options)}: the server does not offer the extension"
+            self.ledger.remark(Said(Stage.MAIL, Reply(NO_REPLY, text=why)))
+
     async def _save(self) -> None:
         """Have it stored, where it is a queue's; what that raises ends the pass."""
         if self.save is not None:
@@ -167,7 +173,7 @@ class Pass:
         if final is not None:
             if final != said.reply.text:
                 self.delivery.cure = final
-            return _OUR_OWN_REFUSAL
+            return OWN_REFUSAL
         obstacles = {
             Action.AUTHENTICATE: connection.obstacle_to_auth(),
             Action.STARTTLS: connection.obstacle_to_tls(),
@@ -183,6 +189,7 @@ class Pass:
             token=connection.credentials.token,
             login=Action.AUTHENTICATE in able,
             elapsed=self.ledger.elapsed(),
+            left=self.ledger.left(),
             error=said.error,
         )
         attempt = self.ledger.attempts(concerned)
@@ -269,7 +276,7 @@ class Pass:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
         whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
         tied = decision.scope is not Scope.SERVER
-        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, tied=tied)
+        self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
 
     async def _clean_up(self, connection: Connection, verdict: Verdict) -> None:
         """Leave a session that is known to be clean, or none; tell it what the next transaction needs."""

@@ -12,10 +12,13 @@ from .attempt import Pass
 from .errors import exception_of
 from .ledger import Turn
 from .policy import RetryPolicy
+from .queues.engine import Pause
+from .replies.reply import Said
 from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
 from .session.opening import check_client
+from .session.pipelining import Pipelining
 from .session.pool import Pool, check_pace
 from .session.waiting import Wish
 
@@ -40,12 +43,14 @@ class RetryingSMTP(Sends):
     waits holds neither the connection nor a lock.
 
     Args:
-        client: the client to wrap, or a function that makes one, for several connections. Leave connecting and logging
-            in to the wrapper.
+        client: the client to wrap, or a function, plain or coroutine, that makes one; it is called for each connection.
+            Leave connecting and logging in to the wrapper. What it raises for want of a connection (OSError) is tried
+            again; anything else, and what is no new client (TypeError, ValueError), comes out of the send.
         policy: the rules, the backoff and the limits.
         username: whom to log in as when the server asks for it (530 and its kin, RFC 4954 §6), and from then on at once
             on each connection. With the credentials of the client itself, each connection begins with AUTH.
-        password: the password. One AUTH command is made with it; a refusal (535) is final.
+        password: the password. A refusal (535) to PLAIN or LOGIN is final; a mechanism that does not work here (500 to
+            504, 534; 535 to CRAM-MD5) gives way to the next one that the server offers.
         oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password; asked again,
             once, where the server refuses the token. A refused token is never sent again.
         cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". TLS comes
@@ -59,12 +64,14 @@ class RetryingSMTP(Sends):
             ``aiolimiter.AsyncLimiter(14, 1)``. It is entered once for each transaction, before a connection is asked
             for, and left when the connection is given back. Without it, the first refusal that says "too fast" tells
             the speed; with it, such a refusal still lowers it.
+        pipelining: whether MAIL, all RCPT and DATA go out in one write where the server offers that (RFC 2920); the
+            message itself waits for its own 354.
         defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
         max_wait: the longest wait in process, in seconds, where there is an engine.
 
     Raises:
-        TypeError: `client` is no aiosmtplib.SMTP and makes none, `policy` no RetryPolicy, `pace` no asynchronous
-            context manager, `defer` no Engine.
+        TypeError: `client` is neither an aiosmtplib.SMTP nor a function, `policy` no RetryPolicy, `defer` no Engine,
+            `pace` no asynchronous context manager.
         ValueError: a password together with a token generator, one of them without a username, an unknown
             `cleartext_auth`, a negative `idle_timeout` or `max_wait`, a number of connections or messages below one,
             several connections with one client.
@@ -83,6 +90,7 @@ class RetryingSMTP(Sends):
         max_connections: int = 1,
         max_messages_per_connection: int | None = None,
         pace: AbstractAsyncContextManager[Any] | None = None,
+        pipelining: bool = True,
         defer: Engine | None = None,
         max_wait: float = 60,
     ) -> None:
@@ -103,6 +111,7 @@ class RetryingSMTP(Sends):
                 msg = "one client is one connection: for more of them give a function that makes a new one at each call"
                 raise ValueError(msg)
         credentials, needs = Credentials(username, password, oauth_token_generator), Needs()
+        needs.pipelining = Pipelining(wanted=pipelining)
 
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
@@ -124,6 +133,7 @@ class RetryingSMTP(Sends):
             timeout: seconds for each command, in place of the client's own.
         """
         with delivery.sent_by(asyncio.current_task()):
+            delivery.take_up(self.policy.clock(), late=True)
             await self.take_turn(delivery, save, Turn(), timeout)
         return delivery
 
@@ -198,6 +208,26 @@ class RetryingSMTP(Sends):
     ) -> None:
         """Close the client; without QUIT where something broke off."""
         await self._pool.close(politely=error is None or isinstance(error, Exception))
+
+    # What the workers of a queue tell each other
+
+    @property
+    def server(self) -> str:
+        """The server's name, as the workers of a queue know it who share its pause: "smtp.example.com:587"."""
+        return self._pool.server
+
+    @property
+    def pause(self) -> Pause:
+        """Until when nothing is tried, because the server said so."""
+        said = self._pool.reason if self._pool.failures else None
+        if said is None:
+            return Pause()
+        return Pause(self._pool.resumes_at, self._pool.failures, said.stage, said.reply)
+
+    def adopt(self, pause: Pause) -> None:
+        """Keep the pause that another client of the same server was asked for, or has seen the end of."""
+        said = Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
+        self._pool.adopt(pause.until, pause.failures, said)
 
     def _alarm(self, seconds: float) -> Awaitable[None]:
         return self._pool.alarm(seconds)

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from base64 import b64decode, b64encode
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
-from enum import Enum
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from .outcome import Attempt, Outcome, Status, Step
-from .replies.reply import Reply
-from .replies.rule import Action
-from .replies.stage import Stage
+from .outcome import Attempt, Outcome, Status
+from .stored import history_of, outcome_of, plain_history, plain_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from email.message import Message
 
-_VERSION: Final = 1  # of what `to_dict` and `state` write
+    from .replies.reply import Reply
+    from .replies.stage import Stage
+
+_VERSION: Final = 2  # of what `to_dict` and `state` write
+_READABLE: Final = (1, _VERSION)
+_PUNCTUAL: Final = 60.0  # seconds: an attempt that comes later than that after its time is late
+_LATE: Final = 7200.0  # seconds: so late an attempt may come, as one does that a wrong clock has planned
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +35,11 @@ class Delivery:
         sender: the reverse-path (RFC 5321 §4.1.1.2), as given.
         outcomes: an `Outcome` for each recipient, by the address as given, in the order of the envelope.
         message: the bytes, with CRLF line ends, Message-ID and Date.
+        submitted_at: when it was handed over to be sent, in seconds since the epoch: what the limits count from.
+        expires_in: seconds after which it is not to be sent any more, counted from then.
+        expires_at: the same as a time, in seconds since the epoch.
         began_at: when it was first tried, in seconds since the epoch.
+        excused: seconds that do not count as its own, for it waited for a server that was taking others.
         attempts: what happened so far, an `Attempt` for each pass.
         response: the text of the server's last acceptance.
         cure: what would have helped, where that is known, such as "no credentials are configured".
@@ -43,9 +52,13 @@ class Delivery:
     rcpt_options: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     began_at: float | None = None
+    excused: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     response: str = ""
     cure: str | None = None
+    submitted_at: float | None = None
+    expires_in: float | None = None
+    expires_at: float | None = None
     _sender: object = field(default=None, init=False, repr=False)
 
     @contextmanager
@@ -107,9 +120,66 @@ class Delivery:
         due = [who for who in self.pending if self.outcomes[who].next_at <= now]
         return sorted(due, key=lambda who: self.outcomes[who].alone)
 
+    def hand_over(self, now: float) -> None:
+        """Let the limits count from now, unless they do already."""
+        if self.submitted_at is None:
+            self.submitted_at = now
+            if self.expires_in is not None:
+                self.expires_at = now + self.expires_in
+
+    def excuse(self, until: float) -> None:
+        """Until then the server took others: what this one has waited for its first attempt is not its own time."""
+        if not self.attempts and self.began_at is not None and until > self.began_at:
+            self.excused += until - self.began_at
+            self.began_at = until
+
     def elapsed(self, now: float) -> float:
-        """Seconds since it was first tried."""
-        return 0.0 if self.began_at is None else now - self.began_at
+        """Seconds since it was handed over, without those that are excused."""
+        return 0.0 if self.submitted_at is None else now - self.submitted_at - self.excused
+
+    def left(self, now: float) -> float:
+        """Seconds until it expires."""
+        return math.inf if self.expires_at is None else self.expires_at - now
+
+    def overdue(self, now: float, patience: float) -> str | None:
+        """Why no attempt may begin now, or None: it has expired, or was handed over longer ago than `patience`.
+
+        The last attempt, planned within that time, may be late.
+        """
+        if self.left(now) <= 0:
+            return f"expired: it was to be sent before {_iso(self.expires_at or now)}"
+        late = now - (self.next_at or now)
+        if self.elapsed(now) > patience + 1.0 and (not self.attempts or late > _LATE):
+            limit = timedelta(seconds=patience)
+            return f"expired: it was handed over at {_iso(self.submitted_at or now)}, and the limit is {limit}"
+        return None
+
+    def take_up(self, now: float, *, late: bool = False) -> None:
+        """Correct its times where they were written by a clock that was wrong, for nothing can have happened after now.
+
+        Args:
+            now: in seconds since the epoch.
+            late: it was stored meanwhile. Then an attempt that is up to two hours late counts as if it was in time, as
+                where the clock was slow.
+        """
+        last = max((one.steps[-1].at if one.steps else one.at for one in self.attempts[-1:]), default=self.submitted_at)
+        if last is None:
+            return
+        if last > now:
+            self.shift(now - last)
+        elif late and self.attempts and _PUNCTUAL < (behind := now - max(last, self.next_at or now)) <= _LATE:
+            self.shift(behind, expiry=False)
+
+    def shift(self, seconds: float, *, expiry: bool = True) -> None:
+        """Move all its times by so much: the clock that they were written by was wrong."""
+        for name in ("submitted_at", "began_at", *(["expires_at"] if expiry else [])):
+            if (at := getattr(self, name)) is not None:
+                setattr(self, name, at + seconds)
+        for outcome in self.outcomes.values():
+            outcome.next_at = max(0.0, outcome.next_at + seconds) if outcome.next_at else 0.0
+        for attempt in self.attempts:
+            attempt.at += seconds
+            attempt.steps = [replace(step, at=step.at + seconds) for step in attempt.steps]
 
     def settle(
         self, recipients: Iterable[str], status: Status, stage: Stage, reply: Reply, error: Exception | None = None
@@ -125,7 +195,7 @@ class Delivery:
 
     def story(self, now: float) -> str:
         """What was tried, in one clean line: attempts, time, the last refusal, and the cure where there is one."""
-        tries = len(self.attempts)
+        tries = max([len(self.attempts), *(outcome.attempts for outcome in self.outcomes.values())])
         parts = [f"smtpretry: {tries} attempt{'s' if tries != 1 else ''} in {self.elapsed(now):.0f} s"]
         if self.accepted or self.pending:
             parts.append(
@@ -171,29 +241,35 @@ class Delivery:
         }
 
     def state(self) -> dict[str, Any]:
-        """What attempts change, as JSON has it, without the message: small enough to be saved after each reply."""
+        """What attempts change, as JSON has it, without the message: small enough to be saved after each reply.
+
+        However long it takes, the history in it is bounded: the first two attempts and the last thirty, of each the
+        first four steps and the last four, of each step eight recipients.
+        """
         return {
             "version": _VERSION,
+            "submitted_at": self.submitted_at,
+            "expires_in": self.expires_in,
+            "expires_at": self.expires_at,
             "began_at": self.began_at,
+            "excused": self.excused,
             "response": self.response,
             "cure": self.cure,
-            "outcomes": {who: _plain(outcome) for who, outcome in self.outcomes.items()},
-            "attempts": [
-                {"at": one.at, "server": one.server, "steps": [_plain(step) for step in one.steps]}
-                for one in self.attempts
-            ],
+            "outcomes": {who: plain_outcome(outcome) for who, outcome in self.outcomes.items()},
+            "attempts": plain_history(self.attempts),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The delivery that `to_dict` wrote.
+        """The delivery that `to_dict` wrote, in this version or in the one before.
 
         Raises:
             ValueError: it is of another version, or no delivery at all; the message says what is wrong.
         """
         version = data.get("version")
-        if version != _VERSION:
-            msg = f"this smtpretry reads deliveries of version {_VERSION}, not {version!r}: run the one that wrote it"
+        if version not in _READABLE:
+            known = " and ".join(map(str, _READABLE))
+            msg = f"this smtpretry reads deliveries of version {known}, not {version!r}: run the one that wrote it"
             raise ValueError(msg)
         try:
             return cls(
@@ -203,13 +279,14 @@ class Delivery:
                 mail_options=tuple(data["mail_options"]),
                 rcpt_options=tuple(data["rcpt_options"]),
                 began_at=data["began_at"],
+                excused=data.get("excused", 0.0),
                 response=data["response"],
                 cure=data["cure"],
-                outcomes={who: _outcome(outcome) for who, outcome in data["outcomes"].items()},
-                attempts=[
-                    Attempt(one["at"], [_step(step) for step in one["steps"]], one.get("server", ""))
-                    for one in data["attempts"]
-                ],
+                outcomes={who: outcome_of(outcome) for who, outcome in data["outcomes"].items()},
+                attempts=history_of(data["attempts"]),
+                submitted_at=data["began_at"] if version == 1 else data["submitted_at"],
+                expires_in=data.get("expires_in"),
+                expires_at=data.get("expires_at"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             msg = f"no delivery as to_dict writes it: {type(error).__name__}: {error}"
@@ -219,28 +296,5 @@ class Delivery:
         return [who for who, outcome in self.outcomes.items() if outcome.status is status]
 
 
-def _plain(record: Outcome | Step) -> dict[str, Any]:
-    """An outcome or a step as JSON has it. What stands behind a silence is left to the words of the reply."""
-    return {field.name: _value(getattr(record, field.name)) for field in fields(record) if field.name != "error"}
-
-
-def _value(value: object) -> object:
-    match value:
-        case Enum():
-            return value.value
-        case Reply():
-            return [value.code, value.enhanced, value.text]
-        case tuple():
-            return list(value)
-    return value
-
-
-def _outcome(plain: dict[str, Any]) -> Outcome:
-    stage, reply = plain["stage"], plain["reply"]
-    known = {"stage": stage and Stage(stage), "reply": reply and Reply(*reply)}
-    return Outcome(**plain | known | {"status": Status(plain["status"])})
-
-
-def _step(plain: dict[str, Any]) -> Step:
-    known = {"stage": Stage(plain["stage"]), "reply": Reply(*plain["reply"]), "recipients": tuple(plain["recipients"])}
-    return Step(**plain | known | {"action": plain["action"] and Action(plain["action"])})
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds")

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import copy
 import email.message
-import email.policy
 import email.utils
-import io
 import re
+import uuid
 from collections.abc import Iterable
-from email.generator import BytesGenerator
+from datetime import datetime, timedelta
 from types import NoneType
 from typing import TYPE_CHECKING
 
-from aiosmtplib.email import extract_recipients, extract_sender, flatten_message, parse_address
-from aiosmtplib.protocol import normalize_message_line_endings
-
+from .addresses import mailbox_of, recipients_of, sender_of
 from .delivery import Delivery
+from .mime import as_bytes
 from .outcome import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_LONGEST_ID = 255
 Message = email.message.EmailMessage | email.message.Message
 
-_PLAIN = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w.-]+", re.ASCII)  # a mailbox alone, as nearly all addresses are
-_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec can write
-_HEADER_SECTION = re.compile(rb"(?:[!-9;-~]+:[^\n]*\n(?:[ \t][^\n]*\n)*)+")
+_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec writes
+_FIELD = re.compile(rb"[!-9;-~\x80-\xff]+[ \t]*:")  # with the white space of RFC 5322 §4.5
+_BEFORE_THE_HEADER = re.compile(  # a byte order mark, and the lines that mailbox files begin a message with
+    rb"(?:\xef\xbb\xbf)?(?:>?From[ \t]+[^:\s][^\n]*\n)*(?=%b)"
+    rb"|(?:\xef\xbb\xbf)?>?From[ \t]+[^:\s][^\n]{,200}\d:\d\d[^\n]{,40}\d{4}[^\n]{,99}\n(?=\r\n|\Z)" % _FIELD.pattern
+)
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 _HAS = {name: re.compile(rb"^" + name + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE) for name in (b"Message-ID", b"Date")}
 
 
@@ -37,21 +39,41 @@ def prepare(
     recipients: str | Sequence[str] | None = None,
     mail_options: Iterable[str] | None = None,
     rcpt_options: Iterable[str] | None = None,
+    id: str | None = None,  # noqa: A002 - as the delivery has it
+    expires: timedelta | datetime | None = None,
 ) -> Delivery:
     """Make a `Delivery` of a message and aiosmtplib's arguments, without sending it; `deliver` and `attempt` take it.
 
-    Sender and recipients default to the message's headers.
+    Sender and recipients default to the message's headers: Sender, or From; every address of To, Cc and Bcc (of their
+    Resent- forms where there is a Resent-Date). The null sender is "" or "<>".
 
-    A message object is written as 7-bit MIME, which every server takes. A Message-ID (its domain is the sender's) and a
-    Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same bytes.
+    A message object is written as 7-bit MIME, which every server takes; only a parsed body of 8 bits that no charset
+    is declared for keeps its bytes. Its lines of more than 998 octets are encoded. Bytes and str go as they are, long
+    lines too: they may be signed, and a server may take more than RFC 5321 §4.5.3.1.6 asks of it. What a mailbox file
+    puts before the header ("From ...") does not go out. Line ends become CRLF, and a Message-ID (its domain is the
+    sender's) and a Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same
+    bytes.
+
+    Args:
+        message: the message.
+        sender: the reverse-path; None for the message's Sender or From.
+        recipients: whom to send it to; None for the message's To, Cc and Bcc.
+        mail_options: ESMTP parameters of MAIL.
+        rcpt_options: ESMTP parameters of each RCPT.
+        id: the delivery's name, such as "order-17", at most 255 characters; None for a new one. A queue takes the same
+            name once.
+        expires: when the message is not to be sent any more: a time with its time zone, or how long after it was handed
+            over. Who has not got it by then is refused.
 
     Raises:
-        ValueError: no sender, no recipient, an address or an option with a control character, a str outside ASCII.
-        TypeError: a message, an address or options of another type.
+        ValueError: no sender, no recipient, a header with anything but addresses, an address, an option or an id with a
+            control character, a str outside ASCII, an object that cannot be written, a time without a time zone, a
+            duration that is not positive.
+        TypeError: a message, an address, options or another argument of another type.
     """
     if isinstance(message, email.message.Message):
-        sender = extract_sender(message) if sender is None else sender
-        recipients = extract_recipients(message) if recipients is None else recipients
+        sender = sender_of(message) if sender is None else sender
+        recipients = recipients_of(message) if recipients is None else recipients
     elif not isinstance(message, (str, bytes)):
         msg = f"message is an email.message.EmailMessage, str or bytes, not {type(message).__name__}"
         raise TypeError(msg)
@@ -73,34 +95,47 @@ def prepare(
             raise ValueError(msg)
         local, _, domain = mailbox.rpartition("@")
         mailboxes.setdefault(f"{local}@{domain.lower()}", recipient)
+    _check_expiry(expires)
     mail_options, rcpt_options = _options("mail_options", mail_options), _options("rcpt_options", rcpt_options)
     origin = mailbox_of(sender)
-    utf8 = not (origin.isascii() and all(mailbox.isascii() for mailbox in mailboxes))
+    written, utf8 = _bytes(message)
+    utf8 = utf8 or not (origin.isascii() and all(mailbox.isascii() for mailbox in mailboxes))
     if utf8 and not any(option.lower() == "smtputf8" for option in mail_options):
         mail_options = (*mail_options, "SMTPUTF8")
     return Delivery(
         sender=sender,
         outcomes={recipient: Outcome() for recipient in mailboxes.values()},
-        message=_identified(_bytes(message, utf8=utf8), origin.rpartition("@")[2]),
+        message=_identified(written, origin.rpartition("@")[2], is_object=isinstance(message, email.message.Message)),
         mail_options=mail_options,
         rcpt_options=rcpt_options,
+        id=_name(id),
+        expires_in=expires.total_seconds() if isinstance(expires, timedelta) else None,
+        expires_at=expires.timestamp() if isinstance(expires, datetime) else None,
     )
 
 
-def mailbox_of(address: str) -> str:
-    """The bare mailbox; one with a control character could add a command to the session."""
-    if isinstance(address, str) and _PLAIN.fullmatch(address):
-        return address
-    if not isinstance(address, str):
-        msg = f"an address is a str, not {address!r}"
+def _name(name: str | None) -> str:
+    if name is None:
+        return uuid.uuid4().hex
+    if not isinstance(name, str):
+        msg = f"id is a str, not {name!r}"
         raise TypeError(msg)
-    if _CONTROL.search(address):
-        msg = f"address {address!r} has a line break or another control character"
+    if not 0 < len(name) <= _LONGEST_ID or _CONTROL.search(name):
+        msg = f"id is 1 to {_LONGEST_ID} characters, none of them a control character, not {name!r}"
         raise ValueError(msg)
-    if "," in address and len(email.utils.getaddresses([address])) > 1:
-        msg = f"{address!r} is more than one address: give a list of them"
+    return name
+
+
+def _check_expiry(expires: object) -> None:
+    if not isinstance(expires, (timedelta, datetime, NoneType)):
+        msg = f"expires is a timedelta or a datetime, not {expires!r}"
+        raise TypeError(msg)
+    if isinstance(expires, timedelta) and expires <= timedelta(0):
+        msg = f"expires is a positive timedelta, not {expires!r}"
         raise ValueError(msg)
-    return parse_address(address)
+    if isinstance(expires, datetime) and expires.utcoffset() is None:
+        msg = f"expires has no time zone: {expires!r}; datetime.now(UTC) + timedelta(...) has one"
+        raise ValueError(msg)
 
 
 def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
@@ -115,43 +150,32 @@ def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
     return options
 
 
-def _bytes(message: Message | str | bytes, *, utf8: bool) -> bytes:
-    if isinstance(message, email.message.EmailMessage):
-        return flatten_message(message, utf8=utf8, cte_type="7bit")
+def _bytes(message: Message | str | bytes) -> tuple[bytes, bool]:
     if isinstance(message, email.message.Message):
-        written = _flatten(message, "8bit")
-        if written.isascii():
-            return written
-        return _flatten(email.message_from_bytes(written), "7bit")  # parsed: Django's own parts insist on 8 bits
+        return as_bytes(message)
     if isinstance(message, bytes):
-        return message
+        return message, False
+    message = message.removeprefix("\ufeff")
     if not message.isascii():
         msg = "the message is a str with characters outside ASCII: pass bytes, or an EmailMessage to send_message"
         raise ValueError(msg)
-    return message.encode("ascii")
+    return message.encode("ascii"), False
 
 
-def _flatten(message: email.message.Message, cte_type: str) -> bytes:
-    """A message object of the older class, as aiosmtplib writes it, but that no line gets a ">" before its "From "."""
-    message = copy.copy(message)
-    del message["Bcc"], message["Resent-Bcc"]
-    written = io.BytesIO()
-    BytesGenerator(written, policy=email.policy.compat32.clone(cte_type=cte_type, mangle_from_=False)).flatten(message)
-    return written.getvalue()
-
-
-def _identified(message: bytes, domain: str) -> bytes:
-    """The message with CRLF line ends, a Message-ID and a Date."""
+def _identified(message: bytes, domain: str, *, is_object: bool) -> bytes:
+    """The message with CRLF line ends, a Message-ID and a Date; without what stands before its first header field."""
     message = _with_crlf(message)
-    section = _HEADER_SECTION.match(message)
-    header = section[0] if section else b""
+    if not is_object and (before := _BEFORE_THE_HEADER.match(message)):
+        message = message[before.end() :]
+    has_header = is_object or _FIELD.match(message)
+    header = message[: message.find(b"\r\n\r\n") + 2 or None] if has_header else b""
     added = b""
     if not _HAS[b"Message-ID"].search(header):
         name = email.utils.make_msgid(domain=domain if domain and domain.isascii() else "localhost")
         added += f"Message-ID: {name}\r\n".encode()
     if not _HAS[b"Date"].search(header):
         added += f"Date: {email.utils.format_datetime(email.utils.localtime())}\r\n".encode()
-    if not section and added and not message.startswith(b"\r\n"):
+    if not has_header and added and not message.startswith(b"\r\n"):
         added += b"\r\n"  # a body alone: it needs the empty line before it
     return added + message
 
@@ -159,6 +183,8 @@ def _identified(message: bytes, domain: str) -> bytes:
 def _with_crlf(message: bytes) -> bytes:
     """The message with CRLF at the end of each line; itself where it has it already, as nearly all do."""
     lines = message.count(b"\r\n")
-    if message.endswith(b"\r\n") and message.count(b"\r") == lines == message.count(b"\n"):
-        return message
-    return normalize_message_line_endings(message)
+    if message.count(b"\r") != lines:
+        message = _LINE_END.sub(b"\r\n", message)
+    elif message.count(b"\n") != lines:
+        message = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    return message if message.endswith(b"\r\n") else message + b"\r\n"

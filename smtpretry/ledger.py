@@ -8,8 +8,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from .outcome import Attempt, Outcome, Status, Step
+from .policy import EXPIRED
 from .replies.reply import NO_REPLY, Reply, Said
-from .replies.rule import Action
+from .replies.rule import Action, Rule
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("smtpretry")
 
+_EXPIRED = "4.4.7"  # RFC 3463 §3.5: delivery time expired
+_LAST_CALL = 1.0  # seconds before a message expires: when the last attempt begins
 _ENDED_IN_DOUBT = Said(
     Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
 )
@@ -65,9 +68,29 @@ class Ledger:
         self._counted = False
         self._deferred = list[Outcome]()
 
-    def open(self, now: float) -> None:
-        """Begin with everybody who is due."""
-        if self.delivery.began_at is None:
+    def has_work(self, now: float) -> bool:
+        """Whether anybody is due, or too late."""
+        outcomes = self.delivery.outcomes
+        if any(self.turn.takes(outcomes[who]) for who in self.delivery.due(now)):
+            return True
+        return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
+
+    def open(self, now: float, took_at: float) -> None:
+        """Begin with everybody who is due; refuse them where no attempt may begin any more.
+
+        Args:
+            now: the time.
+            took_at: when the server last took a message.
+        """
+        self.delivery.hand_over(now)
+        self.delivery.excuse(took_at)
+        why = self.delivery.overdue(now, self.policy.patience)
+        if why is not None and self.delivery.pending:
+            expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
+            self.delivery.attempts.append(Attempt(now))
+            self.note(expired, EXPIRED, self.delivery.pending)
+            self.settle(self.delivery.pending, Status.REFUSED, expired)
+        elif self.delivery.began_at is None:
             self.delivery.began_at = now
         due = [who for who in self.delivery.due(now) if self.turn.takes(self.delivery.outcomes[who])]
         self.todo = dict.fromkeys(due)
@@ -76,17 +99,10 @@ class Ledger:
                 [who for who in due if self.delivery.outcomes[who].uncertain], Status.UNCERTAIN, _ENDED_IN_DOUBT
             )
 
-    def has_work(self, now: float) -> bool:
-        """Whether anybody is due."""
-        return any(self.turn.takes(self.delivery.outcomes[who]) for who in self.delivery.due(now))
-
-    def count(self, now: float, took_at: float) -> None:
-        """Count the attempt, for those who are left to be offered.
-
-        What a message has waited before its first attempt, while the server (at `took_at`) took others, does not count.
-        """
-        if not self.delivery.attempts and self.delivery.began_at is not None:
-            self.delivery.began_at = max(self.delivery.began_at, took_at)
+    def count(self, now: float) -> None:
+        """Count the attempt, for those who are left to be offered."""
+        if not self.delivery.attempts:
+            self.delivery.began_at = now
         self._counted = True
         self.delivery.attempts.append(Attempt(now))
         for who in self.todo:
@@ -97,8 +113,12 @@ class Ledger:
         return max((self.delivery.outcomes[who].attempts for who in recipients), default=1)
 
     def elapsed(self) -> float:
-        """Seconds since the delivery was first tried."""
+        """Seconds since the message was handed over."""
         return self.delivery.elapsed(self.policy.clock())
+
+    def left(self) -> float:
+        """Seconds in which a last attempt can begin before the message expires."""
+        return self.delivery.left(self.policy.clock()) - _LAST_CALL
 
     def note(self, said: Said, decision: Decision | None, recipients: Iterable[str]) -> None:
         """Write down a reply that decided something."""
@@ -114,6 +134,11 @@ class Ledger:
         level = logging.WARNING if step.action is Action.FAIL else logging.INFO
         if _log.isEnabledFor(level):
             _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))
+
+    def remark(self, said: Said) -> None:
+        """Write down what the caller should know of, and warn."""
+        self.note(said, None, self.todo)
+        _log.warning("%s %s: %s", self.delivery.id, said.stage.value, said.reply.text)
 
     def settle(self, recipients: Collection[str], status: Status, last: Said) -> None:
         """Give them their end."""
@@ -151,6 +176,7 @@ class Ledger:
         seconds: float,
         *,
         said_to: str | None = None,
+        rule: Rule | None = None,
         tied: bool = False,
         elapsed: float | None = None,
     ) -> None:
@@ -161,21 +187,26 @@ class Ledger:
             said: why.
             seconds: how long.
             said_to: the recipient whose RCPT it answered.
+            rule: the row that says so.
             tied: whether it is this server that they have to come back to.
             elapsed: seconds of their patience that are used up; None for the time since the delivery was first tried.
         """
-        now, elapsed = self.policy.clock(), self.elapsed() if elapsed is None else elapsed
+        now, left = self.policy.clock(), self.left()
+        elapsed = self.elapsed() if elapsed is None else elapsed
+        limit = "the message expires before" if left < seconds else "the policy allows no attempt after"
         for who in [who for who in recipients if who in self.todo]:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != said_to and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
-            gives_up = self.policy.gives_up(attempt=outcome.attempts, elapsed=elapsed, wait=seconds)
+            gives_up = self.policy.gives_up(
+                attempt=outcome.attempts, elapsed=elapsed, wait=seconds, left=left, rule=rule
+            )
             if gives_up and self.turn.is_followed:
                 outcome.server = (self.turn.number or 0) + 1
                 del self.todo[who]
             elif gives_up:
-                why = f"gave up: the policy allows no attempt after another {seconds:g} s"
-                self.delivery.cure = self.delivery.cure or why
+                why = f"gave up: {limit} another {seconds:g} s"
+                self.delivery.cure = self.delivery.cure or (rule and rule.cure) or why
                 _log.warning("%s %s: %s", self.delivery.id, who, why)
                 self.settle([who], Status.REFUSED, last)
             else:
@@ -188,7 +219,7 @@ class Ledger:
     def pause(self, said: Said, until: float, took_at: float) -> None:
         """Let all wait for the server, which has refused others, or leave them to another one. That is no attempt.
 
-        Where it has taken mail since they were first tried (at `took_at`), their patience begins anew there.
+        Where it has taken mail since they were handed over (at `took_at`), only what comes after that can be too long.
         """
         now, whom = self.policy.clock(), list(self.todo)
         for who in whom:

@@ -10,6 +10,7 @@ from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import TYPE_CHECKING, Protocol
 
+from .addresses import mailbox_of
 from .outcome import Outcome, Status
 from .replies.reply import NO_REPLY
 from .replies.stage import Stage
@@ -35,12 +36,13 @@ class Notifiable(Protocol):
     sender: str
     outcomes: dict[str, Outcome]
     message: bytes
+    submitted_at: float | None
     began_at: float | None
 
 
 def notify(delivery: Notifiable, *, reporting_mta: str | None = None) -> Message:
     """See `Delivery.dsn`."""
-    if not email.utils.parseaddr(delivery.sender)[1]:
+    if not mailbox_of(delivery.sender):
         msg = "the delivery has the null sender: nobody is to be notified of it (RFC 5321 §4.5.5)"
         raise ValueError(msg)
     host = reporting_mta or platform.node()
@@ -68,13 +70,15 @@ def _fields(delivery: Notifiable, host: str) -> Message:
     """The part for machines: a group of fields for the message, and one for each recipient."""
     part = Message()
     part["Content-Type"] = "message/delivery-status"
-    per_message = _group([("Reporting-MTA", f"dns; {host}"), ("Arrival-Date", _date(delivery.began_at))])
+    per_message = _group(
+        [("Reporting-MTA", f"dns; {host}"), ("Arrival-Date", _date(delivery.submitted_at or delivery.began_at))]
+    )
     part.set_payload([per_message, *(_group(_recipient(who, one)) for who, one in delivery.outcomes.items())])
     return part
 
 
 def _recipient(who: str, outcome: Outcome) -> Iterable[tuple[str, str | None]]:
-    mailbox = email.utils.parseaddr(who)[1]
+    mailbox = mailbox_of(who)
     if mailbox.isascii():
         yield "Final-Recipient", f"rfc822; {mailbox}"
     else:  # RFC 6533 §3: utf-8-addr-xtext
@@ -95,7 +99,7 @@ def _status(outcome: Outcome) -> str:
     if reply is None:
         return "4.0.0"
     if reply.code == NO_REPLY:
-        return _NO_ANSWER if outcome.stage is Stage.CONNECT else _BROKEN
+        return reply.enhanced or (_NO_ANSWER if outcome.stage is Stage.CONNECT else _BROKEN)
     return reply.enhanced or f"{reply.code // 100}.0.0"
 
 

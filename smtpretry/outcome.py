@@ -32,7 +32,7 @@ class Outcome:
     attempts: int = 0
     next_at: float = 0.0
     uncertain: bool = False  # once broken off after the final dot: only an acceptance makes it certain again
-    doubts: int = 0  # how often an attempt ended so
+    doubts: int = 0  # how many attempts ended in doubt: after the final dot, before the reply
     alone: bool = False  # its RCPT ended a connection: the others go without it
     server: int | None = None  # of several: the one that it waits for
     error: Exception | None = field(default=None, repr=False, compare=False)  # what stands for a reply that never came

@@ -106,6 +106,21 @@ class _Patient:
 _PATIENT: Final = _Patient()
 
 
+def _own(name: str, action: Action, why: str, source: str = "") -> Decision:
+    return Decision(action, Scope.MESSAGE, 0.0, Rule(name=name, action=action, wait=0, why=why, source=source))
+
+
+# What this side decides by itself, whatever rules a policy has.
+OWN_REFUSAL = _own("own-refusal", Action.FAIL, "This server cannot take the message, or not from this client.")
+EXPIRED = _own("expired", Action.FAIL, "The message was not to be sent any more.")
+OUT_OF_STEP = _own(
+    "out-of-step",
+    Action.RECONNECT,
+    "The answers do not fit the commands that were sent ahead: again, one command at a time.",
+    "RFC 2920 §3.1",
+)
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """The rules, the backoff and the limits. A frozen value: share it between clients, tasks and threads.
@@ -117,8 +132,9 @@ class RetryPolicy:
             default (60 s, doubling to 15 min, up to 6 s of jitter) is made for greylisting (RFC 6647 §5: a retry after
             a minute to an hour passes; RFC 5321 §4.5.4.1 asks for patience).
         stop: any tenacity stop, on top of the two limits below; None for these alone.
-        give_up_after: how long after the first attempt the last one may begin; None for no limit. A computed wait is
-            cut so that the last attempt falls on it; a delay that the server names beyond it ends the wait at once.
+        give_up_after: how long after the message was handed over, to the client or to the queue, the last attempt may
+            begin; None for no limit. A computed wait is cut so that the last attempt falls on it; a delay that the
+            server names beyond it ends the wait at once.
         max_attempts: how many attempts each recipient gets; None for no limit.
         on_uncertain: what to do where the line broke after the final dot and before the reply. "resend" is what
             RFC 5321 §4.5.3.2.6 and RFC 1047 ask of a client (at least once); "raise" is at most once.
@@ -218,6 +234,7 @@ class RetryPolicy:
         login: bool = False,
         attempt: int = 1,
         elapsed: float = 0.0,
+        left: float = math.inf,
         error: BaseException | None = None,
     ) -> Decision:
         """Decide what a reply means. No I/O.
@@ -229,7 +246,8 @@ class RetryPolicy:
             token: whether the session logs in with an OAuth token.
             login: whether it is known that the session could log in, and has not done so.
             attempt: the number of the attempt that met the reply, from 1: what the backoff goes by.
-            elapsed: seconds since the first attempt began.
+            elapsed: seconds since the message was handed over.
+            left: seconds until it expires.
             error: the exception that stands for the reply, for tenacity waits that look at it.
 
         The wait is the delay that the server names (after the third attempt the backoff, where that is longer); else
@@ -247,7 +265,8 @@ class RetryPolicy:
             return Decision(action, scope, max(named, _SHORTEST), rule)
         if rule.wait == 0 and action is rule.action:
             return Decision(action, scope, 0.0, rule)
-        backoff, left = self.backoff(attempt=attempt, elapsed=elapsed, error=error), self._patience(rule) - elapsed
+        backoff = self.backoff(attempt=attempt, elapsed=elapsed, error=error)
+        left = min(self._patience(rule) - elapsed, left)
         if named is not None:
             return Decision(action, scope, max(named, backoff), rule)
         wait = _grown(rule.wait, attempt, backoff) if rule.wait else backoff
@@ -261,18 +280,21 @@ class RetryPolicy:
         """The seconds that `wait` computes after so many attempts in so many seconds; never below zero."""
         return max(0.0, float(self.wait(self._state(attempt=attempt, elapsed=elapsed, error=error))))
 
-    def gives_up(self, *, attempt: int, elapsed: float, wait: float, rule: Rule | None = None) -> bool:
+    def gives_up(
+        self, *, attempt: int, elapsed: float, wait: float, left: float = math.inf, rule: Rule | None = None
+    ) -> bool:
         """Whether one more attempt after `wait` seconds is too many, after `attempt` of them in `elapsed` seconds.
 
         Args:
             attempt: how many attempts there were.
-            elapsed: seconds since the first attempt began.
+            elapsed: seconds since the message was handed over.
             wait: seconds until the next one.
+            left: seconds until the message expires.
             rule: the row that asks for it; its `patience` counts where it is shorter than the policy's.
         """
         return (
             (self.max_attempts is not None and attempt >= self.max_attempts)
-            or wait > self._patience(rule) - elapsed + _GRACE
+            or wait > min(self._patience(rule) - elapsed, left) + _GRACE
             or (self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)))
         )
 

@@ -19,6 +19,7 @@ from .policy import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable, Sequence
+    from datetime import datetime, timedelta
 
     from aiosmtplib import SMTPResponse
 
@@ -140,16 +141,24 @@ class Sends(ABC):
         recipients: str | Sequence[str] | None = None,
         mail_options: Iterable[str] | None = None,
         rcpt_options: Iterable[str] | None = None,
+        id: str | None = None,  # noqa: A002 - as the delivery has it
+        expires: timedelta | datetime | None = None,
         timeout: Timeout = Default.token,
     ) -> Delivery:
         """Send as `send_message` does, and return the whole story instead; no refusal raises.
 
         A `Delivery` that was broken off goes on to those who are pending, with the same bytes; the other arguments are
-        its own.
+        its own. For `id` and `expires` see `prepare`.
         """
         if not isinstance(message, Delivery):
             message = prepare(
-                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+                message,
+                sender=sender,
+                recipients=recipients,
+                mail_options=mail_options,
+                rcpt_options=rcpt_options,
+                id=id,
+                expires=expires,
             )
         return await self._deliver(message, timeout)
 
@@ -186,6 +195,8 @@ class Sends(ABC):
         recipients: str | Sequence[str] | None = None,
         mail_options: Iterable[str] | None = None,
         rcpt_options: Iterable[str] | None = None,
+        id: str | None = None,  # noqa: A002 - as the delivery has it
+        expires: timedelta | datetime | None = None,
         connection: Any = None,  # noqa: ANN401 - each engine's own
     ) -> Delivery:
         """Hand a message over to the queue at once, without a first try.
@@ -196,6 +207,10 @@ class Sends(ABC):
             recipients: whom to send it to; None for the message's To, Cc and Bcc.
             mail_options: ESMTP parameters of MAIL.
             rcpt_options: ESMTP parameters of each RCPT.
+            id: the delivery's name, such as "order-17": the queue takes the same one once. That is no promise that it
+                is never sent twice.
+            expires: a timedelta or a datetime with its time zone; who has not got it by then is refused, and `on_end`
+                of the worker is called.
             connection: a database connection of the application, where the engine can submit in its transaction: what
                 is rolled back is not sent.
 
@@ -211,8 +226,15 @@ class Sends(ABC):
             raise ValueError(msg)
         if not isinstance(message, Delivery):
             message = prepare(
-                message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
+                message,
+                sender=sender,
+                recipients=recipients,
+                mail_options=mail_options,
+                rcpt_options=rcpt_options,
+                id=id,
+                expires=expires,
             )
+        message.hand_over(self.policy.clock())
         for who in message.deferred:  # by a submission that was rolled back
             message.outcomes[who].status = Status.PENDING
         try:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from .policy import Decision
+from .policy import OUT_OF_STEP, Decision
 from .replies.reply import NO_REPLY, Reply, Said
 from .replies.rule import Action, Rule
 from .replies.stage import Scope, Stage
@@ -31,18 +31,6 @@ if TYPE_CHECKING:
 _ON_ARRIVAL = (Stage.CONNECT, Stage.EHLO)
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
-
-_OUT_OF_STEP = Decision(
-    Action.RECONNECT,
-    Scope.MESSAGE,
-    0.0,
-    Rule(
-        action=Action.RECONNECT,
-        wait=0,
-        why="The answers do not fit the commands that were sent ahead: again, one command at a time.",
-        source="RFC 2920 §3.1",
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +154,12 @@ def judge(answers: Sequence[Answer], case: Case) -> Verdict:
 
 
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
-    """Whether these can be the answers to commands that were sent ahead, and tell which command each one answers.
-
-    A refused MAIL answers all of them, whether or not more was said; but no later answer can then be a success.
-    """
-    refused = [answer.failure is not None for answer in answers]
-    if commands[0] is Stage.MAIL and answers[0].failure and answers[0].failure.reply.code != NO_REPLY:
-        return all(refused)
+    """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL."""
     silent = any(answer.failure and answer.failure.reply.code == NO_REPLY for answer in answers)
-    return len(answers) == len(commands) and not silent
+    if len(answers) != len(commands) or silent:
+        return False
+    refused = commands[0] is Stage.MAIL and answers[0].failure is not None
+    return not refused or all(answer.failure for answer in answers)
 
 
 class Judge:
@@ -187,7 +172,8 @@ class Judge:
         self._full = False  # nobody else is to be offered
         self._split = False
         self._postponed: Ruling | None = None  # why everybody who is not taken has to wait
-        self._took = False  # the server has a recipient in this transaction
+        self._begun = False  # the server was asked anything
+        self._took = False  # it has a recipient in this transaction
         self._go_ahead: bool | None = None  # whether the answer to DATA was 354
 
     @property
@@ -212,6 +198,7 @@ class Judge:
 
     def hear(self, answer: Answer) -> None:
         """Take in the answer to the next command."""
+        self._begun = self._begun or answer.final is None
         self._took = self._took or (answer.recipient is not None and answer.failure is None)
         if answer.stage is Stage.DATA and answer.failure is None:
             self._go_ahead = True
@@ -227,13 +214,27 @@ class Judge:
             self.verdict.accepted = answer.success
 
     def lose_step(self, answers: Sequence[Answer]) -> None:
-        """Give up a transaction whose answers do not fit. No body was sent: nobody has the message."""
-        failures = [answer.failure.reply.text for answer in answers if answer.failure]
-        text = f"{len(answers)} answers that do not fit the commands sent ahead: {failures[-1] if failures else ''}"
+        """Give up a transaction whose answers do not fit. No body was sent: nobody has the message.
+
+        What was said last still counts where it does not matter to which command: it concerns the server, or it was the
+        first answer, and a goodbye.
+        """
+        self._begun = True
+        for answer in answers[-2:]:  # the last reply, and the silence after it
+            said = answer.failure
+            if said is not None and said.reply.code != NO_REPLY:
+                decision = self.case.decide(said, list(self.case.todo), final=None, splittable=False)
+                goodbye = answer is answers[0] and decision.action is Action.RECONNECT
+                if decision.scope is Scope.SERVER or goodbye:
+                    self._end(answer, said, decision)
+                    self.verdict.after = After.CLOSE
+                    return
+        why = answers[-1].failure.reply.text if answers[-1].failure else ""
+        text = f"{len(answers)} answers that do not fit the commands sent ahead: {why}"
         said = Said(Stage.MAIL, Reply(NO_REPLY, text=text))
         self._ended_at, self.verdict.out_of_step = Stage.MAIL, True
-        self.verdict.rulings.append(Ruling(said, _OUT_OF_STEP, self.case.group))
-        self.verdict.after, self.verdict.taken = After.CLOSE, []
+        self.verdict.rulings.append(Ruling(said, OUT_OF_STEP, self.case.group))
+        self.verdict.after = After.CLOSE
 
     def conclude(self) -> Verdict:
         """What follows from all of it."""
@@ -243,7 +244,9 @@ class Judge:
         if self._postponed is not None:
             taken = set(verdict.taken)
             self._put_aside(replace(self._postponed, recipients=[who for who in self.case.todo if who not in taken]))
-        if self._ended_at is None:
+        if not self._begun:
+            verdict.after = After.NOTHING
+        elif self._ended_at is None:
             verdict.after = After.NOTHING if verdict.accepted else After.RESET
         elif self._go_ahead and self._took and self._ended_at is not Stage.END_OF_DATA:
             verdict.after = After.CLOSE  # the server waits for a message that those who were taken must not get yet
@@ -270,7 +273,7 @@ class Judge:
                 self._full = True  # who needs no log-in shall not depend on it
             case Action.FAIL | Action.RETRY:
                 self._put_aside(ruling)
-                self.verdict.suspect = who
+                self.verdict.suspect = who if answer.final is None else self.verdict.suspect
             case _:
                 self._end(answer, answer.failure, decision)
 
@@ -333,10 +336,12 @@ class Judge:
 
     def _is_to_blame(self, who: str, decision: Decision) -> bool:
         """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""
+        if decision.scope is Scope.SERVER:
+            return False
         known = self.case.alone(who)
         self.verdict.alone.append(who)
         self.verdict.unruly = not known
-        return self.case.unruly + (not known) < _UNRULY and decision.scope is not Scope.SERVER
+        return self.case.unruly + (not known) < _UNRULY
 
 
 def _after(stage: Stage, decision: Decision) -> After:

@@ -91,11 +91,11 @@ async def test_no_credential_is_written() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": 2}, "reads deliveries of version 1, not 2"),
-        ({"version": None}, "reads deliveries of version 1, not None"),
+        ({"version": 3}, "reads deliveries of version 1 and 2, not 3"),
+        ({"version": None}, "reads deliveries of version 1 and 2, not None"),
         ({"sender": ...}, "KeyError: 'sender'"),
         ({"message": "no base64!"}, "Error: "),
-        ({"outcomes": {CAT: {}}}, "KeyError: 'stage'"),
+        ({"outcomes": {CAT: {}}}, "KeyError: 'status'"),
         ({"outcomes": []}, "AttributeError"),
         ({"attempts": [{"at": 1, "steps": [{"stage": "LUNCH"}]}]}, "'LUNCH' is not a valid Stage"),
         ({"attempts": 7}, "TypeError"),

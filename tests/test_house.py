@@ -9,15 +9,32 @@ import smtpretry
 
 ROOT = Path(smtpretry.__file__).parents[1]
 SOCKETS = {"asyncio", "socket", "ssl", "selectors", "threading"}
-NO_IO = ("replies", "outcome", "notification", "delivery", "policy", "envelope", "ledger", "verdict")
+NO_IO = (
+    "replies",
+    "addresses",
+    "flatten",
+    "mime",
+    "outcome",
+    "stored",
+    "notification",
+    "delivery",
+    "policy",
+    "envelope",
+    "esmtp",
+    "ledger",
+    "verdict",
+)
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
-    ("outcome", "notification", "delivery", "policy", "envelope", "ledger", "verdict"),
+    ("addresses", "flatten", "mime"),
+    ("outcome", "stored", "notification", "delivery", "policy", "envelope", "esmtp", "ledger", "verdict"),
     ("errors",),
     ("session",),
     ("attempt",),
     ("queues",),
     ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
+    ("blocking",),
+    ("django",),
     ("", "testing", "cli", "__main__"),
 )
 

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import pydoc
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -147,6 +148,84 @@ def test_deciding_changes_nothing() -> None:
     assert [policy.decide(LATER, Stage.RCPT) for _ in range(3)] == [policy.decide(LATER, Stage.RCPT)] * 3
     with pytest.raises(dataclasses.FrozenInstanceError):
         policy.max_attempts = 7  # type: ignore[misc]
+
+
+# The wait and the patience of a row
+
+
+def row_waits(policy: RetryPolicy, attempts: int, reply: Reply = LATER) -> list[float]:
+    """The waits after so many attempts, as far as the policy is patient."""
+    return [policy.decide(reply, Stage.RCPT, attempt=number).wait for number in range(1, attempts + 1)]
+
+
+@pytest.mark.parametrize(
+    ("wait", "backoff", "expected"),
+    [
+        (1, tenacity.wait_fixed(60), [1, 2, 4, 8, 16, 32]),
+        (1, tenacity.wait_fixed(0), [1, 2, 4, 8, 16, 32]),
+        (0.5, tenacity.wait_fixed(60), [0.5, 1, 2, 4]),
+        (5, tenacity.wait_exponential(multiplier=60, max=900), [5, 10, 20, 40, 80, 160, 320, 640, 900, 900]),
+        (600, tenacity.wait_exponential(multiplier=60, max=900), [600, 900, 900]),
+        (900, tenacity.wait_fixed(60), [900, 900, 900]),
+        (900, tenacity.wait_fixed(7200), [900, 1800, 3600, 7200, 7200]),
+        (1200, tenacity.wait_fixed(60), [1200, 1200]),
+        (7200, tenacity.wait_fixed(1), [7200, 7200]),
+    ],
+)
+def test_a_rows_wait_is_the_wait(wait: float, backoff: Any, expected: list[float]) -> None:
+    """It wins over the policy's, shorter or longer, and doubles up to 15 minutes or the policy's wait."""
+    policy = RetryPolicy(rules=(Rule(code=450, action=Action.RETRY, wait=wait),), wait=backoff, give_up_after=None)
+    assert row_waits(policy, len(expected)) == expected
+    assert policy.decide(Reply(451), Stage.RCPT).wait == backoff(policy._state(attempt=1, elapsed=0))
+
+
+def test_a_rows_wait_stays_finite() -> None:
+    """After a million refusals it is what it was after twenty."""
+    policy = RetryPolicy(rules=(Rule(action=Action.RETRY, wait=1),), give_up_after=None)
+    assert policy.decide(LATER, Stage.RCPT, attempt=1_000_000).wait <= 906
+
+
+def test_a_delay_that_the_server_names_wins_over_the_rows_wait() -> None:
+    """The server knows best, for three attempts; then the backoff where that is longer."""
+    policy = RetryPolicy(rules=(Rule(action=Action.RETRY, wait=5),), wait=tenacity.wait_fixed(100), give_up_after=None)
+    assert row_waits(policy, 4, Reply(450, None, "try again in 30 seconds")) == [30, 30, 30, 100]
+
+
+def test_a_rows_wait_beyond_the_deadline_gives_way_to_the_backoff() -> None:
+    """A row that waits for longer than the policy is patient does not end the delivery before its time."""
+    policy = RetryPolicy.interactive(rules=(Rule(action=Action.RETRY, wait=600),))
+    assert policy.decide(LATER, Stage.RCPT).wait == pytest.approx(1.25, abs=0.3)
+
+
+@virtually
+async def test_a_rate_per_second_is_waited_for_in_seconds() -> None:
+    """An application's rule with wait=1 gets a message through a limit per second in seconds, not in minutes."""
+    mine = Rule(name="per-second", code=451, action=Action.RETRY, scope=Scope.SERVER, slower=True, wait=1)
+    async with talk(patient(rules=(mine, *DEFAULT_RULES))) as (server, smtp):
+        server.on("MAIL", "451 4.7.0 enough for this second", times=2)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert delivery.accepted == [ANN]
+        assert waits(delivery) == [pytest.approx(wait, abs=0.1) for wait in (1, 2)]
+
+
+def test_a_row_may_be_less_patient_than_the_policy() -> None:
+    """Its limit counts where it is shorter: the last attempt falls on it, and none comes after it."""
+    hasty = Rule(code=450, action=Action.RETRY, patience=600)
+    policy = RetryPolicy(rules=(hasty,), wait=tenacity.wait_fixed(450), give_up_after=timedelta(hours=1))
+    assert policy.decide(LATER, Stage.RCPT, attempt=2, elapsed=450).wait == 150
+    assert not policy.gives_up(attempt=2, elapsed=450, wait=150, rule=hasty)
+    assert policy.gives_up(attempt=3, elapsed=600, wait=1, rule=hasty)
+    assert not policy.gives_up(attempt=3, elapsed=600, wait=1)
+    longer = dataclasses.replace(hasty, patience=7200)
+    assert policy.gives_up(attempt=3, elapsed=3600, wait=1, rule=longer)
+
+
+def test_no_limit_of_the_policys_leaves_the_rows_own() -> None:
+    """With give_up_after=None a row's patience still ends it."""
+    hasty = Rule(code=450, action=Action.RETRY, patience=600)
+    policy = RetryPolicy(rules=(hasty,), give_up_after=None)
+    assert policy.gives_up(attempt=9, elapsed=601, wait=1, rule=hasty)
+    assert policy.patience == math.inf
 
 
 @virtually
@@ -450,6 +529,32 @@ async def test_interactive_never_keeps_a_request_waiting(reply: str) -> None:
         assert virtual.clock() - virtual.EPOCH <= 31
 
 
+@pytest.mark.parametrize("make", [RetryPolicy.interactive, RetryPolicy.queue])
+def test_a_ready_made_policy_takes_overrides(make: Any) -> None:
+    """Any field can be another, and the rest stays as it was made; what is no field is a TypeError."""
+    rules = (Rule(action=Action.FAIL),)
+    policy = make(give_up_after=timedelta(minutes=7), rules=rules, max_attempts=3, on_uncertain="raise")
+    assert (policy.give_up_after, policy.rules, policy.max_attempts) == (timedelta(minutes=7), rules, 3)
+    assert policy.on_uncertain == "raise"
+    assert policy.backoff(attempt=1, elapsed=0) == pytest.approx(make().backoff(attempt=1, elapsed=0), rel=0.5)
+    assert make(wait=tenacity.wait_fixed(5)).backoff(attempt=3, elapsed=0) == 5
+    assert make(give_up_after=None).patience == math.inf
+    with pytest.raises(ValueError, match="positive timedelta"):
+        make(give_up_after=timedelta(0))
+    with pytest.raises(TypeError, match="patience"):
+        make(patience=5)
+
+
+def test_the_help_fits_on_two_screens() -> None:
+    """`help(RetryPolicy)` names the table in place of showing it."""
+    shown = pydoc.plain(pydoc.render_doc(RetryPolicy))
+    assert "= DEFAULT_RULES" in shown
+    assert len(shown.splitlines()) < 140
+    assert max(map(len, shown.splitlines())) < 700
+    assert repr(DEFAULT_RULES) == "DEFAULT_RULES"
+    assert repr((*DEFAULT_RULES,)[:1]).startswith("(Rule(")
+
+
 def test_interactive_is_of_the_class_it_is_asked_of() -> None:
     """A subclass of RetryPolicy has an interactive() of its own kind, and the default is patient."""
 
@@ -635,7 +740,9 @@ def test_the_default_clock_is_the_time_of_day() -> None:
 async def test_530_costs_no_attempt_and_450_does() -> None:
     """Of two attempts allowed, a log-in uses none: 530, 450, wait, accepted."""
     mine = {"username": USER, "password": PASSWORD}
-    async with talk(patient(max_attempts=2), auth=(USER, PASSWORD), auth_required=False, credentials=mine) as (
+    async with talk(
+        patient(max_attempts=2), auth=(USER, PASSWORD), auth_required=False, credentials=mine, pipelining=False
+    ) as (
         server,
         smtp,
     ):

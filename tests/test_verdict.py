@@ -185,8 +185,8 @@ def test_one_connection_too_many() -> None:
         ([MAIL, RCPT, RCPT, RCPT, DATA], answers(data=SILENCE), False),
         ([MAIL, RCPT, RCPT, RCPT, DATA], answers(rcpts=["", "", SILENCE]), False),
         ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail="451 later", rcpts="503 nested", data="503 no"), True),
-        ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail=BYE, rcpts=[]), True),
-        ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail="451 later", rcpts=[SILENCE]), True),
+        ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail=BYE, rcpts=[]), False),
+        ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail="451 later", rcpts=[SILENCE]), False),
         ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail="451 later", rcpts=["503 no", "", "503 no"]), False),
         ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail="451 later", rcpts="503 no", data=""), False),
         ([MAIL, RCPT, RCPT, RCPT, DATA], answers(mail=SILENCE, rcpts=[]), False),
@@ -206,3 +206,11 @@ def test_out_of_step() -> None:
     verdict = one.conclude()
     assert (verdict.taken, refused(verdict), waiting(verdict), verdict.alone) == ([], [], [], [])
     assert (verdict.after, verdict.out_of_step, one.goes_on, one.data_is_due) == (After.CLOSE, True, False, False)
+
+
+def test_a_server_that_says_so_is_left_alone_also_where_the_answers_do_not_fit() -> None:
+    """What concerns the server counts, whichever command it answered: nobody reconnects at once."""
+    one = Judge(Case(group=GROUP, todo=GROUP, pending=lambda: GROUP, decide=decide))
+    one.lose_step(answers(rcpts=["", "421 4.3.2 Server busy", SILENCE]))
+    verdict = one.conclude()
+    assert (waiting(verdict), verdict.alone, verdict.out_of_step, verdict.after) == (GROUP, [], False, After.CLOSE)

@@ -8,7 +8,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
-from smtpretry.replies.patterns import compiled
+from smtpretry.replies.patterns import caseless
 from smtpretry.replies.reply import READ, Reply
 from smtpretry.replies.rule import Action, Rule
 from smtpretry.replies.rules import usual_stage
@@ -179,7 +179,7 @@ def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str) -> dict[s
         "row": next((number for number, row in enumerate(policy.rules, start=1) if row is rule), None),
         "rows": len(policy.rules),
         "matches": described(rule)["reply"],
-        "words": found[0] if rule.text and (found := compiled(rule.text, re.IGNORECASE).search(said)) else None,
+        "words": found[0] if rule.text and (found := caseless(rule.text).search(said)) else None,
         "why": rule.why,
         "cure": rule.cure,
         "source": rule.source,

@@ -31,8 +31,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "--into",
         type=Path,
         metavar="FILE",
-        help="as Markdown, between <!-- rules --> and <!-- /rules --> in that file, the kinds between <!-- kinds --> and "
-        "<!-- /kinds -->",
+        help="as Markdown, between <!-- rules --> and <!-- /rules --> in that file; kinds likewise",
     )
     rules.set_defaults(run=_rules)
 

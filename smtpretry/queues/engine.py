@@ -3,14 +3,57 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from smtpretry.delivery import Delivery
 
 if TYPE_CHECKING:
     from smtpretry.policy import RetryPolicy
+    from smtpretry.replies.reply import Reply
+    from smtpretry.replies.stage import Stage
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """That a server said "not now" to everybody, as workers tell each other.
+
+    Attributes:
+        until: until when nothing is tried, in seconds since the epoch.
+        failures: how many times in a row it said so; 0: it works.
+        stage: when it said so.
+        reply: what it said.
+    """
+
+    until: float = 0.0
+    failures: int = 0
+    stage: Stage | None = None
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many deliveries there are in a queue.
+
+    Attributes:
+        waiting: their time has not come.
+        due: their time has come, and no worker has them yet.
+        working: a worker has them.
+        ended: everybody in them has got an end.
+    """
+
+    waiting: int
+    due: int
+    working: int
+    ended: int
+
+    def __str__(self) -> str:
+        """One line."""
+        return f"{self.waiting} waiting, {self.due} due, {self.working} under way, {self.ended} ended"
+
 
 OnEnd = Callable[[Delivery], Awaitable[None]]
+OnProgress = Callable[[Progress], None]
 Save = Callable[[Delivery], Awaitable[None]]
 
 
@@ -23,6 +66,30 @@ class SupportsAttempt(Protocol):
 
     async def attempt(self, delivery: Delivery, save: Save | None = None) -> Delivery:
         """Make one pass over the recipients that are due; see `RetryingSMTP.attempt`."""
+
+
+@runtime_checkable
+class SharesPause(Protocol):
+    """What a client lets the workers on one queue share: the pause that its server has asked for."""
+
+    @property
+    def server(self) -> str:
+        """The name of its server, such as "smtp.example.com:587"."""
+
+    @property
+    def pause(self) -> Pause:
+        """The pause, as far as this client knows."""
+
+    def adopt(self, pause: Pause) -> None:
+        """Take over what another one knows."""
+
+
+@runtime_checkable
+class SupportsHas(Protocol):
+    """An engine that can say whether it has a delivery. One that cannot is silent."""
+
+    async def has(self, delivery_id: str, /) -> bool:
+        """Whether it has taken the delivery over, be it waiting or ended."""
 
 
 class Engine(Protocol):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from .patterns import compiled
+from .patterns import caseless, compiled
 
 # A duration alone is no delay ("unable to deliver in 840 minutes"): a phrase around it must say so. Each phrase below
 # is one way of saying so. All repetitions are bounded: the time is linear in the text.
@@ -85,25 +83,26 @@ _THEN = rf"(?:,|,?\s)(?:(?:please\s)?{_AGAIN}\b|you\s(?:can|may|will))"
 _SHUT_OUT = r"(?:can\s?not|can't|not\s(?:allowed|permitted)\sto)\s(?:connect|send|deliver)"
 _IN = r"(?:\b(?:in|after|en|em|nach|over|not\s(?:before|earlier\sthan))\b|(?<=later\s)\()"
 _BARE = r"(\d{1,7})(?=\s?(?:$|[.,;:)\]}\"']))"  # a number of seconds without a word for it
-_PHRASES = (
+_CUES = (  # what says that the duration behind it is a delay
     # try again in 5 minutes; resend after an hour; come back in 00:05:00; try later (300 seconds)
-    rf"(?<!many )\b{_AGAIN}\b{_GAP}{_IN}{_ABOUT}{_DURATION}",
+    rf"(?<!many )\b{_AGAIN}\b{_GAP}{_IN}",
+    # dans 10 minutes; через 5 минут
+    r"\b(?:dans|через|tra|fra)",
+    # greylisted for 300 seconds; you are being graylisted and will pass in 5 min
+    rf"\bgr[ea]y-?\s?list\w*{_GAP}\b(?:for|in|after|of|is|für|pour|por)",
+    # blocked for 10 minutes; temporarily rejected for the next hour; you cannot connect for 2 hours
+    rf"\b(?:{_HELD}|{_SHUT_OUT}){_WORDS_BETWEEN}(?:for|during)\b",
+    # please wait 60 seconds; wait for another 5 minutes; delay: 30s; greylisting (5 min); retry interval is 5 min
+    rf"\b{_WAIT}",
+    # limit expires in 45 seconds; quota resets in 3 hours; will be accepted after 5 min
+    rf"\b{_OVER}{_WORDS_BETWEEN}(?:in|after)\b",
+)
+_PHRASES = (
+    rf"(?:{'|'.join(_CUES)}){_ABOUT}{_DURATION}",
     # retry 5 minutes later
     rf"\b{_AGAIN}\W{{1,3}}{_DURATION}\s+(?:later|from\s+now)\b",
-    # in 5 minutes try again; after 300 seconds, please retry
+    # in 5 minutes try again; after 300 seconds, please retry; after 24 hours you can send again
     rf"(?:^|[.;:!,(]\s?|please\s|bitte\s)(?:in|after|nach|en)\s{_ABOUT}{_DURATION}{_THEN}",
-    # dans 10 minutes; через 5 минут
-    rf"\b(?:dans|через|tra|fra){_ABOUT}{_DURATION}",
-    # greylisted for 300 seconds; you are being graylisted and will pass in 5 min
-    rf"\bgr[ea]y-?\s?list\w*{_GAP}\b(?:for|in|after|of|is|für|pour|por){_ABOUT}{_DURATION}",
-    # blocked for 10 minutes; temporarily rejected for the next hour
-    rf"\b{_HELD}{_WORDS_BETWEEN}(?:for|during)\b{_ABOUT}{_DURATION}",
-    # you cannot connect for 2 hours; not allowed to send for a day
-    rf"\b{_SHUT_OUT}{_WORDS_BETWEEN}(?:for|during)\b{_ABOUT}{_DURATION}",
-    # please wait 60 seconds; wait for another 5 minutes; delay: 30s; greylisting (5 min); retry interval is 5 min
-    rf"\b{_WAIT}{_ABOUT}{_DURATION}",
-    # limit expires in 45 seconds; quota resets in 3 hours; will be accepted after 5 min
-    rf"\b{_OVER}{_WORDS_BETWEEN}(?:in|after)\b{_ABOUT}{_DURATION}",
     # 45 seconds remaining; 300 s before retrying; 5 minutes until you can send again
     rf"\b{_DURATION}\s{_BEFORE}\b",
     # remaining: 45 s; time left 2m30s
@@ -127,7 +126,7 @@ def _seconds(duration: str) -> float:
     if duration.isdecimal():
         return float(duration)
     total = 0.0
-    for figures, word, *units in compiled(_PIECES, re.IGNORECASE).findall(duration):
+    for figures, word, *units in caseless(_PIECES).findall(duration):
         total += _number(figures or word) * next(size for size, unit in zip(_UNITS, units, strict=True) if unit)
     return total
 
@@ -142,7 +141,7 @@ def _number(word: str) -> float:
 def delay_in(text: str) -> float | None:
     """The seconds to wait that the text asks for, or None."""
     words = [_NAME if compiled(_OPAQUE).search(word) else word for word in text.split()]
-    if (found := compiled(_DELAY, re.IGNORECASE).search(" ".join(words))) is None:
+    if (found := caseless(_DELAY).search(" ".join(words))) is None:
         return None
     seconds = _seconds(next(group for group in found.groups() if group is not None))
     return seconds if 0 < seconds <= _LONGEST else None

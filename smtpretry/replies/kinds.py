@@ -38,7 +38,7 @@ KINDS: Final = (
             "auth-required",
             "auth-required-words",
             "auth-required-exchange",
-            "access-denied-before-log-in",
+            "access-denied",
             "relay-denied",
         ),
     ),
@@ -111,7 +111,7 @@ KINDS: Final = (
         (
             "mailbox-full",
             "mailbox-full-status",
-            "mailbox-holds-too-many-now",
+            "mailbox-count",
             "recipient-rate",
             "closing-mailbox-full",
             "closing-recipient-rate",
@@ -133,7 +133,7 @@ KINDS: Final = (
             "bad-address",
             "mailbox-full-for-good",
             "mailbox-full-in-words",
-            "mailbox-holds-too-many",
+            "mailbox-count-final",
         ),
     ),
     Kind(

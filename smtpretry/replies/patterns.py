@@ -7,6 +7,12 @@ from functools import cache
 
 
 @cache
-def compiled(pattern: str, flags: re.RegexFlag = re.NOFLAG) -> re.Pattern[str]:
+def compiled(pattern: str) -> re.Pattern[str]:
     """The expression, compiled once."""
-    return re.compile(pattern, flags)
+    return re.compile(pattern)
+
+
+@cache
+def caseless(pattern: str) -> re.Pattern[str]:
+    """The same, whatever the case of the letters."""
+    return re.compile(pattern, re.IGNORECASE)

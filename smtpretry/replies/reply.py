@@ -73,7 +73,7 @@ class Reply:
         if not line:
             msg = "no reply: the line is empty"
             raise ValueError(msg)
-        begin = compiled(_BEGIN, re.ASCII).match(line)
+        begin = compiled(_BEGIN).match(line)
         if begin is None:
             msg = f"no reply: {_cut(line, 60)!r} does not begin with a three-digit code, a space and a text"
             raise ValueError(msg)
@@ -139,21 +139,21 @@ class Said:
 # --- Reading the status -----------------------------------------------------------------------------------------------
 
 _ENHANCED = r"[245]\.\d{1,3}\.\d{1,3}"
-_LEADING = rf"({_ENHANCED})(?=\s|$)"
+_LEADING = rf"(?a)({_ENHANCED})(?=\s|$)"
 # "5.7.1: Denied", "'5.1.1 <bob@example.com>... User unknown'", "no such user (#5.1.1)", "denied [5.7.1]"
-_INLINE = rf"(?:^['\"]?|#|[(\[])({_ENHANCED})\b(?!\.\d)"
-_BEGIN = r"(\d{3})([ -]|(?=\n|$))"
+_INLINE = rf"(?a)(?:^['\"]?|#|[(\[])({_ENHANCED})\b(?!\.\d)"
+_BEGIN = r"(?a)(\d{3})([ -]|(?=\n|$))"
 
 
 def _status(line: str) -> str | None:
     """The enhanced status that leads a line."""
-    found = compiled(_LEADING, re.ASCII).match(line)
+    found = compiled(_LEADING).match(line)
     return found and found[1]
 
 
 def _within(text: str) -> str | None:
     """The enhanced status that stands within a text."""
-    found = compiled(_INLINE, re.ASCII).search(text, 0, READ)
+    found = compiled(_INLINE).search(text, 0, READ)
     return found and found[1]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
 
-from .patterns import compiled
+from .patterns import caseless, compiled
 from .reply import CODES, NO_REPLY, READ, Reply
 from .stage import Scope, Stage
 
@@ -157,9 +157,9 @@ class Rule:
         if self.enhanced is not None and not self._has_status(reply.enhanced):
             return False
         text = reply.text[:READ].replace("\n", " ")
-        if self.text is not None and not compiled(self.text, re.IGNORECASE).search(text):
+        if self.text is not None and not caseless(self.text).search(text):
             return False
-        return self.unless is None or not compiled(self.unless, re.IGNORECASE).search(text)
+        return self.unless is None or not caseless(self.unless).search(text)
 
     def _has_status(self, enhanced: str | None) -> bool:
         parts = (enhanced or "").split(".")
@@ -235,7 +235,7 @@ def _check_pattern(text: str, name: str) -> None:
     if isinstance(text, Words):
         return
     try:
-        compiled(text, re.IGNORECASE)
+        caseless(text)
     except (re.error, OverflowError, RecursionError) as error:
         msg = f"{name} is no regular expression: {error} in {text!r}"
         raise ValueError(msg) from error

@@ -20,9 +20,7 @@ All patterns are linear-time: no repetition within a repetition, each gap bounde
 
 from __future__ import annotations
 
-import re
-
-from .patterns import compiled
+from .patterns import caseless
 from .reply import NO_REPLY, READ, Reply
 from .rule import Action, Rule
 from .stage import Scope, Stage
@@ -91,7 +89,7 @@ _SAID_AT = dict.fromkeys((432, 435, 454, 534, 535, 538), Stage.AUTH) | dict.from
 
 def usual_stage(reply: Reply) -> Stage:
     """The stage at which a reply is most often said, for where nobody tells."""
-    if compiled(RELAY, re.IGNORECASE).search(reply.text[:READ]):
+    if caseless(RELAY).search(reply.text[:READ]):
         return Stage.RCPT
     return _SAID_AT.get(reply.code, Stage.RCPT)
 
@@ -249,7 +247,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          why="The server takes mail from clients that are logged in only.",
          cure="Give the client a user name and a password.",
          source="RFC 4954 §6 (530)"),
-    Rule(name="access-denied-before-log-in",
+    Rule(name="access-denied",
          code=554, enhanced="5.7.1", text=either(r"\brejected: access denied"), login=True, stages=TRANSACTION,
          action=Action.AUTHENTICATE, otherwise=Action.FAIL,
          why="The server takes mail from clients that are logged in only, or refuses this address for good.",
@@ -297,7 +295,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          why="The mailbox is full, and the server does not want the message later either.",
          cure="Ask the recipient to clear the mailbox.",
          source="RFC 3463 §3.3; Google: Gmail SMTP errors and codes (552 5.2.2)"),
-    Rule(name="mailbox-holds-too-many",
+    Rule(name="mailbox-count-final",
          code=ANY_5XX, text=HOARD, unless=FOR_NOW, action=Action.FAIL, scope=Scope.RECIPIENT,
          why="The mailbox is full, and the server does not want the message later either.",
          cure="Ask the recipient to clear the mailbox.",
@@ -306,7 +304,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          code=REFUSALS, text=RECIPIENT_RATE, action=Action.RETRY, scope=Scope.RECIPIENT, wait=600, patience=_DAY,
          why="This recipient gets more mail than the server lets through: the limit passes.",
          source="Google: Gmail SMTP errors and codes (450 4.2.1, 550 5.2.1); Microsoft: NDR codes (5.2.121)"),
-    Rule(name="mailbox-holds-too-many-now",
+    Rule(name="mailbox-count",
          code=REFUSALS, text=HOARD, action=Action.RETRY, scope=Scope.RECIPIENT, wait=900, patience=3 * _DAY,
          why="The mailbox is full until its owner clears it.",
          cure="Ask the recipient to clear the mailbox.",

@@ -40,13 +40,16 @@ TLS = either(
     r"\b(?:start ?tls|tls|ssl|encryption|secure connection)\b.{0,30}\b" + _REQUIRED,
     r"\b(?:requires?|only)\b.{0,30}\b(?:tls|ssl|encrypted|secure connection)\b",
     r"(?:\bnot|n't) (?:sent )?(?:over|via) an? (?:tls|ssl|encrypted)\b",
-    r"\bdisallowed on (?:non-secure|unencrypted)",
+    r"\bdisallowed on (?:non-secure|unencrypted)|\bunencrypted (?:\w{1,20} ){0,2}not allowed",
+    r"\bencrypted connection (?:is )?" + _REQUIRED,
     r"\b(?:verschl[üu]ssel|chiffr|cifrad|crittograf)\w+\b.{0,20}\b(?:erforderlich|requise?|requerid\w+|richiest\w+)",
 )
 LOG_IN = either(
     r"\bauth\w{0,14} (?:is |was |command )?" + _REQUIRED,
     r"\brequires? (?:\w{1,20} ){0,2}(?:auth\w*|log-?in)\b",
-    _MUST + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be authenticated|(?:issue|send|use|do) (?:an )?auth)\b",
+    _MUST
+    + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be (?:authenticated|logged[- ]in)"
+    + r"|(?:issue|send|use|do) (?:an )?auth)\b",
     _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
     r"\bnot logged[- ]in\b|\blog ?in first\b|\bunauthenticated senders?\b.{0,8}\bnot allowed",
     r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
@@ -82,7 +85,7 @@ TOO_BIG = either(
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|more than)\b"
+_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than|only \d+)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
@@ -122,7 +125,10 @@ WINDOW = either(  # what says that a limit is one of time, and not of this sessi
     r"\b(?:throttl\w+|frequen\w+|quota|rate|too (?:fast|quickly|often))\b|\bslow",
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )
-_WITHIN = r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within)|/) ?"
+_WITHIN = (
+    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within)"
+    r"|(?:\d|messages?|mails?|msgs?|recipients?|rcpts?) ?/) ?"
+)
 _OVER_IT = r".{0,40}\b(?:limit\w*|quota|max\w*|exceed\w*|reached)\b"
 _COUNTED = r"\b(?:messages|e?mails?|msgs?|recipients|rcpts|connections)"
 
@@ -146,7 +152,7 @@ QUOTA = either(
     _per(
         r"(?:\d{1,2} ?)?(?:hours?|hr|h|days?|24 ?h\w*|week|month)", r"(?:hour|hourly|daily|day|24.hour|weekly|monthly)"
     ),
-    r"\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
+    r"\b(?:relay|sending|submission|outbound|outgoing) quota\b|\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
     r"\b(?:sending|submission|throttling|count|send) ?(?:limit|quota) ?(?:is |was |has been )?(?:exceed|reached)",
     r"\b(?:exceed|reach)(?:s|ed|ing)?\b.{0,30}\b(?:sending|submission) (?:limit|quota)",
     r"\bsent too many (?:e-?mails|mails|messages)\b.{0,80}\b(?:hours?|days?)\b",
@@ -155,6 +161,9 @@ QUOTA = either(
 RATE = either(
     r"\b(?:rate|frequency|volume)[- ]?(?:is |was |has been )?(?:limit|overlimit|exceed)",
     r"\bfrequency of\b.{0,40}\blimited",
+    r"\b(?:submission|message|mail|connection) rate\b.{0,40}\bexceed",
+    r"\bnumber of (?:messages|e?mails) (?:exceed|allowed)",
+    r"\bexceed\w*\b.{0,24}\bnumber of (?:messages|e?mails)\b",
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
     r"(?:recipients|mail|messages|connections|commands|sessions|requests) from\b",
@@ -168,7 +177,10 @@ RATE = either(
     r"\bdemasiados? (?:mensajes|correos)|\btroppi messaggi|\bmuitas mensagens|频率|頻率|发送过快",
     r"\bHL:IFC\b",  # NetEase
 )
-REPUTATION = either(r"\breputation\b|\bcomplaints?\b|\bunusual (?:rate|volume)|\bunexpected volume|\bunsolicited\b")
+REPUTATION = either(
+    r"\b(?:bounce|spam|complaint) rate\b",
+    r"\breputation\b|\bcomplaints?\b|\bunusual (?:rate|volume)|\bunexpected volume|\bunsolicited\b",
+)
 CROWD = either(
     r"\b(?:concurrent|simultaneous|many|maximum|number of)\b.{0,30}\b(?:connections?|sessions?)\b|\btrop de connexions",
     r"\bconnections? (?:limit|count)\b|\bsender thread limit|\bHL:ICC\b",
@@ -179,7 +191,8 @@ PER_TIME = either(r"\brate\b|\b(?:hour|day|minute|second|sec|min)s?\b")
 # --- The recipient ----------------------------------------------------------------------------------------------------
 
 RECIPIENT_RATE = either(
-    r"\breceiving (?:e-?)?mails?\b|\breceiving (?:too many )?messages\b|\b(?:to|for) this (?:recipient|mailbox)\b",
+    r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b",
+    r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
     r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
     r"\b(?:mailbox|recipient)\b.{0,30}\btoo (?:many|much) (?:new )?(?:mail|message)s? (?:in|within|per|at)\b",
@@ -188,7 +201,8 @@ MAILBOX = either(r"\b(?:mail ?box|inbox|over ?quota|storage)\b")
 HOARD = either(  # too many messages that lie in the mailbox already
     r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b",
     r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
-    r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)",
+    r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)"
+    r"(?! (?:sent|per|in|today|this))",
     r"\b(?:messages|e?mails) in (?:\w{1,5} )?(?:mail ?box|inbox)\b.{0,30}\b(?:limit|exceed\w*|max\w*)",
     r"\bzu ?viele e?-?mails (?:auf|im)\b",
 )
@@ -270,9 +284,7 @@ BLOCKED_CLIENT = either(
     r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbl\b|\brbl\b|\bDT:RBL\b",
     r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b|\bHL:(?:IPB|REP|ITC)\b",
 )
-LISTED_CONTENT = either(
-    r"\b(?:uri|url|surbl|uribl|dbl|links?|body|content|headers?|subject|b-url|domain|sender|from)\b"
-)
+LISTED_CONTENT = either(r"\b(?:uri|url|surbl|uribl|dbl|links?|body|content|headers?|subject|b-url|domain|sender)\b")
 BLOCKED = either(
     r"\bblock(?:ed|list)|\bblack-?list|\b(?:rbl|dnsbl)\b|\blisted\b|\bbanned\b",
     r"spamhaus|spamcop|\breputation\b|\bpolicy restrictions",

@@ -218,7 +218,8 @@ class Connection(Opening):
     @property
     def _mechanisms(self) -> list[str]:
         wanted = self.credentials.mechanisms(encrypted=self.is_tls)
-        return [name for name in wanted if name in self.client.server_auth_methods]
+        offered = [name for name in wanted if name in self.client.server_auth_methods]
+        return sorted(offered, key=self.needs.useless.__contains__)
 
     async def _log_in(self, timeout: Timeout) -> None:
         """AUTH (RFC 4954 §4), and never with what was refused before."""
@@ -231,10 +232,9 @@ class Connection(Opening):
             what = "token that the generator gave" if self.credentials.token else "password"
             raise Failed(Said(Stage.AUTH, refused[1]), f"the {what} is the one that the server refused before")
         self._sent, self._veil = secret, self.credentials.veil(secret)
+        mechanisms = self._mechanisms[:1] if self.carried else self._mechanisms  # again: what worked before, or nothing
         try:
-            accepted = await log_in(
-                self, partial(self.credentials.dialogue, secret), self._mechanisms, self.needs, timeout
-            )
+            accepted = await log_in(self, partial(self.credentials.dialogue, secret), mechanisms, self.needs, timeout)
         except Failed as failed:
             if self.carried and failed.said.reply.code in MECHANISM_FAILS:
                 self._start_over(failed.said.reply)  # once a session, says RFC 4954 §4

@@ -31,6 +31,7 @@ _FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
 _PERIOD = re.compile(rb"(?m)^\.")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LOST = "Connection lost"
+_ROUNDS = 3  # of the event loop, after which a write that failed is known: one each for the socket, TLS and the line
 _TOO_LATE = "Timed out waiting for server response"
 
 
@@ -103,9 +104,10 @@ class Line(SMTPProtocol):
             self._end_out_of_step()
         if replies:
             self._replies.expect(replies)
-        if self._broken is None:
-            self.write(data)
-        return self._broken is None
+        if self._broken is not None or not self.is_connected:
+            return False
+        self.write(data)
+        return True
 
     async def receive(self, timeout: float | None = None) -> SMTPResponse:
         """The next reply that is due.
@@ -136,6 +138,8 @@ class Line(SMTPProtocol):
         """
         self._deadline.set(timeout)
         try:
+            for _ in range(_ROUNDS):
+                await asyncio.sleep(0)
             while self._full and not self.has_reply:
                 await self._something()
         finally:

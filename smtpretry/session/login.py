@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
+import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .dial import Address
 
 _CANCEL = b"*"
+_NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
 
 
 @dataclass(slots=True)
@@ -74,7 +77,9 @@ async def ask_for(credentials: Credentials, seconds: float | None) -> str | byte
     except TimeoutError as error:
         why = "no token came from oauth_token_generator in time" if limit.expired() else _no_token(error)
         raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
-    except ConnectionError as error:
+    except OSError as error:
+        if not isinstance(error, (ConnectionError, socket.gaierror)) and error.errno not in _NO_NETWORK:
+            raise
         raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(_no_token(error))) from error
 
 
@@ -95,13 +100,13 @@ async def log_in(
     clear, which that mechanism needs.
     """
     useless = set[str]()
-    for mechanism in (order := sorted(mechanisms, key=needs.useless.__contains__)):
+    for mechanism in mechanisms:
         try:
             accepted = await _say(conversation, mechanism, dialogue(mechanism), timeout)
         except Failed as failed:
             code = failed.said.reply.code
             works = code not in MECHANISM_FAILS and (mechanism, code) != ("cram-md5", WRONG_PASSWORD)
-            if works or mechanism == order[-1] or not conversation.is_open:
+            if works or mechanism == mechanisms[-1] or not conversation.is_open:
                 raise
             useless.add(mechanism)
         else:

@@ -14,7 +14,7 @@ _CLIMB = 8.0  # times the time that a refusal has cost: how long the speed takes
 _CALM = 25  # messages that it takes at least
 _FEW = 8  # messages that were taken before the first refusal: too few to tell a speed from
 _SEARCH = 1.5  # times the speed, after each message, where it was told from few
-_LATE = 0.1  # of the distance between two messages: what the next one makes up for
+_LATE = 0.5  # of the distance between two messages: what the next one makes up for
 LONGEST = 900.0  # seconds that a wait may grow to
 _RECENT = 1000  # messages that are remembered until the first refusal
 

@@ -15,9 +15,10 @@ from .stock import Stock
 from .waiting import Asked, Waiting, Wish
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from smtpretry.policy import RetryPolicy
+    from smtpretry.replies.reply import Said
 
     from .connection import Connection
 
@@ -76,6 +77,21 @@ class Pool(Limits):
     def rest(self, connection: Connection, seconds: float) -> None:
         """Lend that one again only so long after its pass. The others go on."""
         self._resting[connection] = seconds
+
+    def adopt(self, until: float, failures: int, reason: Said | None) -> None:
+        """Take over what another pool knows of the same server."""
+        self.resumes_at, self.failures, self.reason = until, failures, reason
+        self._serve()
+
+    @property
+    def connections(self) -> Sequence[Connection]:
+        """All of them, in use or not."""
+        return self._stock.connections
+
+    @property
+    def server(self) -> str:
+        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
+        return self._stock.connections[0].server
 
     @asynccontextmanager
     async def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AsyncIterator[Connection]:

@@ -19,20 +19,23 @@ class Stock:
         make: makes one, not open yet.
         idle_timeout: seconds after which an open one that nobody uses is closed with QUIT; None for never.
         on_put: called whenever one is back.
+
+    Attributes:
+        connections: all of them, in use or not.
     """
 
     def __init__(self, make: Callable[[], Connection], idle_timeout: float | None, on_put: Callable[[], None]) -> None:
         self.idle_timeout = idle_timeout
         self._make, self._on_put = make, on_put
-        self._all = [make()]
-        self._free = deque(self._all)  # closed ones, then the open ones, last used last
+        self.connections = [make()]
+        self._free = deque(self.connections)  # closed ones, then the open ones, last used last
         self._retiring = set[asyncio.Task[None]]()
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
     def out(self) -> int:
         """How many are in use, or being closed."""
-        return len(self._all) - len(self._free)
+        return len(self.connections) - len(self._free)
 
     @property
     def open_and_free(self) -> int:
@@ -42,13 +45,13 @@ class Stock:
     @property
     def is_connected(self) -> bool:
         """Whether one is open."""
-        return any(connection.is_open for connection in self._all)
+        return any(connection.is_open for connection in self.connections)
 
     def take(self) -> Connection:
         """The open one that was used last, or one to open. What the function that makes them raises comes out."""
         if not self._free:
-            self._all.append(self._make())
-            return self._all[-1]
+            self.connections.append(self._make())
+            return self.connections[-1]
         return self._free.pop()
 
     def put(self, connection: Connection) -> None:
@@ -76,7 +79,7 @@ class Stock:
 
     def forget(self) -> None:
         """Let go of what was left open in an event loop that has ended."""
-        for connection in self._all:
+        for connection in self.connections:
             connection.forget()
 
     def move(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -85,10 +88,10 @@ class Stock:
         Raises:
             ValueError: one is open in another loop.
         """
-        if any(connection.is_open and connection.client.loop is not loop for connection in self._all):
+        if any(connection.is_open and connection.client.loop is not loop for connection in self.connections):
             msg = "the client is connected in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        self._free, self._sweeper = deque(self._all), None
+        self._free, self._sweeper = deque(self.connections), None
 
     def _retire(self, connection: Connection, *, politely: bool = True) -> asyncio.Task[None]:
         """Close one that was taken out of `_free`. It comes back even where the task is cancelled before it begins."""

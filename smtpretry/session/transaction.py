@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
 from aiosmtplib.typing import Default
 
-from smtpretry.envelope import mailbox_of
-from smtpretry.replies.reply import NO_REPLY, Said
+from smtpretry.esmtp import commands
+from smtpretry.replies.reply import NO_REPLY, Reply, Said
 from smtpretry.replies.stage import Stage
 from smtpretry.verdict import Answer, fits
 
 from .connection import Connection, Failed, Timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from smtpretry.delivery import Delivery
-    from smtpretry.replies.reply import Reply
     from smtpretry.verdict import Judge
 
 DOT_TIMEOUT: Final = 600.0
@@ -48,6 +47,7 @@ class Transaction:
 
     Attributes:
         in_doubt: whether the final dot may be out, and no answer has come: the message may have been taken.
+        left_out: the ESMTP parameters that were not sent, for the server does not offer their extension.
     """
 
     def __init__(self, connection: Connection, delivery: Delivery, timeout: Timeout = Default.token) -> None:
@@ -55,6 +55,7 @@ class Transaction:
         self.delivery = delivery
         self.timeout = timeout
         self.in_doubt = False
+        self.left_out: tuple[str, ...] = ()
 
     async def envelope(self, judge: Judge, *, ahead: bool) -> None:
         """MAIL, RCPT for each of the group, and DATA, as long as the judge goes on.
@@ -64,11 +65,12 @@ class Transaction:
         """
         pipelining = self.connection.needs.pipelining
         ahead = ahead and pipelining.allowed and self.connection.client.supports_extension("pipelining")
-        for window in self._windows(judge.case.group, ahead=ahead):
+        for window in self._windows(self._commands(judge), ahead=ahead):
             answers = await self._say(window)
             if len(window) > 1 and not fits([command.stage for command in window], answers):
-                pipelining.lose_step()
                 judge.lose_step(answers)
+                if judge.verdict.out_of_step:
+                    pipelining.lose_step()
                 return
             for answer in answers:
                 judge.hear(answer)
@@ -101,10 +103,21 @@ class Transaction:
         self.in_doubt = False
         return Answer(Stage.END_OF_DATA, success=Said(Stage.END_OF_DATA, accepted))
 
-    def _windows(self, group: Sequence[str], *, ahead: bool) -> Iterator[list[Command]]:
+    def _commands(self, judge: Judge) -> list[Command]:
+        """MAIL and each RCPT; none where nobody can be offered. What the server cannot do for one is an answer, too."""
+        said = commands(self.delivery, judge.case.group, self.connection.client.esmtp_extensions)
+        if said.obstacle is not None:
+            raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(said.obstacle), final=True)
+        self.left_out = said.left_out
+        for who, why in said.impossible.items():
+            unsaid = Said(Stage.RCPT, Reply(NO_REPLY, text=why), aiosmtplib.SMTPNotSupported(why))
+            judge.hear(Answer(Stage.RCPT, unsaid, recipient=who, final=why))
+        rcpts = [Command(Stage.RCPT, line + b"\r\n", who) for who, line in said.rcpts.items()]
+        return [Command(Stage.MAIL, said.mail + b"\r\n"), *rcpts] if rcpts else []
+
+    def _windows(self, commands: list[Command], *, ahead: bool) -> Iterator[list[Command]]:
         """The commands that go out together."""
-        commands = [Command(Stage.MAIL, self._mail()), *(Command(Stage.RCPT, self._rcpt(who), who) for who in group)]
-        if not ahead:
+        if not ahead or not commands:
             yield from ([command] for command in commands)
             return
         if not self.connection.carried:
@@ -165,32 +178,3 @@ class Transaction:
         if self.timeout is not Default.token or self.connection.client.timeout is None:
             return self.connection.seconds(self.timeout)
         return max(DOT_TIMEOUT, self.connection.client.timeout)
-
-    def _mail(self) -> bytes:
-        """MAIL. Fails for good where the server lacks an extension that the message needs."""
-        offers = self.connection.client.supports_extension
-        options = {option.partition("=")[0].lower(): option for option in self.delivery.mail_options}
-        if "smtputf8" in options and not offers("smtputf8"):
-            self._cannot("an address is not ASCII, and the server does not offer SMTPUTF8 (RFC 6531)")
-        if not self.delivery.message.isascii():
-            if not offers("8bitmime"):
-                self._cannot(
-                    "the message has 8-bit bytes, and the server does not offer 8BITMIME (RFC 6152): "
-                    "give send_message an EmailMessage, which it writes as 7-bit MIME"
-                )
-            options.setdefault("body", "BODY=8BITMIME")
-        elif not offers("8bitmime"):
-            options.pop("body", None)
-        if offers("size"):
-            options.setdefault("size", f"SIZE={len(self.delivery.message)}")
-        return self._line("MAIL FROM", self.delivery.sender, options.values())
-
-    def _rcpt(self, recipient: str) -> bytes:
-        return self._line("RCPT TO", recipient, self.delivery.rcpt_options)
-
-    def _line(self, verb: str, address: str, options: Iterable[str]) -> bytes:
-        return (" ".join((f"{verb}:<{mailbox_of(address)}>", *options)) + "\r\n").encode()
-
-    @staticmethod
-    def _cannot(why: str) -> NoReturn:
-        raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(why), final=True)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-_IN_A_ROW = 8  # characters that are enough to know it by
-_SHORTEST = 4  # characters; a shorter secret would be found in any text
-_HIDDEN = "[...]"
+_IN_A_ROW: Final = 8  # characters that are enough to know it by
+_SHORTEST: Final = 4  # characters; a shorter secret would be found in any text
+_HIDDEN: Final = "[...]"
 # One character of a text, however it is written; a line's end together with the status that leads the next line.
 _PIECE = re.compile(r"%([0-9A-Fa-f]{2})|\s+(?:[245]\.\d{1,3}\.\d{1,3}(?=\s))?|.", re.DOTALL)
+# A server may have put anything between letters; and what it left as it was may be anything but letters.
+_COUNTED: Final[tuple[Callable[[str], bool], ...]] = (str.isalnum, lambda char: not char.isspace())
 
 
 class Veil:
@@ -24,45 +26,41 @@ class Veil:
     """
 
     def __init__(self, parts: Iterable[str] = (), wholes: Iterable[str] = ()) -> None:
-        self._stretches: dict[int, set[str]] = {}  # by their length
-        self._exact = list[str]()
-        for secret, longest in (*((part, _IN_A_ROW) for part in parts), *((whole, len(whole)) for whole in wholes)):
-            bare = "".join(_bare(secret))
-            length = min(longest, len(bare))
-            if length >= _SHORTEST:
-                found = self._stretches.setdefault(length, set())
-                found.update(bare[start : start + length] for start in range(len(bare) - length + 1))
-            elif len(secret) >= _SHORTEST:  # nothing but punctuation
-                self._exact.append(secret)
+        secrets = [*((part, _IN_A_ROW) for part in parts), *((whole, len(whole)) for whole in wholes)]
+        self._stretches = [_stretches(secrets, counts) for counts in _COUNTED]
 
     def over(self, text: str) -> str:
         """The text without what it repeats."""
-        for secret in self._exact:
-            text = text.replace(secret, _HIDDEN)
-        if not self._stretches:
+        if not any(self._stretches):
             return text
-        seen = [(char, start, end) for piece, start, end in _pieces(text) for char in _bare(piece)]
-        bare = "".join(char for char, _, _ in seen)
+        pieces = list(_pieces(text))
         hidden = bytearray(len(text))
-        for length, stretches in self._stretches.items():
-            for first in range(len(bare) - length + 1):
-                if bare[first : first + length] in stretches:
-                    start, end = seen[first][1], seen[first + length - 1][2]
-                    hidden[start:end] = b"\1" * (end - start)
+        for counts, by_length in zip(_COUNTED, self._stretches, strict=True):
+            seen = [(char, start, end) for piece, start, end in pieces if counts(piece) for char in piece.casefold()]
+            bare = "".join(char for char, _, _ in seen)
+            for length, stretches in by_length.items():
+                for first in range(len(bare) - length + 1):
+                    if bare[first : first + length] in stretches:
+                        start, end = seen[first][1], seen[first + length - 1][2]
+                        hidden[start:end] = b"\1" * (end - start)
         if not any(hidden):
             return text
-        shown = "".join("\0" if hidden[place] else char for place, char in enumerate(text))
-        return re.sub("\0+", _HIDDEN, shown)
+        return re.sub("\0+", _HIDDEN, "".join("\0" if hidden[place] else char for place, char in enumerate(text)))
+
+
+def _stretches(secrets: Iterable[tuple[str, int]], counts: Callable[[str], bool]) -> dict[int, set[str]]:
+    """What to look for, by its length."""
+    found = dict[int, set[str]]()
+    for secret, longest in secrets:
+        bare = "".join(char.casefold() for char in secret if counts(char))
+        length = min(longest, len(bare))
+        if length >= _SHORTEST:
+            found.setdefault(length, set()).update(
+                bare[start : start + length] for start in range(len(bare) - length + 1)
+            )
+    return found
 
 
 def _pieces(text: str) -> Iterator[tuple[str, int, int]]:
     for piece in _PIECE.finditer(text):
-        char = chr(int(piece[1], 16)) if piece[1] else piece[0][:1]
-        yield char, piece.start(), piece.end()
-
-
-def _bare(text: str) -> Iterator[str]:
-    """Letters and digits alone, in one case: the rest may be anything after a wrap."""
-    for char in text:
-        if char.isalnum():
-            yield from char.casefold()
+        yield chr(int(piece[1], 16)) if piece[1] else piece[0][:1], piece.start(), piece.end()

@@ -56,6 +56,16 @@ async def test_a_greylisted_mail_arrives_once() -> None:
 
 
 @in_real_time
+async def test_bounces_go_to_djangos_from_email() -> None:
+    """The envelope's sender is from_email; the customer sees the From of the headers."""
+    async with shop_and_mail_server() as (shop, server):
+        assert (await shop.order()).status_code == 200
+        [received] = server.messages
+        assert received.sender == "bounces@example.com"
+        assert received.message["From"] == "The shop <shop@example.com>"
+
+
+@in_real_time
 async def test_a_refusal_reaches_the_answer() -> None:
     """What the server says about the customer's address is in the answer; the shop has its copy."""
     async with shop_and_mail_server() as (shop, server):

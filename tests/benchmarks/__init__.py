@@ -1,6 +1,6 @@
 """How fast smtpretry is, how much it holds and how it behaves: ``python -m tests.benchmarks`` prints it, with targets.
 
-    python -m tests.benchmarks                    # all six questions, in some twenty-five minutes
+    python -m tests.benchmarks                    # all eight questions, in some twenty-five minutes
     python -m tests.benchmarks overhead manners   # these two
     python -m tests.benchmarks --quick            # all, once, at a small size: the figures mean little
     python -m tests.benchmarks --json             # for machines

@@ -15,7 +15,7 @@ from pathlib import Path
 from . import __doc__ as about
 from .harness import machine
 
-QUESTIONS = ("overhead", "throughput", "memory", "growth", "manners", "rates")
+QUESTIONS = ("overhead", "throughput", "blocking", "memory", "growth", "manners", "rates", "imports")
 
 
 def main() -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from smtpretry.__main__ import main
 from smtpretry.replies.rules import DEFAULT_RULES
-from smtpretry.replies.tables import markdown_table
+from smtpretry.replies.tables import kinds_table, markdown_table
 
 GREYLISTED = "450 4.2.0 <bob@example.com>: Greylisted for 300 seconds"
 
@@ -48,10 +48,11 @@ def test_a_reply_is_explained(explain):
         "action RETRY",
         "scope RECIPIENT",
         "wait 300 s (named by the server)",
+        "for 1 day at most",
         "stage RCPT (guessed; --stage says another)",
         f"why {DEFAULT_RULES[row - 1].why}",
         f"source {DEFAULT_RULES[row - 1].source}",
-        f"row {row} of {len(DEFAULT_RULES)} (4xx, 5xx by its words: 'Greylist')",
+        f"row greylisted, {row} of {len(DEFAULT_RULES)} (4xx, 5xx by its words: 'Greylist')",
     ]
 
 
@@ -71,10 +72,15 @@ def test_the_same_for_machines(explain):
         "scope": "RECIPIENT",
         "wait": 300,
         "wait_is": "named by the server",
+        "slower": False,
+        "patience": 86400,
+        "name": "greylisted",
         "row": 0,
+        "rows": len(DEFAULT_RULES),
         "matches": "4xx, 5xx by its words",
         "words": "Greylist",
         "why": "",
+        "cure": "",
         "source": "",
     }
 
@@ -157,7 +163,8 @@ def test_an_argument_without_a_reply_is_named(explain):
 
 def test_what_a_session_cannot_do_is_told(explain):
     """A repair has a way out: what happens where there are no credentials, or no TLS."""
-    assert "AUTHENTICATE (or FAIL, where the session cannot)" in explain("454 4.7.1 Relay access denied")[1]
+    assert "AUTHENTICATE (or FAIL, where the session cannot)" in explain("554 5.7.1 Relay access denied")[1]
+    assert "AUTHENTICATE (or RETRY, where the session cannot)" in explain("454 4.7.1 Relay access denied")[1]
     assert "SPLIT (or RETRY, where the session cannot)" in explain("452 4.5.3 Too many recipients")[1]
 
 
@@ -174,6 +181,129 @@ def test_where_the_wait_comes_from_is_told(explain, reply, wait_is):
     """The server, the row, or the backoff."""
     (fact,) = facts(explain, reply)
     assert fact["wait_is"] == wait_is
+
+
+def test_a_slower_pace_and_a_cure_are_told(explain):
+    """What the client changes by itself, and what a person can do where it lasts."""
+    assert "wait    1 s (this row's); the client slows down" in explain("454 Maximum sending rate exceeded")[1]
+    out = explain("450 4.7.25 Client host rejected: cannot find your hostname")[1]
+    assert "cure    Give the sending host a PTR record" in out
+    assert "row     no-name, " in out
+
+
+# --- The schedule -----------------------------------------------------------------------------------------------------
+
+
+def test_the_schedule_lists_the_attempts_until_the_end(explain):
+    """By the policy's own waits, the last attempt on its deadline; in seconds for machines."""
+    _, out, _ = explain("--schedule", "450 4.2.0 busy")
+    tried = re.search(r"tried +now, 1 min( \d s)?, 3 min.*, 1 h; then it is given up", re.sub(r"\s+", " ", out))
+    assert tried
+    (fact,) = facts(explain, "--schedule", "450 4.2.0 busy")
+    assert fact["then"] == "then it is given up"
+    assert fact["schedule"][0] == 0
+    assert fact["schedule"] == sorted(fact["schedule"])
+    assert fact["schedule"][-1] == 3600
+    assert len(fact["schedule"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("reply", "times", "then"),
+    [
+        ("550 5.1.1 User unknown", [0], "then it fails"),
+        ("530 5.7.0 Authentication required", [0, 0], "then it fails"),
+        ("421 idle for too long", [0, 0, 60], None),
+        ("450 4.2.0 Greylisted for 300 seconds", [0, 300, 600, 900], None),
+        ("450 4.2.0 Greylisted for 2 hours", [0], "then it is given up"),
+        ("454 4.7.1 Relay access denied", [0, 0, 60], "then it is given up"),
+    ],
+)
+def test_the_schedule_is_what_a_client_would_do(explain, reply, times, then):
+    """A repair comes at once and once, a named delay is kept, what is final is not tried again."""
+    (fact,) = facts(explain, "--schedule", reply)
+    assert fact["schedule"][: len(times)] == [pytest.approx(time, abs=7) for time in times]
+    assert fact["then"] == (then or "then it is given up")
+    if reply.startswith("454"):
+        assert fact["schedule"][-1] == 600
+
+
+def test_an_acceptance_has_no_schedule(explain):
+    """Nothing is tried after a 250."""
+    assert "tried" not in explain("--schedule", "250 2.0.0 Ok")[1]
+
+
+def test_a_schedule_without_an_end_is_cut(explain, own_policy):
+    """A policy that never gives up goes on."""
+    (fact,) = facts(explain, "--policy", "own_policy:endless", "--schedule", "450 busy")
+    assert (fact["then"], len(fact["schedule"])) == ("and so on", 200)
+
+
+# --- A policy of one's own --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_policy(tmp_path, monkeypatch):
+    """A module in the current directory that holds policies and what is none."""
+    (tmp_path / "own_policy.py").write_text(
+        "from smtpretry import Action, DEFAULT_RULES, RetryPolicy, Rule\n"
+        "mine = Rule(name='over-for-today', code=550, text='over', action=Action.RETRY, wait=120, why='Closed.')\n"
+        "policy = RetryPolicy(rules=(mine, *DEFAULT_RULES))\n"
+        "endless = RetryPolicy(give_up_after=None)\n"
+        "class settings:\n    mail = policy\n"
+        "def make():\n    return policy\n"
+        "def broken():\n    raise RuntimeError('no settings')\n"
+        "number = 5\n",
+        encoding="utf-8",
+    )
+    (tmp_path / "broken_module.py").write_text("import nowhere_to_be_found\n", encoding="utf-8")
+    (tmp_path / "raising_module.py").write_text("raise RuntimeError('no settings')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in ("own_policy", "raising_module"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("where", ["own_policy:policy", "own_policy:settings.mail", "own_policy:make"])
+def test_a_policy_of_ones_own_explains(explain, own_policy, where):
+    """Its rules come first, and their names, waits and reasons are told."""
+    (fact,) = facts(explain, "--policy", where, "550 Over for today")
+    assert (fact["action"], fact["name"], fact["wait"], fact["row"]) == ("RETRY", "over-for-today", 120, 1)
+    _, out, _ = explain("--policy", where, "550 Over for today")
+    assert f"row     over-for-today, 1 of {len(DEFAULT_RULES) + 1} (550 by its words: 'Over')" in out
+    assert "source" not in out
+
+
+def test_a_policy_of_ones_own_is_printed(own_policy, capsys):
+    """`rules` shows its rows too."""
+    assert main(["rules", "--policy", "own_policy:policy"]) == 0
+    assert capsys.readouterr().out.startswith("  1  over-for-today: 550 by its words; at: any stage\n")
+
+
+@pytest.mark.parametrize(
+    ("where", "cause"),
+    [
+        ("nowhere:policy", "there is no module nowhere: run this where Python finds it, or set PYTHONPATH"),
+        ("own_policy.deeper:policy", "there is no module own_policy.deeper: run this"),
+        ("own_policy:polcy", "own_policy has no polcy"),
+        ("own_policy:settings.male", "own_policy has no settings.male"),
+        ("own_policy:number", "own_policy:number is no RetryPolicy, its type is int"),
+        ("own_policy:broken", "own_policy:broken() failed: RuntimeError: no settings"),
+        ("own_policy", "'own_policy' is no module:name, such as app.mail:policy"),
+        ("own_policy:", "'own_policy:' is no module:name"),
+        (":policy", "':policy' is no module:name"),
+        ("", "'' is no module:name"),
+        ("broken_module:policy", "broken_module cannot be imported: No module named 'nowhere_to_be_found'"),
+        ("raising_module:policy", "raising_module cannot be imported: RuntimeError: no settings"),
+        (".own_policy:policy", ".own_policy cannot be imported"),
+    ],
+)
+def test_a_policy_that_cannot_be_had_is_named(explain, own_policy, capsys, where, cause):
+    """The error says what is missing, and the exit code is 2."""
+    with pytest.raises(SystemExit) as error:
+        explain("--policy", where, "450 busy")
+    assert error.value.code == 2
+    assert cause in capsys.readouterr().err
 
 
 def test_an_unknown_reply_has_a_reason_too(explain):
@@ -204,7 +334,7 @@ def test_the_table_is_printed(capsys):
     plain = capsys.readouterr().out
     unwrapped = re.sub(r"\s+", " ", plain)
     for number, rule in enumerate(DEFAULT_RULES, start=1):
-        assert re.search(rf"^ *{number}  ", plain, re.MULTILINE)
+        assert re.search(rf"^ *{number}  {rule.name}: ", plain, re.MULTILINE)
         assert f"{rule.why} [{rule.source}]" in unwrapped
     assert r"\b" not in plain
     assert main(["rules", "--patterns"]) == 0
@@ -219,6 +349,12 @@ def test_the_table_is_written_into_a_page(capsys, tmp_path):
         assert main(["rules", "--into", str(page)]) == 0
         text = page.read_text(encoding="utf-8")
         assert text == f"before\n<!-- rules -->\n{markdown_table()}<!-- /rules -->\nafter\n"
+    page.write_text("<!-- kinds -->\n<!-- /kinds -->\n<!-- rules -->\n<!-- /rules -->\n", encoding="utf-8")
+    assert main(["rules", "--into", str(page)]) == 0
+    both = f"<!-- kinds -->\n{kinds_table()}<!-- /kinds -->\n<!-- rules -->\n{markdown_table()}<!-- /rules -->\n"
+    assert page.read_text(encoding="utf-8") == both
+    assert main(["rules", "--kinds"]) == 0
+    assert capsys.readouterr().out == kinds_table()
     assert main(["rules", "--markdown"]) == 0
     assert capsys.readouterr().out == markdown_table()
 

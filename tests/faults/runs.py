@@ -68,12 +68,12 @@ def copies(server: ScriptedServer, recipient: str, name: str = NAME) -> int:
     return sum(recipient in message.recipients and name_of(message) == name for message in server.messages)
 
 
-def server_for(place: Place) -> ScriptedServer:
+def server_for(place: Place, *, ahead: bool = True) -> ScriptedServer:
     """Return a server for the session of a place."""
     if place.session == "clear":
-        server = ScriptedServer()
+        server = ScriptedServer(pipelining=ahead)
     else:
-        server = ScriptedServer(tls=True, auth=("app", "secret"), mechanisms=[place.mechanism])
+        server = ScriptedServer(tls=True, auth=("app", "secret"), mechanisms=[place.mechanism], pipelining=ahead)
     server.messages = Taken(server)
     return server
 
@@ -281,7 +281,7 @@ async def run(cell: Cell) -> Run:
     seen = Run(cell)
     loop = asyncio.get_running_loop()
     message = SMALL if not cell.place.large else HUGE if cell.place.verb == "BODY" else LARGE
-    async with server_for(cell.place) as server:
+    async with server_for(cell.place, ahead=cell.ahead) as server:
         if message is HUGE:
             take_little(server)
         smtp = client_for(server, cell.mode)

@@ -268,6 +268,13 @@ def test_a_hostile_text_costs_next_to_nothing(text):
         ("try again after 1800 seconds", 1800),
         ("Resend message in an hour.", 3600),
         ("Try again in half an hour", 1800),
+        ("You cannot connect for 0.99 more days.", 85536),
+        ("Try again in 5 more minutes", 300),
+        ("Please wait one more hour", 3600),
+        ("Blocked for 2 further hours", 7200),
+        ("You are not allowed to send for 3 hours", 10800),
+        ("not allowed to send more e-mails within 24 hours.After 24 hours,you can send e-mails as usual.", 86400),
+        ("Too many messages. In 10 minutes you may send again", 600),
         ("Please try sending again in about 3 minutes", 180),
         ("Try again later (300 seconds)", 300),
         ("In 5 minutes try again.", 300),
@@ -350,6 +357,9 @@ def test_the_delay_that_a_server_names_is_read(text, seconds):
         "please resend e-mail shortly",
         # vague
         "try again in a few minutes",
+        "not allowed to send more than 10 e-mails within 24 hours",
+        "you cannot send more than 50 messages for the last 2 hours",
+        "your mail could not be sent for 3 days",
         "try again in a moment",
         "blocked for the day",
         # insane

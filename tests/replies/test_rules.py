@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smtpretry.policy import RetryPolicy
+from smtpretry.replies.kinds import KINDS
 from smtpretry.replies.reply import NO_REPLY, READ, Reply
 from smtpretry.replies.rule import Action, Rule
 from smtpretry.replies.rules import DEFAULT_RULES
 from smtpretry.replies.stage import Scope, Stage
-from smtpretry.replies.tables import markdown_table
+from smtpretry.replies.tables import kinds_table, markdown_table
 
 POLICY = RetryPolicy()
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,15 @@ def action(line, stage=RCPT, **facts):
         ({"wait": -1}, "0 or more"),
         ({"wait": math.inf}, "finite"),
         ({"wait": math.nan}, "finite"),
+        ({"patience": 0}, "more than 0"),
+        ({"patience": -1}, "more than 0"),
+        ({"patience": math.inf}, "finite"),
+        ({"name": "Greylisted"}, "lower case joined by hyphens"),
+        ({"name": "grey listed"}, "lower case joined by hyphens"),
+        ({"name": "grey_listed"}, "lower case joined by hyphens"),
+        ({"name": "-greylisted"}, "lower case joined by hyphens"),
+        ({"name": "grey--listed"}, "lower case joined by hyphens"),
+        ({"name": "greylisted\n"}, "lower case joined by hyphens"),
         ({"otherwise": Action.AUTHENTICATE}, "RETRY, RECONNECT or FAIL"),
     ],
 )
@@ -96,6 +106,12 @@ def test_a_rule_that_cannot_be_meant_is_refused_at_once(fields, cause):
         {"wait": True},
         {"scope": "SERVER"},
         {"otherwise": "FAIL"},
+        {"patience": "60"},
+        {"patience": True},
+        {"slower": 1},
+        {"name": None},
+        {"name": 5},
+        {"cure": None},
         {"token": 1},
         {"why": None},
         {"source": 5321},
@@ -166,7 +182,23 @@ def test_rules_are_values():
     assert one != Rule(code=450, text="busy", action=Action.RETRY)
 
 
-@pytest.mark.parametrize("rule", [*DEFAULT_RULES, Rule(action=Action.FAIL), Rule(action=Action.RETRY, wait=0)])
+def test_a_rule_that_has_been_asked_is_the_same_value():
+    """What it remembers of having matched is no part of it: it is equal, pickled and copied as before."""
+    asked = Rule(text="busy", unless="idle", enhanced="4.x.x", action=Action.RETRY)
+    asked.matches(Reply(450, "4.2.0", "busy"), RCPT)
+    assert asked == pickle.loads(pickle.dumps(asked)) == copy.deepcopy(asked)  # noqa: S301 - our own
+    assert pickle.dumps(asked) == pickle.dumps(Rule(text="busy", unless="idle", enhanced="4.x.x", action=Action.RETRY))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        *DEFAULT_RULES,
+        Rule(action=Action.FAIL),
+        Rule(action=Action.RETRY, wait=0),
+        Rule(name="mine", action=Action.RETRY, wait=1, slower=True, patience=60, cure="Send less."),
+    ],
+)
 def test_a_repr_is_how_a_rule_is_written(rule):
     """It names what is given and nothing else, and evaluates to the same rule."""
     names = {"Rule": Rule, "Action": Action, "Scope": Scope, "Stage": Stage, "range": range}
@@ -181,8 +213,38 @@ def test_a_repr_is_how_a_rule_is_written(rule):
 def test_each_row_says_why_and_who_says_so(rule):
     """A support engineer can paste the reason into a ticket: one sentence, and its source."""
     assert re.fullmatch(r"[A-Z].{20,130}\.", rule.why)
+    assert re.fullmatch(r"|[A-Z].{10,130}\.", rule.cure)
     assert rule.source
     assert "http" not in rule.source
+
+
+def test_each_row_has_a_name_of_its_own():
+    """Names are short, in lower case with hyphens, and no two rows share one, nor what holds where no row matches."""
+    unmatched = [RetryPolicy(rules=()).decide(Reply(code), RCPT).rule for code in (NO_REPLY, 450, 550)]
+    names = [rule.name for rule in (*DEFAULT_RULES, *unmatched)]
+    assert len(set(names)) == len(names)
+    assert [name for name in names if not re.fullmatch(r"[a-z]+(-[a-z]+){0,3}", name)] == []
+
+
+def test_each_row_is_of_one_kind():
+    """The short table speaks of every row, and of each once."""
+    assert sorted(name for kind in KINDS for name in kind.rows) == sorted(rule.name for rule in DEFAULT_RULES)
+
+
+def test_a_row_says_slower_where_it_is_too_fast():
+    """Such a row waits, concerns the whole server, and says how long."""
+    rows = [rule for rule in DEFAULT_RULES if rule.slower]
+    assert rows
+    assert {(rule.scope, rule.wait is not None) for rule in rows} == {(Scope.SERVER, True)}
+
+
+@pytest.mark.parametrize("rule", DEFAULT_RULES, ids=lambda rule: rule.name)
+def test_no_4xx_is_final_on_a_guess(rule):
+    """A row that makes a 4xx final says why no later attempt can differ: the bytes are the same, or it is no SMTP."""
+    codes = {rule.code} if isinstance(rule.code, int) else set(rule.code or ())
+    if any(400 <= code < 500 for code in codes):
+        assert rule.action is not Action.FAIL or rule.name in {"bare-line-feed", "not-your-sender"}
+        assert rule.otherwise is not Action.FAIL
 
 
 def test_a_row_with_a_wait_waits():
@@ -202,11 +264,26 @@ def test_no_row_stands_behind_one_that_takes_all_of_it():
             assert not codes <= taken, f"row {number + 1} stands behind {earlier}"
 
 
-def test_the_readme_table_is_the_table():
-    """The README's table is made from these rows: `python -m smtpretry rules --into README.md` makes it anew."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (table,) = re.findall(r"<!-- rules -->\n(.*?)<!-- /rules -->", readme, re.DOTALL)
-    assert table == markdown_table()
+@pytest.mark.parametrize(
+    ("page", "name", "made"), [("smtpretry/RULES.md", "rules", markdown_table), ("README.md", "kinds", kinds_table)]
+)
+def test_the_tables_in_the_pages_are_the_rows(page, name, made):
+    """Both are made from the rows: `python -m smtpretry rules --into README.md` makes them anew."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    (table,) = re.findall(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    assert table == made()
+
+
+def test_the_table_by_kinds_tells_what_the_rows_do():
+    """Waits and limits in it are the rows' own, and it is some dozen lines of five cells."""
+    lines = kinds_table().splitlines()[2:]
+    assert len(lines) == len(KINDS) <= 24
+    cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines}
+    assert {len(row) for row in cells.values()} == {5}
+    assert cells["Greylisting"][2:4] == ["the backoff", "1 day"]
+    assert cells["Rate limit"][2:4] == ["1 s, 3 s, 1 min", "`give_up_after`"]
+    assert cells["Connection used up"][2] == "none"
+    assert cells["Message too big"][2:4] == ["", ""]
 
 
 def test_the_markdown_table_has_a_row_for_each_rule():
@@ -214,11 +291,12 @@ def test_the_markdown_table_has_a_row_for_each_rule():
     lines = markdown_table().splitlines()
     assert len(lines) == 2 + len(DEFAULT_RULES)
     for line, rule in zip(lines[2:], DEFAULT_RULES, strict=True):
+        assert line.startswith(f"| {rule.name} | ")
         assert line.endswith(f" {rule.why} | {rule.source} |")
         assert len(re.findall(r"(?<!\\)\|", line)) == len(re.findall(r"\|", lines[0]))
     custom = Rule(action=Action.RETRY, code=(NO_REPLY, 450), enhanced="4.2.*", token=True, why="a|b", source="c")
     assert markdown_table([custom]).splitlines()[2] == (
-        r"| no reply, 450 4.2.* (token sessions) | any stage | RETRY | by stage | the backoff | a\|b | c |"
+        r"|  | no reply, 450 4.2.* (token sessions) | any stage | RETRY | by stage | the backoff |  | a\|b | c |"
     )
 
 
@@ -233,15 +311,15 @@ def test_a_hostile_text_costs_next_to_nothing(rule):
         "-",
         "<bob@example.com>",
     }
+    stage = next(stage for stage in Stage if rule.stages is None or stage in rule.stages)
     for word in words:
         text = f"{word} " * (32000 // (len(word) + 1))
         reply = Reply(rule.code if isinstance(rule.code, int) else 450, None, text)
         times = []
         for _ in range(5):
             began = time.perf_counter()
-            for stage in Stage:
-                rule.matches(reply, stage)
-            times.append((time.perf_counter() - began) / len(Stage))
+            rule.matches(reply, stage, token=True, login=True)
+            times.append(time.perf_counter() - began)
         assert min(times) < 0.05, word
 
 
@@ -313,6 +391,8 @@ def test_a_server_in_trouble_is_left_alone_by_all(line):
             END,
         ),
         ("452 Too many messages", MAIL),
+        ("450 Message limit reached for this connection", MAIL),
+        ("451 4.7.0 Messages per session limit reached", MAIL),
         ("450 Too many messages on this connection", RCPT),
     ],
 )
@@ -334,6 +414,13 @@ def test_postscreen_lets_in_on_the_next_connection():
     ("line", "stage"),
     [
         ("530", MAIL),
+        ("550 5.7.1 Relaying denied. Proper authentication required.", RCPT),
+        ("550 Relay prohibited", RCPT),
+        ("553 host denies relay.", RCPT),
+        ("553 sorry, that domain isn't in my list of allowed rcpthosts (#5.5.3 - chkuser)", RCPT),
+        ("550 Authentifizierung erforderlich", RCPT),
+        ("550 Se requiere autenticación", RCPT),
+        ("553 authentication is required,smtp1,AAAA", MAIL),
         ("530 5.7.0 Authentication required", MAIL),
         ("530 5.5.1 Must issue an AUTH command first", MAIL),
         ("530 Error: authentication Required", MAIL),
@@ -350,9 +437,11 @@ def test_postscreen_lets_in_on_the_next_connection():
     ],
 )
 def test_who_is_not_logged_in_logs_in(line, stage):
-    """However a server puts it; and where there is nothing to log in with, waiting does not help."""
+    """However a server puts it; and where there is nothing to log in with, the first digit says what follows."""
     assert action(line, stage) == "AUTHENTICATE"
-    assert action(line, stage, able=EVERYTHING - {Action.AUTHENTICATE}) == "FAIL"
+    alone = decide(line, stage, able=EVERYTHING - {Action.AUTHENTICATE})
+    assert alone.action is (Action.RETRY if line[0] == "4" else Action.FAIL)
+    assert line[0] == "5" or alone.rule.patience == 600
 
 
 @pytest.mark.parametrize(
@@ -400,7 +489,7 @@ def test_a_server_that_wants_tls_gets_tls(line, stage):
         ("454 4.7.0 Temporary authentication failure", AUTH, "RETRY"),
         ("454 Throttling failure: Maximum sending rate exceeded", END, "RETRY"),
         ("454 4.7.1 <bob@example.com>: Relay access denied", RCPT, "AUTHENTICATE"),
-        ("454 5.5.1 STARTTLS not available", Stage.STARTTLS, "FAIL"),
+        ("454 5.5.1 STARTTLS not available", Stage.STARTTLS, "RETRY"),
     ],
 )
 def test_454_means_different_things(line, stage, expected):
@@ -461,6 +550,10 @@ def test_a_refused_token_is_asked_for_again():
         "552 too many recipients",
         "552 5.5.3 Maximum limit of 50 recipients reached",
         "550 5.5.3 anything",
+        "552 Max recipients per message is 50",
+        "431 Too many recipients.",
+        "451 only one recipient per message, please",
+        "452 Trop de destinataires",
         "452",
         "552",
         "452 4.5.3 Domain policy size per transaction exceeded, please try this recipient in a separate transaction.",
@@ -493,10 +586,125 @@ def test_a_rate_is_waited_for_by_the_whole_client(line):
     assert (decision.action, decision.scope) == (Action.RETRY, Scope.SERVER)
 
 
-def test_a_recipient_who_gets_too_much_is_alone_with_it():
-    """Gmail's rate of one user does not stop the mail to others."""
-    decision = decide("450 4.2.1 The user you are trying to contact is receiving mail too quickly.")
-    assert (decision.action, decision.scope) == (Action.RETRY, Scope.RECIPIENT)
+@pytest.mark.parametrize("stage", [MAIL, RCPT, END])
+@pytest.mark.parametrize(
+    ("line", "wait"),
+    [
+        ("454 Throttling failure: Maximum sending rate exceeded", 1),
+        ("550 5.7.0 Requested action not taken: too many emails per second", 1),
+        ("450 4.7.1 Limit of 10 messages/sec exceeded", 1),
+        ("421 4.7.0 Too many messages per second", 1),
+        ("450 4.7.0 Message rate limit exceeded (20 msgs / 60 s)", 60),
+        ("452 Only 100 mails per minute, limit exceeded", 60),
+        ("421 4.7.0 You have exceeded your rate limit of 100 messages per minute", 60),
+        ("450 4.7.1 <END-OF-MESSAGE>: End-of-data rejected: Number messages per hour exceeded. Error:RATE_MSG", 600),
+        ("454 Throttling failure: Daily message quota exceeded", 600),
+        ("421 4.7.0 Daily limit of messages exceeded", 600),
+        ("450 4.7.1 too many messages, please slow down", 3),
+        ("450 4.7.1 Error: too much mail from 192.0.2.1", 3),
+        ("451 4.7.1 You are sending too fast", 3),
+        ("450 Zu viele Nachrichten, bitte langsamer", 3),
+        ("550 Domain frequency limited", 3),
+        ("421 4.7.0 too many messages, slow down", 3),
+    ],
+)
+def test_a_client_that_is_too_fast_slows_down(line, wait, stage):
+    """It concerns the server, at any stage; the wait goes by the time that the limit names, else it is a few seconds."""
+    decision = decide(line, stage)
+    assert (decision.rule.slower, decision.scope, decision.wait) == (True, Scope.SERVER, wait)
+    assert decision.action is (Action.RECONNECT if line.startswith("421") else Action.RETRY)
+    assert decide(line, stage, attempt=2).wait == min(2 * wait, 900)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints",
+        "451 4.7.650 The mail server [192.0.2.1] has been temporarily rate limited due to IP reputation.",
+        "421 4.7.0 Error: too many connections from 192.0.2.1",
+        "432 4.3.2 Concurrent connections limit exceeded.",
+        "450 4.2.1 The user you are trying to contact is receiving mail too quickly.",
+        "421 too many messages in this connection",
+        "452 4.5.3 Error: too many recipients",
+    ],
+)
+def test_what_a_slower_pace_does_not_cure_is_no_rate(line):
+    """Reputation, connections, one recipient's rate, a session and a transaction that are full do not lower the pace."""
+    assert not decide(line).rule.slower
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("450 4.2.1 The user you are trying to contact is receiving mail too quickly.", "RETRY"),
+        ("421 4.2.1 The user you are trying to contact is receiving mail too quickly.", "RECONNECT"),
+        ("450 4.2.1 The recipient has exceeded message rate limit. Try again later.", "RETRY"),
+        ("451 Mailbox is receiving too many messages per minute", "RETRY"),
+        ("452 4.2.2 Mailbox full", "RETRY"),
+        ("421 4.2.2 Mailbox over quota", "RECONNECT"),
+        ("450 Postfach voll", "RETRY"),
+        ("450 4.3.2 <bob@example.com>: this domain is not accepting mail yet; try again later", "RETRY"),
+        ("450 4.1.1 <bob@example.com>: Recipient address rejected: User unknown", "RETRY"),
+        ("421 4.7.1 RCP-T4 Recipient account is unavailable", "RECONNECT"),
+        (
+            "550 <bob@web.de> Benutzer hat zuviele Mails auf dem Server. / User has too many messages on the server.",
+            "FAIL",
+        ),
+        ("552 Account(s) <bob@example.com> does not have enough space", "FAIL"),
+        ("552 5.2.2 Quota exceeded (mailbox for user is full)", "FAIL"),
+        ("552 Mailbox size limit exceeded", "FAIL"),
+        ("550 5.1.1 No such user", "FAIL"),
+        ("550 Inactive mailbox", "FAIL"),
+    ],
+)
+def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
+    """A full or unknown mailbox and a recipient's own limit concern that recipient, after the data too."""
+    for stage in (RCPT, END) if not line.startswith("421 4.7.1 RCP") and "this domain" not in line else (RCPT,):
+        decision = decide(line, stage)
+        assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
+
+
+def test_before_the_first_rcpt_nothing_is_about_a_recipient():
+    """At MAIL an unknown user is the sender: it concerns the message."""
+    assert decide("550 5.1.1 User unknown", MAIL).scope is Scope.MESSAGE
+    assert decide("450 4.2.1 User unknown", Stage.CONNECT).scope is Scope.SERVER
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("550 5.7.1 Service unavailable; client [192.0.2.1] blocked using zen.spamhaus.org", "FAIL"),
+        (
+            "550 5.7.1 <bob@example.com>... Rejected: IP in SpamCop blacklist, see: http://spamcop.net/bl.shtml?192.0.2.1",
+            "FAIL",
+        ),
+        ("554 Your access to this mail system has been rejected due to the sending MTA's poor reputation.", "FAIL"),
+        ("550 5.7.606 Access denied, banned sending IP [192.0.2.1]", "FAIL"),
+        ("450 4.7.1 Your IP has been temporarily blocked, try again in 10 minutes", "RETRY"),
+        ("450 4.7.1 Client host rejected: Service unavailable", "RETRY"),
+        ("421 sorry, your IP (192.0.2.1) is temporarily denied (#4.7.1)", "RECONNECT"),
+        ("421 4.3.0 Temporary System Problem. Try again later (10).", "RECONNECT"),
+    ],
+)
+def test_a_block_of_the_client_concerns_the_server(line, expected):
+    """Whatever was being said at the time, every other send meets it too."""
+    for stage in (MAIL, RCPT, DATA, END):
+        decision = decide(line, stage)
+        assert (decision.action.name, decision.scope) == (expected, Scope.SERVER)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "554 5.7.1 Blocked: URL in message body listed on dbl.spamhaus.org",
+        "553 5.3.0 Sender domain blacklisted",
+        "550 Sender address blocked",
+    ],
+)
+def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
+    """A link, a sender or a content on a list is the message's own trouble."""
+    decision = decide(line, END)
+    assert (decision.action, decision.scope) == (Action.FAIL, Scope.MESSAGE)
 
 
 def test_452_to_mail_is_no_452_to_rcpt():
@@ -514,7 +722,7 @@ def test_452_to_mail_is_no_452_to_rcpt():
         ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", 300, Scope.RECIPIENT),
         ("452 4.3.1 Insufficient system storage", 300, Scope.SERVER),
         ("450 4.2.0 <bob@example.com>: Recipient address rejected: Greylisted, see example.org", None, Scope.RECIPIENT),
-        ("450 4.7.1 Error: too much mail from 192.0.2.1", None, Scope.SERVER),
+        ("450 4.7.1 Error: too much mail from 192.0.2.1", 3, Scope.SERVER),
         ("451 4.4.5 High load, try again later", None, Scope.SERVER),
         ("451 Service temporarily unavailable, please try again later", None, Scope.RECIPIENT),
         ("451 Temporary local problem", None, Scope.RECIPIENT),
@@ -554,20 +762,37 @@ def test_what_passes_is_waited_for(line):
 @pytest.mark.parametrize(
     "line",
     [
-        "450 4.1.1 <bob@example.com>: Recipient address rejected: User unknown in virtual alias table",
-        "450 unknown user",
-        "450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]",
-        "450 4.7.1 Client host rejected: cannot find your reverse hostname, [192.0.2.1]",
         "451 See https://cr.yp.to/docs/smtplf.html.",
-        "454 4.7.0 Invalid base64 data",
-        "450 5.1.1 no such thing",
+        "451 Bare line-feed; see http://haraka.github.io/barelf/",
         "403 You are not authorized to send from that email address",
-        "450 4.1.10 null MX",
     ],
 )
-def test_what_does_not_heal_is_not_waited_for(line):
-    """A 4xx that will be the same tomorrow is final today."""
+def test_what_cannot_differ_the_next_time_is_not_waited_for(line):
+    """The same bytes are refused again, and a code that is HTTP's is no 4xx of SMTP."""
     assert action(line) == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("line", "patience", "cure"),
+    [
+        ("450 4.1.1 <bob@example.com>: Recipient address rejected: User unknown in virtual alias table", 14400, True),
+        ("450 unknown user", 14400, True),
+        ("451 Invalid Recipient", 14400, True),
+        ("450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]", 86400, True),
+        ("450 4.7.1 Client host rejected: cannot find your reverse hostname, [192.0.2.1]", 86400, True),
+        ("450 4.7.1 <kitty.example>: Helo command rejected: Host not found", 86400, True),
+        ("450 4.7.1 Access denied. IP name lookup failed [192.0.2.1]", 86400, True),
+        ("454 4.7.0 Invalid base64 data", None, False),
+        ("450 5.1.1 no such thing", 14400, False),
+        ("450 4.1.10 null MX", None, False),
+        ("451 4.4.7 Delivery time expired", None, False),
+        ("450 4.7.30 REQUIRETLS support required", None, False),
+    ],
+)
+def test_nothing_transient_is_made_final_on_a_guess(line, patience, cure):
+    """The first digit is believed: it is tried again, for a while, and where it lasts the cure is told."""
+    decision = decide(line)
+    assert (decision.action, decision.rule.patience, bool(decision.rule.cure)) == (Action.RETRY, patience, cure)
 
 
 @pytest.mark.parametrize(
@@ -604,7 +829,7 @@ def test_a_refusal_that_means_it_is_final(line):
         ("502 Command not implemented", MAIL, "does not know the command"),
         ("502 5.5.1 Not implemented, try again later", MAIL, "does not know the command"),
         ("554 5.5.0 Syntax error in the body, try again later", END, "how this client speaks SMTP"),
-        ("451 4.4.7 Delivery time expired", END, "gave up after its own retries"),
+        ("554 5.4.7 Delivery time expired", END, "gave up after its own retries"),
         ("550 5.7.30 REQUIRETLS support required", MAIL, "gave up after its own retries, or cannot give"),
         ("552 5.3.4 Too much for one day: limit of 10 MB per day", MAIL, "larger than"),
         ("550 Message too big!", MAIL, "larger than"),

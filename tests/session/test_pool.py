@@ -65,7 +65,7 @@ async def test_one_after_the_other_needs_one_connection() -> None:
 @virtually
 async def test_an_open_connection_is_used_before_a_closed_one_is_opened() -> None:
     """Where one of two connections was closed by the server, the next send goes over the other."""
-    async with ScriptedServer() as server, several(server, 2) as smtp:
+    async with ScriptedServer(pipelining=False) as server, several(server, 2) as smtp:
         slow(server)
         await burst(smtp, 2)
         server.on("RCPT", BOB, "421 4.7.0 Closing this one", times=1)

@@ -281,3 +281,50 @@ async def test_who_waits_for_long_does_not_hold_up_who_waits_for_short() -> None
         delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, BOB])
         assert delivery.accepted == [ANN, BOB]
         assert transactions(server) == [[ANN, BOB], [ANN], [BOB]]
+
+
+# What this server cannot do
+
+
+@virtually
+async def test_one_address_that_the_server_cannot_write() -> None:
+    """Where SMTPUTF8 is not offered, only the recipient who needs it is refused; nothing is said of it to the server."""
+    async with talk(smtputf8=False) as (server, smtp):
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN, "jörg@example.com", BOB])
+        assert delivery.accepted == [ANN, BOB]
+        assert "SMTPUTF8" in delivery.refused["jörg@example.com"].text
+        assert transactions(server) == [[ANN, BOB]]
+        with pytest.raises(aiosmtplib.SMTPNotSupported, match="SMTPUTF8"):
+            await smtp.sendmail(APP, ["jörg@example.com"], BODY)
+        assert len(transactions(server)) == 1
+
+
+@virtually
+async def test_a_domain_outside_ascii_needs_no_extension() -> None:
+    """A domain goes as its A-label."""
+    async with talk(smtputf8=False) as (server, smtp):
+        assert (await smtp.deliver(BODY, sender=APP, recipients=["ann@büro.example"])).accepted == ["ann@büro.example"]
+        assert transactions(server) == [["ann@xn--bro-hoa.example"]]
+
+
+@virtually
+async def test_parameters_of_an_extension_that_is_not_offered(caplog: pytest.LogCaptureFixture) -> None:
+    """NOTIFY and RET are left out where DSN is not offered: a step and one warning say so, and the mail arrives."""
+    async with talk() as (server, smtp):
+        with caplog.at_level(logging.WARNING, "smtpretry"):
+            delivery = await smtp.deliver(
+                BODY, sender=APP, recipients=[ANN, BOB], mail_options=["RET=HDRS"], rcpt_options=["NOTIFY=SUCCESS"]
+            )
+        assert delivery.accepted == [ANN, BOB]
+        assert "sent without RET=HDRS NOTIFY=SUCCESS" in str(delivery.attempts[0].steps[0])
+        assert caplog.text.count("sent without RET=HDRS NOTIFY=SUCCESS") == 1
+        assert not any("NOTIFY" in command or "RET=" in command for command in server.commands)
+
+
+@virtually
+async def test_a_message_that_is_too_large_is_not_sent() -> None:
+    """Where the server says what it takes, a larger message fails at once, and no byte of it goes out."""
+    async with talk(size_limit=1000) as (server, smtp):
+        with pytest.raises(aiosmtplib.SMTPNotSupported, match="SIZE, RFC 1870"):
+            await smtp.sendmail(APP, [ANN], BODY + b"x" * 998 + b"\r\n")
+        assert server.verbs == ["EHLO"]

@@ -1,0 +1,253 @@
+"""An SQLite file that never makes an event loop wait: one thread for it, and one commit for many writes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+T = TypeVar("T")
+
+_BUSY: Final = 30.0  # seconds that another process may hold the file
+_CHECKPOINT: Final = 4 * 2**20  # bytes of write-ahead log after which it is written into the file
+_PASSING: Final = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED")  # what may be over in a while
+_REMOTE: Final = ("afs", "ceph", "cifs", "fuse.sshfs", "gluster", "lustre", "ncpfs", "nfs", "smb")
+_left_by_fork: Final = list[object]()  # connections of a parent process: closing them here would harm it
+
+
+class QueueError(OSError):
+    """The queue's file cannot be used; the message says why, and what to do.
+
+    Attributes:
+        passing: whether it may be over in a while, as where the disk is full.
+    """
+
+    passing = False
+
+
+class _Order(Generic[T]):
+    """Something to do in a transaction."""
+
+    def __init__(self, work: Callable[[sqlite3.Connection], T]) -> None:
+        self.work = work
+        self.cancelled = False
+        self.result: T
+        self.error: Exception | None = None
+
+    def do(self, connection: sqlite3.Connection) -> None:
+        """What it raises is its own, and undoes its own changes alone."""
+        connection.execute("SAVEPOINT one")
+        try:
+            self.result = self.work(connection)
+        except Exception as error:
+            if not connection.in_transaction:
+                raise
+            connection.execute("ROLLBACK TO one")
+            self.error = error
+        connection.execute("RELEASE one")
+
+
+class File:
+    """The file, opened when it is first used; in each process anew.
+
+    Args:
+        path: where it is.
+        prepare: makes or checks what is to be in it, in a transaction.
+    """
+
+    def __init__(self, path: Path, prepare: Callable[[sqlite3.Connection], None]) -> None:
+        self.path = path
+        self._prepare = prepare
+        self._start()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"smtpretry {self.path.name}")
+        self._orders: deque[_Order[Any]] = deque()
+        self._connection: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+
+    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do it in a transaction, with whatever else is to be done by then; it is on the disk when this returns.
+
+        Raises:
+            QueueError: the file cannot be used.
+            Whatever `work` raises; it has changed nothing then.
+        """
+        order = _Order(work)
+        thread = self._worker()
+        self._orders.append(order)
+        try:
+            await asyncio.get_running_loop().run_in_executor(thread, self._drain)
+        except asyncio.CancelledError:
+            order.cancelled = True
+            raise
+        if order.error is not None:
+            raise order.error
+        return order.result
+
+    async def look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do what changes nothing."""
+        return await asyncio.get_running_loop().run_in_executor(self._worker(), self._told, self._look, work)
+
+    async def close(self) -> None:
+        """Close the file; what uses it next opens it again."""
+        if self._process == os.getpid():
+            thread = self._thread
+            await asyncio.get_running_loop().run_in_executor(thread, self._close)
+            self._start()
+            thread.shutdown(wait=False)
+
+    def _worker(self) -> ThreadPoolExecutor:
+        if self._process != os.getpid():
+            _left_by_fork.append(self._connection)
+            self._start()
+        return self._thread
+
+    # In the thread
+
+    def _drain(self) -> None:
+        """Do all that has come together since the last commit."""
+        orders = list[_Order[Any]]()
+        while self._orders:
+            order = self._orders.popleft()
+            if not order.cancelled:
+                orders.append(order)
+        if orders:
+            try:
+                self._told(self._commit, orders)
+            except Exception as error:  # noqa: BLE001 - all who asked are told
+                for order in orders:
+                    order.error = error
+
+    def _commit(self, orders: Iterable[_Order[Any]]) -> None:
+        connection = self._opened()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for order in orders:
+                order.do(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        self._check_inode()
+        self._checkpoint(connection)
+
+    def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return work(self._opened())
+
+    def _told(self, work: Callable[..., T], *args: Any) -> T:  # noqa: ANN401 - as `work` takes them
+        """Call it, and say in words what SQLite says in codes."""
+        try:
+            return work(*args)
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorname", "")
+            told = QueueError(f"{self.path}: {self._cure(code, error)}")
+            told.passing = code.startswith(_PASSING)
+            raise told from error
+
+    def _cure(self, code: str, error: sqlite3.Error) -> str:
+        folder = self.path.parent
+        if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+            if not folder.is_dir():
+                return f"the folder {folder} does not exist: make it"
+            return f"cannot be written: SQLite needs to write the file, and to make files beside it in {folder}"
+        if code.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+            return f"is no SQLite database, or a damaged one ({error}): name another file, or restore a copy"
+        if code.startswith("SQLITE_FULL"):
+            return "the disk is full: nothing was stored"
+        if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            return f"another process has held the file for {_BUSY:.0f} s: keep write transactions short"
+        return f"{error} ({code})" if code else str(error)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is not None:
+            self._check_inode()
+            return self._connection
+        if kind := network_file_system(self.path):
+            where = f"{self.path}: is on a network file system ({kind})"
+            msg = f"{where}, where SQLite's locks cannot be relied on: use a local disk, or PostgreSQL"
+            raise QueueError(msg)
+        connection = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)
+        try:
+            _configure(connection)
+            connection.execute("BEGIN IMMEDIATE")
+            self._prepare(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.close()
+            raise
+        self._inode, self._connection = _inode(self.path), connection
+        return connection
+
+    def _check_inode(self) -> None:
+        """A file that was deleted can be written as if nothing had happened, and everything is lost at the end."""
+        if self._inode is not None and _inode(self.path) != self._inode:
+            msg = f"{self.path}: was deleted or replaced while it was in use: close the engine, and restore the file"
+            raise QueueError(msg)
+
+    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+        """Write the log into the file, and empty it, before it becomes long."""
+        try:
+            length = os.stat(f"{self.path}-wal").st_size  # noqa: PTH116 - the name is no other file's
+        except FileNotFoundError:
+            return
+        if length > _CHECKPOINT:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+def _configure(connection: sqlite3.Connection) -> None:
+    """A commit is on the disk when it returns; readers do not wait."""
+    deadline = time.monotonic() + _BUSY
+    while (mode := _mode(connection, deadline)) is None:
+        time.sleep(0.01)  # another process is just making it so
+    if mode != "wal":
+        msg = f"SQLite cannot keep a write-ahead log there (its mode is {mode})"
+        raise sqlite3.OperationalError(msg)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")  # macOS: to the disk, not to its cache
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+
+
+def _mode(connection: sqlite3.Connection, deadline: float) -> str | None:
+    try:
+        return str(connection.execute("PRAGMA journal_mode = WAL").fetchone()[0])
+    except sqlite3.OperationalError as error:
+        if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() > deadline:
+            raise
+        return None
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def network_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:
+    """The kind of the network file system that a path is on; None where it is on none, or where nobody knows."""
+    try:
+        lines = mounts.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    found, deepest = "", -1
+    for _, place, kind, *_ in (line.split() for line in lines):
+        mounted = Path(place.replace("\\040", " "))
+        if path.resolve().is_relative_to(mounted) and len(mounted.parts) >= deepest:
+            found, deepest = kind, len(mounted.parts)
+    return found if found.startswith(_REMOTE) else None

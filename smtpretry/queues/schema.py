@@ -1,0 +1,216 @@
+"""What is in an SQLite queue: its tables, and the statements on them. Each function here is one transaction's work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from smtpretry.delivery import Delivery
+from smtpretry.replies.reply import Reply
+from smtpretry.replies.stage import Stage
+
+from .engine import Pause, Progress
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterable
+
+VERSION: Final = 1
+_ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
+_PROBE: Final = 60.0  # seconds that a worker has to find out whether a server works again, before another one may
+
+# A file may be the application's own: these tables stand beside its own ones, and say their version themselves.
+_SCHEMA: Final = (
+    """CREATE TABLE smtpretry_deliveries (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        envelope TEXT NOT NULL,
+        state TEXT NOT NULL,
+        due REAL,  -- when it may be taken, in seconds since the epoch; NULL: it has ended
+        taken INTEGER NOT NULL DEFAULT 0,  -- how many times
+        holder TEXT,  -- whose it is, unless its time has come again
+        ended REAL
+    )""",
+    "CREATE INDEX smtpretry_due ON smtpretry_deliveries (due, holder) WHERE due IS NOT NULL",
+    "CREATE INDEX smtpretry_ended ON smtpretry_deliveries (ended) WHERE ended IS NOT NULL",
+    "CREATE TABLE smtpretry_messages (number INTEGER PRIMARY KEY, message BLOB NOT NULL)",
+    """CREATE TABLE smtpretry_servers (
+        name TEXT PRIMARY KEY,
+        until REAL NOT NULL,
+        failures INTEGER NOT NULL,
+        stage TEXT,
+        reply TEXT,
+        probe REAL NOT NULL DEFAULT 0  -- until when one worker finds out whether it works again
+    )""",
+    "CREATE TABLE smtpretry_schema (version INTEGER NOT NULL)",
+)
+
+
+def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
+    """Make the tables where there are none.
+
+    Raises:
+        ValueError: they are of a later version.
+    """
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    shared = any(not name.startswith(("smtpretry_", "sqlite_")) for name in tables)
+    if "smtpretry_schema" not in tables:
+        for statement in _SCHEMA:
+            connection.execute(statement)
+        connection.execute("INSERT INTO smtpretry_schema VALUES (?)", (VERSION,))
+        if not shared:
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+    (version,) = connection.execute("SELECT max(version) FROM smtpretry_schema").fetchone()
+    if not shared:  # else it is the application's
+        version = max(version, connection.execute("PRAGMA user_version").fetchone()[0])
+    if version > VERSION:
+        msg = f"the queue is of version {version}, this smtpretry knows {VERSION}: upgrade smtpretry here, too"
+        raise ValueError(msg)
+
+
+@dataclass
+class Taken:
+    """A delivery that a worker has taken."""
+
+    number: int
+    name: str
+    envelope: str
+    state: str
+    message: bytes | None
+    taken: int
+    died: bool  # the worker that had it before
+
+    def load(self, now: float) -> Delivery:
+        """The delivery. An attempt that its worker did not survive counts as one."""
+        delivery = Delivery.from_dict(json.loads(self.envelope) | {"message": ""} | json.loads(self.state))
+        if self.message is None:
+            msg = "the message is not in the queue any more"
+            raise ValueError(msg)
+        delivery.message = self.message
+        if self.died:
+            for who in delivery.due(now):
+                delivery.outcomes[who].attempts += 1
+        return delivery
+
+
+def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], None]:
+    """Take a delivery over, unless one of its name is there."""
+    whole = delivery.to_dict()
+    envelope = json.dumps({name: whole[name] for name in _ENVELOPE})
+    row = (delivery.id, envelope, json.dumps(delivery.state()), delivery.next_at, delivery.message)
+
+    def work(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
+        inserted = connection.execute(
+            "INSERT INTO smtpretry_deliveries (id, envelope, state, due) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            row[:-1],
+        )
+        if inserted.rowcount:
+            connection.execute("INSERT INTO smtpretry_messages VALUES (?, ?)", (inserted.lastrowid, row[-1]))
+
+    return work
+
+
+def take(connection: sqlite3.Connection, now: float, until: float, holder: str, limit: int) -> list[Taken]:
+    """Take what is due, first what has been due for longest."""
+    rows = connection.execute(
+        "SELECT number, id, envelope, state, message, taken + 1, holder IS NOT NULL FROM smtpretry_deliveries "
+        "LEFT JOIN smtpretry_messages USING (number) WHERE due <= ? ORDER BY due LIMIT ?",
+        (now, limit),
+    ).fetchall()
+    connection.executemany(
+        "UPDATE smtpretry_deliveries SET due = ?, taken = taken + 1, holder = ? WHERE number = ?",
+        [(until, holder, row[0]) for row in rows],
+    )
+    return [Taken(*row) for row in rows]
+
+
+def next_due(connection: sqlite3.Connection) -> float | None:
+    """When the next delivery is due."""
+    due: float | None = connection.execute("SELECT min(due) FROM smtpretry_deliveries").fetchone()[0]
+    return due
+
+
+def store(connection: sqlite3.Connection, one: Taken, due: float, state: str | None, *, free: bool = False) -> bool:
+    """Store its state where there is one, and when its time comes; False where another worker has taken it."""
+    return bool(
+        connection.execute(
+            "UPDATE smtpretry_deliveries SET due = ?, state = coalesce(?, state), "
+            "holder = CASE WHEN ? THEN NULL ELSE holder END WHERE number = ? AND taken = ? AND holder IS NOT NULL",
+            (due, state, free, one.number, one.taken),
+        ).rowcount
+    )
+
+
+def end(connection: sqlite3.Connection, one: Taken, now: float, state: str) -> bool:
+    """Store that it has ended, and let go of its message."""
+    ended = connection.execute(
+        "UPDATE smtpretry_deliveries SET due = NULL, holder = NULL, ended = ?, state = ? "
+        "WHERE number = ? AND taken = ? AND holder IS NOT NULL",
+        (now, state, one.number, one.taken),
+    ).rowcount
+    if ended:
+        connection.execute("DELETE FROM smtpretry_messages WHERE number = ?", (one.number,))
+    return bool(ended)
+
+
+def renew(connection: sqlite3.Connection, those: Iterable[Taken], until: float) -> None:
+    """Say that their worker lives."""
+    for one in those:
+        store(connection, one, until, None)
+
+
+def forget(connection: sqlite3.Connection, ended_before: float) -> None:
+    """Forget deliveries that ended long ago, some at a time."""
+    connection.execute(
+        "DELETE FROM smtpretry_deliveries WHERE number IN "
+        "(SELECT number FROM smtpretry_deliveries WHERE ended < ? LIMIT 1000)",
+        (ended_before,),
+    )
+
+
+def count(connection: sqlite3.Connection, now: float) -> Progress:
+    """How many deliveries there are."""
+    waiting = connection.execute(
+        "SELECT count(*) FILTER (WHERE due > ?1 AND holder IS NULL), count(*) FILTER (WHERE due <= ?1 AND "
+        "holder IS NULL), count(*) FILTER (WHERE holder IS NOT NULL) FROM smtpretry_deliveries WHERE due IS NOT NULL",
+        (now,),
+    ).fetchone()
+    ended = connection.execute("SELECT count(*) FROM smtpretry_deliveries WHERE ended IS NOT NULL").fetchone()
+    return Progress(*waiting, *ended)
+
+
+# The pause that a server has asked for
+
+
+def may_try(connection: sqlite3.Connection, server: str, now: float) -> tuple[Pause, int | None, float | None]:
+    """What is known of a server; how many deliveries may be tried now (None: any); and when to ask again."""
+    row = connection.execute(
+        "SELECT until, failures, stage, reply, probe FROM smtpretry_servers WHERE name = ?", (server,)
+    ).fetchone()
+    if row is None:
+        return Pause(), None, None
+    until, failures, stage, reply, probe = row
+    pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
+    if not failures:
+        return pause, None, None
+    ask_again = max(until, probe)
+    if now < ask_again:
+        return pause, 0, ask_again
+    connection.execute("UPDATE smtpretry_servers SET probe = ? WHERE name = ?", (now + _PROBE, server))
+    return pause, 1, now + _PROBE
+
+
+def tell(connection: sqlite3.Connection, server: str, pause: Pause) -> None:
+    """Tell the other workers."""
+    values: tuple[Any, ...] = (pause.until, pause.failures, pause.stage and pause.stage.value, _plain(pause.reply))
+    connection.execute(
+        "INSERT INTO smtpretry_servers (until, failures, stage, reply, name) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT (name) DO UPDATE SET until = excluded.until, failures = excluded.failures, "
+        "stage = excluded.stage, reply = excluded.reply, probe = 0",
+        (*values, server),
+    )
+
+
+def _plain(reply: Reply | None) -> str | None:
+    return None if reply is None else json.dumps([reply.code, reply.enhanced, reply.text])

@@ -1,0 +1,172 @@
+"""The embedded queue: one SQLite file, no server, any number of processes of one machine. Needs no extra.
+
+A delivery is a row; its message is a row of another table, so that no save writes it again. Who takes a delivery moves
+its time on by the lease, and a heartbeat moves it on further: where a worker dies, its time comes again. `taken` counts
+who took it: what a worker writes holds only as long as nobody else has taken it since.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sqlite3
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from .file import File, QueueError
+from .schema import check, count, insert
+from .worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from smtpretry.delivery import Delivery
+
+    from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
+
+__all__ = ["QueueError", "SQLiteEngine"]
+
+_SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
+_bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of this process, by file
+
+
+class SQLiteEngine:
+    """An `Engine` in a file. It is made when it is first used; `aclose`, or `async with`, closes it.
+
+    It never blocks the event loop: a thread writes, and what comes meanwhile is committed together (WAL,
+    synchronous=FULL: what was submitted survives a power loss).
+
+    Args:
+        path: the file. Its folder has to be on a local disk, and writable: SQLite makes two files beside it.
+        lease: seconds without a sign of life after which a worker is taken for dead; two at least.
+        concurrency: how many deliveries a worker has under way.
+        keep: how long a delivery that has ended is remembered, without its message; its id is not taken again.
+
+    Raises:
+        ValueError: a database in memory, a lease or a concurrency that is too small.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        lease: float = 30.0,
+        concurrency: int = 10,
+        keep: timedelta = timedelta(days=7),
+    ) -> None:
+        if os.fspath(path) in ("", ":memory:"):
+            msg = "a queue is a file: name one, such as SQLiteEngine('mail.db')"
+            raise ValueError(msg)
+        if not lease >= _SHORTEST_LEASE:
+            msg = f"lease is {_SHORTEST_LEASE:g} seconds or more, not {lease!r}"
+            raise ValueError(msg)
+        if concurrency < 1:
+            msg = f"concurrency is a whole number from 1 on, not {concurrency!r}"
+            raise ValueError(msg)
+        self.path = Path(path).absolute()
+        self.lease, self.concurrency, self.keep = lease, concurrency, keep
+        self.file = File(self.path, check)
+
+    def __repr__(self) -> str:
+        """With its file."""
+        return f"{type(self).__name__}({str(self.path)!r})"
+
+    async def __aenter__(self) -> Self:
+        """Open the file, and make it where there is none."""
+        await self.file.look(lambda _: None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the file. What uses the engine next opens it again."""
+        await self.file.close()
+
+    async def submit(self, delivery: Delivery, /, *, connection: sqlite3.Connection | None = None) -> None:
+        """See `Engine`. A `connection` is an sqlite3.Connection to the same file; its owner commits.
+
+        It works in the thread that calls, as whatever its owner does with it.
+
+        Raises:
+            QueueError: the file cannot be written; nothing was taken over.
+            TypeError: `connection` is none of sqlite3's.
+            ValueError: `connection` is to another file.
+        """
+        if connection is None:
+            await self.file.transact(insert(delivery))
+        else:
+            insert(delivery)(self._checked(connection))
+        self.ring()
+
+    async def has(self, delivery_id: str, /) -> bool:
+        """Whether it has taken the delivery over, and not forgotten it since (`keep`)."""
+        query = "SELECT 1 FROM smtpretry_deliveries WHERE id = ?"
+        return bool(await self.file.look(lambda own: own.execute(query, [delivery_id]).fetchone()))
+
+    async def work(
+        self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None, on_progress: OnProgress | None = None
+    ) -> None:
+        """See `Engine`. Ends with SIGINT or SIGTERM: what is under way then gets the seconds of the lease to end.
+
+        Args:
+            smtp: the client to send with.
+            on_end: see `Engine`.
+            on_progress: called every minute with how many wait, are due, are under way and have ended; the log says
+                it, too.
+
+        Raises:
+            QueueError: the file cannot be used, and that will not pass by itself.
+        """
+        await Worker(self, smtp, on_end, on_progress).run()
+
+    async def progress(self, now: float | None = None) -> Progress:
+        """How many deliveries there are, by now (seconds since the epoch)."""
+        at = time.time() if now is None else now
+        return await self.file.look(lambda own: count(own, at))
+
+    def ring(self) -> None:
+        """Wake the workers of this process."""
+        for wake in list(_bells.get(self._bell, ())):
+            wake()
+
+    @contextlib.contextmanager
+    def heard(self, wake: Callable[[], None]) -> Any:  # noqa: ANN401 - a context
+        """Have `wake` called, in the loop that is running now, whenever something was submitted in this process."""
+        loop = asyncio.get_running_loop()
+
+        def bell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(wake)
+
+        bells = _bells.setdefault(self._bell, set())
+        bells.add(bell)
+        try:
+            yield
+        finally:
+            bells.discard(bell)
+
+    @property
+    def _bell(self) -> tuple[int, str]:
+        return os.getpid(), os.path.realpath(self.path)
+
+    def _checked(self, connection: sqlite3.Connection) -> sqlite3.Cursor:
+        """Look whether it is to this file, and make the tables in it where they are not."""
+        if not isinstance(connection, sqlite3.Connection):
+            msg = f"connection is an sqlite3.Connection, not {type(connection).__name__}"
+            raise TypeError(msg)
+        cursor = connection.cursor()
+        cursor.row_factory = None  # whatever rows the application likes
+        own = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
+        if not own or not self.path.samefile(own):
+            msg = f"connection is to {own or 'a database in memory'}, not to the file of the queue, {self.path}"
+            raise ValueError(msg)
+        check(cursor)
+        return cursor

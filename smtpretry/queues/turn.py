@@ -1,0 +1,102 @@
+"""One turn of a worker at one delivery, the same for each engine: what is stored when, and who is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from smtpretry.errors import NotOurs
+
+if TYPE_CHECKING:
+    from smtpretry.delivery import Delivery
+
+    from .engine import OnEnd, SupportsAttempt
+
+_FRESH = 0.5  # seconds after a worker has taken a delivery in which it need not ask whether it has it still
+_log = logging.getLogger("smtpretry")
+
+
+class Hold(Protocol):
+    """An engine's hold on a delivery, from when its worker took it until it is over or comes again."""
+
+    name: str
+    number: int  # how many times it has been taken
+
+    def load(self) -> Delivery:
+        """The delivery as it is stored."""
+
+    async def save(self, delivery: Delivery, *, over: bool) -> bool:
+        """Store its state; where it is over, let go of its message. False: another worker has it."""
+
+    async def again(self, delivery: Delivery | None, wait: float) -> None:
+        """Store its state, and let it be taken again after so many seconds. Nothing happens where another has it."""
+
+
+class Turn:
+    """What is written in a turn that goes well is one thing: that it is over, or when it comes again."""
+
+    def __init__(self, hold: Hold, smtp: SupportsAttempt, on_end: OnEnd | None) -> None:
+        self._hold, self._smtp, self._on_end = hold, smtp, on_end
+        self._fresh_until = time.monotonic() + _FRESH
+        self._stored: list[tuple[object, ...]] | None = None
+        self._over = False
+
+    async def take(self) -> None:
+        """Make the attempt. Whatever comes of it, the delivery is over, comes again, or is another worker's."""
+        delivery: Delivery | None = None
+        try:
+            delivery = self._hold.load()
+            await self._attempt(delivery)
+        except NotOurs:
+            _log.warning("%s: another worker has it now", self._hold.name)
+        except asyncio.CancelledError:
+            await self._hold.again(delivery, 0.0)
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the delivery stays in the queue
+            wait = self._smtp.policy.backoff(attempt=self._hold.number, elapsed=0.0)
+            _log.error("%s: %s; comes again in %.0f s", self._hold.name, _told(error), wait)
+            await self._hold.again(delivery, wait)
+
+    async def _attempt(self, delivery: Delivery) -> None:
+        self._stored = _ends(delivery)
+        if delivery.next_at is not None:
+            await self._smtp.attempt(delivery, self._save)
+        if self._over:
+            return
+        if delivery.next_at is not None:
+            await self._hold.again(delivery, delivery.next_at - self._smtp.policy.clock())
+        elif self._on_end is None or not _tellable(delivery):
+            await self._write(delivery, over=True)
+        else:
+            await self._write(delivery, over=False)
+            await self._on_end(delivery)
+            await self._write(delivery, over=True)
+
+    async def _save(self, delivery: Delivery) -> None:
+        ends = _ends(delivery)
+        if ends == self._stored and time.monotonic() < self._fresh_until:
+            return
+        await self._write(delivery, over=delivery.next_at is None and not (self._on_end and _tellable(delivery)))
+        self._stored = ends
+
+    async def _write(self, delivery: Delivery, *, over: bool) -> None:
+        if not self._over:
+            if not await self._hold.save(delivery, over=over):
+                raise NotOurs
+            self._over = over
+
+
+def _ends(delivery: Delivery) -> list[tuple[object, ...]]:
+    """What must not be forgotten, whatever happens."""
+    return [(one.status, one.uncertain, one.doubts) for one in delivery.outcomes.values()]
+
+
+def _tellable(delivery: Delivery) -> bool:
+    return bool(delivery.refused or delivery.uncertain)
+
+
+def _told(error: Exception) -> str:
+    """Its name alone: what it says may quote what was stored."""
+    return type(error).__name__
