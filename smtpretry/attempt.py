@@ -49,7 +49,8 @@ class Pass:
         self.unfinished = self.ledger.has_work(policy.clock())
         self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
-        self._repaired = set[Action | Rule]()  # what was mended; the same is not mended again
+        self._repaired = set[Action]()  # what was mended; the same is not mended again
+        self._replaced = set[Rule]()  # why it went on at once over a new connection; not twice in a row
         self._waits = dict[tuple[Scope, int, float | None], float]()  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
@@ -153,7 +154,7 @@ class Pass:
             reused=lambda: connection.reused,
             others=self.pool.others > 0,
             on_credit=connection.credit > 0,
-            repaired=self._repaired,
+            repaired=self._replaced,
             alone=lambda who: outcomes[who].alone,
             unruly=self._unruly,
         )
@@ -231,7 +232,7 @@ class Pass:
         if verdict.accepted is not None:
             self.ledger.note(verdict.accepted, None, verdict.taken)
             self.pool.took(self.policy.clock())
-            self._repaired = {one for one in self._repaired if isinstance(one, Action)}  # the next one may be used up
+            self._replaced.clear()
         for who in verdict.alone:
             self.delivery.outcomes[who].alone = True
         self._unruly = 0 if verdict.accepted else self._unruly + verdict.unruly
@@ -243,7 +244,7 @@ class Pass:
         if verdict.too_soon:
             connection.credit -= 1
             self.pool.rest(connection, _LINGERS / 2**connection.credit)
-            self._repaired = {one for one in self._repaired if isinstance(one, Action)}  # the next one may be used up
+            self._replaced.clear()  # the next one to be lent may be used up, too
         waiting = (*verdict.waiting, *filter(self._moves_on, verdict.refused))
         for ruling in map(partial(self._paced, connection), waiting):
             self._defer(ruling)
@@ -289,18 +290,16 @@ class Pass:
             await connection.reset(self.timeout)
             if not connection.is_open and verdict.suspect is not None:
                 self.delivery.outcomes[verdict.suspect].alone = True  # refused, and hung up on
-        if verdict.repair is not None:
-            self._repair(connection, verdict.repair)
-            if (
-                isinstance(verdict.repair, Rule)
-                and connection.carried
-                and verdict.rulings[-1].said.reply.code != NO_REPLY
-            ):
+        if isinstance(verdict.repair, Rule):
+            self._replaced.add(verdict.repair)
+            if connection.carried and verdict.rulings[-1].said.reply.code != NO_REPLY:
                 connection.is_used_up()
+        elif verdict.repair is not None:
+            self._repair(connection, verdict.repair)
         if self.ledger.changed:
             await self._save()
 
-    def _repair(self, connection: Connection, repair: Action | Rule) -> None:
+    def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""
         self._repaired.add(repair)
         connection.needs.tls |= repair is Action.STARTTLS

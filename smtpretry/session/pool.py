@@ -54,8 +54,9 @@ class Pool(Limits):
         self._stock = Stock(make, idle_timeout, self._serve)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
         self._waiting = Waiting()
-        self._alarms = Alarms(policy.sleep)
-        self._slot: asyncio.Future[None] | None = None  # the alarm for the next one
+        self._alarms = Alarms(policy.sleep)  # of those who wait
+        self._bells = Alarms(policy.sleep)  # of the pool's own
+        self._slot: asyncio.Future[None] | None = None  # the bell for the next one
         self._loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
 
@@ -80,7 +81,7 @@ class Pool(Limits):
 
     def adopt(self, until: float, failures: int, reason: Said | None) -> None:
         """Take over what another pool knows of the same server."""
-        self.resumes_at, self.failures, self.reason = until, failures, reason
+        self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
         self._serve()
 
     @property
@@ -148,7 +149,8 @@ class Pool(Limits):
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
         self.closed = True
-        self._alarms.stop(partial(ClientClosed, _WOKEN))
+        for alarms in (self._alarms, self._bells):
+            alarms.stop(partial(ClientClosed, _WOKEN))
         for asked in self._waiting.clear():
             asked.granted.set_result(None)
         while self._stock.out:
@@ -183,7 +185,7 @@ class Pool(Limits):
         elif self.closed:
             self._rested(connection)
         else:
-            self._alarms.set(self._resting[connection]).add_done_callback(lambda _: self._rested(connection))
+            self._bells.set(self._resting[connection]).add_done_callback(lambda _: self._rested(connection))
 
     def _rested(self, connection: Connection) -> None:
         del self._resting[connection]
@@ -210,7 +212,7 @@ class Pool(Limits):
         if (slot := self.pace.next_slot(now)) <= now:
             return asked
         if self._slot is None or self._slot.done():
-            self._slot = self._alarms.set(slot - now)
+            self._slot = self._bells.set(slot - now)
             self._slot.add_done_callback(lambda _: self._serve())
         return self._waiting.next_unpaced()
 
@@ -242,6 +244,7 @@ class Pool(Limits):
         self._resting.clear()
         self._waiting.clear()
         self._alarms.forget()
+        self._bells.forget()
         self._slot = None
 
 

@@ -431,3 +431,49 @@ async def test_several_servers() -> None:
             await asyncio.sleep(700)
             await smtp.deliver(BODY, sender=APP, recipients=BOB)
             assert len(first.messages) == before + 1
+
+
+@virtually
+async def test_an_attempt_does_not_wait_out_a_pause() -> None:
+    """attempt(), which makes one pass, comes back at once while the server wants nothing, and says when to come again."""
+    async with ScriptedServer(max_rate=(20, 60)) as server, client(server) as smtp:
+        for letter in letters(20):
+            await smtp.deliver(letter)
+        refused, late = prepare(BODY, sender=APP, recipients=ANN), prepare(BODY, sender=APP, recipients=BOB)
+        await smtp.attempt(refused)
+        began = now()
+        await smtp.attempt(late)
+        assert now() == began
+        assert late.next_at == refused.next_at
+        assert not late.attempts
+        server.max_rate = None
+        await smtp.deliver(late)
+        assert len(late.attempts) == 1
+
+
+@virtually
+async def test_what_is_excused_is_stored() -> None:
+    """Another process does not count what a message has waited for a server that was taking others."""
+    async with ScriptedServer() as server, client(server, connections=1) as smtp:
+        late = prepare(BODY, sender=APP, recipients=ANN)
+        for _ in range(10):
+            server.on("MAIL", "451 4.3.2 System not accepting network messages, try again in 300 seconds", times=1)
+            early = asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=BOB))
+            await asyncio.sleep(0.1)
+            await smtp.attempt(late)
+            assert (await early).accepted
+        assert now() > 2700
+        stored = Delivery.from_dict(late.to_dict())
+        assert stored.excused == late.excused
+        assert stored.elapsed(virtual.clock()) < 310
+
+
+@virtually
+async def test_the_pause_of_another_worker_does_not_hide_the_pace() -> None:
+    """A worker that hears from another one that all is well still waits as long as it was told to slow down."""
+    async with ScriptedServer() as server, client(server) as smtp:
+        script = server.on("MAIL", "454 4.7.0 Daily message quota exceeded", times=1)
+        await smtp.attempt(prepare(BODY, sender=APP, recipients=ANN))
+        smtp.adopt(smtp.pause)
+        await smtp.attempt(prepare(BODY, sender=APP, recipients=BOB))
+        assert (script.used, len(server.messages)) == (1, 0)
