@@ -60,11 +60,13 @@ class Pass:
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool
-        first, self.begun = not self.begun, True
-        if first:
+        self.begun = True
+        is_held, is_closed = connection.let_through_at is None or now < pool.paused_until, pool.is_closed(now)
+        if is_held and not is_closed:
+            return
+        if first := not ledger.todo:
             ledger.open(now, pool.took_at)
-        let_through = connection.let_through_at is not None and now >= pool.paused_until
-        if not let_through and pool.reason is not None:
+        if is_held and pool.reason is not None:
             ledger.pause(pool.reason, pool.opens_at, pool.took_at)
         if first and ledger.todo:
             ledger.count(now)

@@ -143,7 +143,10 @@ class RetryingSMTP(Sends):
         """Make a pass, alone or as one of several servers."""
         one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
         while one.unfinished:
-            async with self._pool.lend(Wish.TURN, first=one.begun) as connection:
+            before_all_others = one.begun or (
+                self._pool.is_paced and bool(delivery.attempts)
+            )  # for it asked before them
+            async with self._pool.lend(Wish.TURN, first=before_all_others) as connection:
                 await one.run(connection)
 
     @property

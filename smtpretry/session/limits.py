@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from smtpretry.replies.reply import Said
 
 
+_SHORT = 5.0  # seconds that the pace may take, and who waits for a turn stays in line
+
+
 class Limits(ABC):
     """What holds for all connections of a client. All times are seconds on the policy's clock.
 
@@ -57,6 +60,10 @@ class Limits(ABC):
     def opens_at(self) -> float:
         """Until when nothing is tried, because the server said so, or its limit for this period is used up."""
         return max(self.resumes_at, self.pace.opens_at)
+
+    def is_closed(self, now: float) -> bool:
+        """Whether the server wants nothing for longer than one waits in line."""
+        return now < self.resumes_at or now + _SHORT < self.pace.opens_at
 
     def strike(self, now: float) -> int:
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""

@@ -207,7 +207,7 @@ class Pool(Limits):
     def _next(self, now: float) -> Asked | None:
         """Who is to be served next. In a pause everybody is: each is told of it, and waits elsewhere."""
         asked = self._waiting.next()
-        if asked is None or asked.wish is not Wish.TURN or now < self.opens_at:
+        if asked is None or asked.wish is not Wish.TURN or self.is_closed(now):
             return asked
         if (slot := self.pace.next_slot(now)) <= now:
             return asked
