@@ -10,6 +10,7 @@ from .decorator import retry
 from .delivery import Delivery
 from .envelope import prepare
 from .errors import ClientClosed, NotOurs, QueueSilent, UncertainDelivery, deliveries_of, delivery_of
+from .events import BrokenOff, Closed, Ended, Event, Hook, Opened, Paused, Resumed
 from .failover import Failover
 from .oneshot import send
 from .outcome import Attempt, Outcome, Status, Step
@@ -19,6 +20,7 @@ from .replies.reply import NO_REPLY, Reply
 from .replies.rule import Action, Rule
 from .replies.rules import DEFAULT_RULES
 from .replies.stage import Scope, Stage
+from .stats import Stats
 from .typing import SupportsSend
 
 __version__ = "0.1.0"
@@ -29,20 +31,29 @@ __all__ = [
     "Action",
     "Attempt",
     "Blocking",
+    "BrokenOff",
     "ClientClosed",
+    "Closed",
     "Decision",
     "Delivery",
+    "Ended",
     "Engine",
+    "Event",
     "Failover",
+    "Hook",
     "NotOurs",
+    "Opened",
     "Outcome",
+    "Paused",
     "QueueSilent",
     "Reply",
+    "Resumed",
     "RetryPolicy",
     "RetryingSMTP",
     "Rule",
     "Scope",
     "Stage",
+    "Stats",
     "Status",
     "Step",
     "SupportsSend",

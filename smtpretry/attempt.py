@@ -45,7 +45,7 @@ class Pass:
         self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, *, save: Save | None, turn: Turn
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
-        self.turn, self.ledger = turn, Ledger(delivery, policy, turn)
+        self.turn, self.ledger = turn, Ledger(delivery, policy, turn, pool.observer)
         self.unfinished = self.ledger.has_work(policy.clock())
         self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
@@ -59,6 +59,12 @@ class Pass:
 
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
+        try:
+            await self._run(connection)
+        finally:
+            self.ledger.tell()
+
+    async def _run(self, connection: Connection) -> None:
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool
         self.begun = True
         is_held, is_closed = connection.let_through_at is None or now < pool.paused_until, pool.is_closed(now)
@@ -73,6 +79,7 @@ class Pass:
         goes_on = True
         while ledger.todo and goes_on:
             goes_on = await self._transact(connection)
+            ledger.tell()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
@@ -121,7 +128,10 @@ class Pass:
 
     async def _prepare(self, connection: Connection) -> None:
         before = connection.authenticated
-        await connection.prepare(self.timeout)
+        try:
+            await connection.prepare(self.timeout)
+        finally:
+            self.delivery.attempts[-1].server = self.pool.look_at(connection)
         if connection.authenticated is not None and connection.authenticated is not before:
             self.ledger.note(Said(Stage.AUTH, connection.authenticated), None, self.ledger.todo)
 

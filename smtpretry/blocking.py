@@ -10,7 +10,6 @@ import os
 import queue
 import threading
 import weakref
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, cast
 
 from .client import RetryingSMTP
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from .delivery import Delivery
     from .envelope import Message
     from .policy import RetryPolicy
+    from .stats import Stats
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -178,11 +178,11 @@ class Blocking:
         """Wake the sends of other threads that wait, as `RetryingSMTP.aclose` does, then disconnect with QUIT."""
         self._run(self._smtp.aclose)
 
-    def stats(self) -> Any:  # noqa: ANN401 - RetryingSMTP's
+    def stats(self) -> Stats:
         """Do what `RetryingSMTP.stats` does."""
 
-        async def look() -> Any:  # noqa: ANN401
-            return self._smtp.stats()  # type: ignore[attr-defined]
+        async def look() -> Stats:
+            return self._smtp.stats()
 
         return self._run(look)
 
@@ -214,18 +214,18 @@ class Blocking:
             raise ValueError(msg)
         call = _Call(_loop.begin(), begin())
         try:
-            call.ended.exception(timeout)
-        except TimeoutError:
-            broken = call.break_off()
-            if not isinstance(broken, asyncio.CancelledError):  # it has ended just now
-                return call.ended.result()
-            late = TimeoutError(f"not done within {timeout:g} s")
-            self._tell(late, broken)
-            raise late from broken
+            in_time = call.wait(timeout)
         except BaseException as interrupted:
-            self._tell(interrupted, call.break_off())
+            call.break_off()
+            self._tell(interrupted, call.error)
             raise
-        return call.ended.result()
+        if not in_time:
+            call.break_off()
+            if not call.ended or isinstance(call.error, asyncio.CancelledError):
+                late = TimeoutError(f"not done within {timeout:g} s")
+                self._tell(late, call.error)
+                raise late from call.error
+        return call.result()
 
     def _tell(self, error: BaseException, broken: BaseException | None) -> None:
         if broken is not None and (delivery := delivery_of(broken)) is not None:
@@ -234,7 +234,8 @@ class Blocking:
     def _forget(self) -> None:
         """Let go of the connections, which are the parent's, and begin anew."""
         for connection in self._smtp._pool.connections:  # noqa: SLF001 - next door
-            theirs = connection.client.get_transport_info("socket")
+            transport = connection.client.transport
+            theirs = None if transport is None else transport.get_extra_info("socket")
             if theirs is not None and (number := theirs.fileno()) >= 0:
                 _close_copy(number)
             connection.forget()
@@ -242,32 +243,49 @@ class Blocking:
 
 
 class _Call(Generic[T]):
-    """What the loop does for a thread that waits for it."""
+    """What the loop does for a thread that waits for it. A bare lock is what wakes that thread fastest."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> None:
-        self.ended: Future[T] = Future()
-        self._loop, self._work = loop, work
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], on_end: Callable[[], None] | None = None
+    ) -> None:
+        self.error: BaseException | None = None
+        self.ended = False
+        self._result: T
+        self._loop, self._work, self._on_end = loop, work, on_end
+        self._under_way = threading.Lock()
+        self._under_way.acquire()
         loop.call_soon_threadsafe(self._start)
 
-    def break_off(self) -> BaseException | None:
-        """Cancel it; returns what came of that, where it came at once."""
-        self._loop.call_soon_threadsafe(self._cancel)  # there it follows `_start`
-        with contextlib.suppress(TimeoutError):
-            return self.ended.exception(_MOMENT)
-        return None
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for its end, once; returns whether it came in time."""
+        return self._under_way.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
+
+    def result(self) -> T:
+        """Return what it returned, or raise what it raised."""
+        if self.error is not None:
+            raise self.error
+        return self._result
+
+    def break_off(self) -> None:
+        """Cancel it, and wait for a moment for what comes of that."""
+        self._loop.call_soon_threadsafe(self._cancel)
+        self._under_way.acquire(timeout=_MOMENT)
 
     def _start(self) -> None:
-        self._task = self._loop.create_task(self._work)
-        self._task.add_done_callback(self._end)
+        self._task = self._loop.create_task(self._do())
+
+    async def _do(self) -> None:
+        try:
+            self._result = await self._work
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            self.error = error
+        self.ended = True
+        self._under_way.release()
+        if self._on_end is not None:
+            self._on_end()
 
     def _cancel(self) -> None:
-        self._task.cancel()
-
-    def _end(self, task: asyncio.Task[T]) -> None:
-        try:
-            self.ended.set_result(task.result())
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self.ended.set_exception(error)
+        self._loop.call_soon(self._task.cancel)  # it has begun by then
 
 
 class _Exchange:
@@ -280,17 +298,16 @@ class _Exchange:
     def run(self, deliveries: AsyncGenerator[Delivery, None]) -> Iterator[Delivery]:
         """Hand over each message that is asked for, and yield each delivery."""
         loop = _loop.begin()
-        call = _Call(loop, self._pass_on(deliveries))
-        call.ended.add_done_callback(lambda _: self._said.put(None))
+        call = _Call(loop, self._pass_on(deliveries), lambda: self._said.put(None))
         try:
             while (said := self._said.get()) is not None:
                 if isinstance(said, asyncio.Future):
                     loop.call_soon_threadsafe(_answer, said, *self._draw())
                 else:
                     yield said
-            call.ended.result()
+            call.result()
         finally:
-            if not call.ended.done():
+            if not call.ended:
                 call.break_off()
 
     async def drawn(self) -> AsyncIterator[Message | Delivery]:

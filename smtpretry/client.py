@@ -11,6 +11,8 @@ from aiosmtplib.typing import Default, SMTPTokenGenerator
 from .attempt import Pass
 from .errors import exception_of
 from .ledger import Turn
+from .observer import hooks_of
+from .outcome import Status
 from .policy import RetryPolicy
 from .queues.engine import Pause
 from .replies.reply import Said
@@ -21,9 +23,10 @@ from .session.opening import check_client
 from .session.pipelining import Pipelining
 from .session.pool import Pool, check_pace
 from .session.waiting import Wish
+from .stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
     from .attempt import Save
     from .delivery import Delivery
+    from .events import Hook
     from .queues.engine import Engine
 
 
@@ -68,10 +72,14 @@ class RetryingSMTP(Sends):
             message itself waits for its own 354.
         defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
         max_wait: the longest wait in process, in seconds, where there is an engine.
+        on_step: a hook, or several: a plain function of a delivery and a step, told of each reply that decided
+            something (`Step`), each end of a recipient (`Ended`), each send that is broken off, each pause, and each
+            connection that is opened or closed (see `smtpretry.events`). The delivery is None where none is concerned.
+            It runs within the send, so it has to be quick. What it raises is logged once, and reaches no send.
 
     Raises:
         TypeError: `client` is neither an aiosmtplib.SMTP nor a function, `policy` no RetryPolicy, `defer` no Engine,
-            `pace` no asynchronous context manager.
+            `on_step` no function, or a coroutine function, `pace` no asynchronous context manager.
         ValueError: a password together with a token generator, one of them without a username, an unknown
             `cleartext_auth`, a negative `idle_timeout` or `max_wait`, a number of connections or messages below one,
             several connections with one client.
@@ -93,8 +101,9 @@ class RetryingSMTP(Sends):
         pipelining: bool = True,
         defer: Engine | None = None,
         max_wait: float = 60,
+        on_step: Hook | Iterable[Hook] | None = None,
     ) -> None:
-        super().__init__(policy, defer, max_wait)
+        super().__init__(policy, defer, max_wait, hooks_of(on_step))
         if cleartext_auth not in get_args(CleartextAuth):
             msg = f'cleartext_auth is "never", "loopback" or "always", not {cleartext_auth!r}'
             raise ValueError(msg)
@@ -116,7 +125,8 @@ class RetryingSMTP(Sends):
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
-        self._pool = Pool(connection, max_connections, idle_timeout, policy, pace)
+        self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, told=pace)
+        self._observer.watch(self.stats)
 
     async def attempt(
         self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
@@ -160,9 +170,34 @@ class RetryingSMTP(Sends):
         return self._pool.opens_at
 
     @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Who is told."""
+        return self._observer.hooks
+
+    @property
     def has_queue(self) -> bool:
         """Whether long waits go to a queue."""
         return self._engine is not None
+
+    def stats(self) -> Stats:
+        """How the client is doing now, and what became of its recipients so far. It may be asked from any thread."""
+        pool, counts = self._pool, self._observer.counts
+        now = self.policy.clock()
+        paused = now < pool.opens_at and pool.reason
+        return Stats(
+            at=now,
+            server=pool.server,
+            open=pool.open,
+            in_use=pool.in_use,
+            waiting=pool.waiting,
+            paused_until=pool.opens_at if paused else None,
+            reason=f"{paused.stage.value}: {paused.reply}" if paused else "",
+            pace=pool.pace.speed.rate if pool.pace.speed else None,
+            accepted=counts[Status.ACCEPTED],
+            refused=counts[Status.REFUSED],
+            uncertain=counts[Status.UNCERTAIN],
+            deferred=counts[Status.DEFERRED],
+        )
 
     # The connections
 

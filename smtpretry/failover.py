@@ -9,7 +9,9 @@ from aiosmtplib.typing import Default
 
 from .client import RetryingSMTP
 from .ledger import Turn
+from .outcome import Status
 from .sending import Sends
+from .stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -32,6 +34,9 @@ class Failover(Sends):
     knows moves only where the policy says "resend". A recipient that one server refuses for now (450: greylisting knows
     the client) waits for that server, and moves when the policy's patience is over.
 
+    What concerns no single server, such as what a queue took, the hooks of all the clients are told (`on_step=`); a
+    hook that several of them have is told once.
+
     Args:
         servers: a `RetryingSMTP` for each, the preferred one first; each has its own credentials, connections and
             policy. The first one's policy says how long a delivery is tried.
@@ -53,7 +58,8 @@ class Failover(Sends):
         if any(server.has_queue for server in servers):
             msg = "give the queue to the Failover, defer=, not to one of its clients"
             raise ValueError(msg)
-        super().__init__(servers[0].policy, defer, max_wait)
+        hooks = {id(hook): hook for server in servers for hook in server.hooks}
+        super().__init__(servers[0].policy, defer, max_wait, tuple(hooks.values()))
         self.servers = servers
 
     async def attempt(
@@ -85,6 +91,27 @@ class Failover(Sends):
         for who in delivery.pending:
             if delivery.outcomes[who].server is None:
                 delivery.outcomes[who].next_at = min(delivery.outcomes[who].next_at, soonest)
+
+    def stats(self) -> Stats:
+        """How the clients are doing, all together, and each in `Stats.servers`."""
+        each = tuple(server.stats() for server in self.servers)
+        first = min(each, key=lambda one: one.paused_until or 0.0)
+        paces = [one.pace for one in each]
+        return Stats(
+            at=self.policy.clock(),
+            server="",
+            open=sum(one.open for one in each),
+            in_use=sum(one.in_use for one in each),
+            waiting=sum(one.waiting for one in each),
+            paused_until=first.paused_until,
+            reason=first.reason,
+            pace=None if None in paces else sum(filter(None, paces)),
+            accepted=sum(one.accepted for one in each),
+            refused=sum(one.refused for one in each),
+            uncertain=sum(one.uncertain for one in each),
+            deferred=self._observer.counts[Status.DEFERRED] + sum(one.deferred for one in each),
+            servers=each,
+        )
 
     async def aclose(self) -> None:
         """Close all clients; see `RetryingSMTP.aclose`."""

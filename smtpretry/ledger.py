@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from . import log
 from .outcome import Attempt, Outcome, Status, Step
 from .policy import EXPIRED
 from .replies.reply import NO_REPLY, Reply, Said
-from .replies.rule import Action, Rule
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from .delivery import Delivery
+    from .observer import Observer
     from .policy import Decision, RetryPolicy
-
-_log = logging.getLogger("smtpretry")
+    from .replies.rule import Rule
 
 _EXPIRED = "4.4.7"  # RFC 3463 §3.5: delivery time expired
 _LAST_CALL = 1.0  # seconds before a message expires: when the last attempt begins
@@ -61,12 +60,13 @@ class Ledger:
         changed: whether something has become known that is to be stored.
     """
 
-    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn) -> None:
-        self.delivery, self.policy, self.turn = delivery, policy, turn
+    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn, observer: Observer) -> None:
+        self.delivery, self.policy, self.turn, self.observer = delivery, policy, turn, observer
         self.todo: dict[str, None] = {}
         self.changed = False
         self._counted = False
         self._deferred = list[Outcome]()
+        self._ended = list[str]()  # of whom the observer does not know yet
 
     def has_work(self, now: float) -> bool:
         """Whether anybody is due, or too late."""
@@ -129,21 +129,29 @@ class Ledger:
             action=decision.action if decision else None,
             wait=decision.wait if decision else 0.0,
             recipients=tuple(recipients),
+            row=decision.rule.name if decision else "",
         )
-        self.delivery.attempts[-1].steps.append(step)
-        level = logging.WARNING if step.action is Action.FAIL else logging.INFO
-        if _log.isEnabledFor(level):
-            _log.log(level, "%s %s (%s)", self.delivery.id, step, ", ".join(step.recipients))
+        attempt = self.delivery.attempts[-1]
+        attempt.steps.append(step)
+        log.decided(self.delivery.id, step, attempt.server)
+        self.observer.note(self.delivery, step)
+
+    def tell(self) -> None:
+        """Let the observer know what has been written down."""
+        ended, self._ended = self._ended, []
+        self.observer.ended(self.delivery, ended)
+        self.observer.tell()
 
     def remark(self, said: Said) -> None:
         """Write down what the caller should know of, and warn."""
         self.note(said, None, self.todo)
-        _log.warning("%s %s: %s", self.delivery.id, said.stage.value, said.reply.text)
+        log.remarked(self.delivery.id, said.stage, said.reply)
 
     def settle(self, recipients: Collection[str], status: Status, last: Said) -> None:
         """Give them their end."""
         self.delivery.settle(recipients, status, last.stage, last.reply, last.error)
         self.changed |= bool(recipients)
+        self._ended += recipients
         for who in recipients:
             self.todo.pop(who, None)
 
@@ -207,7 +215,7 @@ class Ledger:
             elif gives_up:
                 why = f"gave up: {limit} another {seconds:g} s"
                 self.delivery.cure = self.delivery.cure or (rule and rule.cure) or why
-                _log.warning("%s %s: %s", self.delivery.id, who, why)
+                log.gave_up(self.delivery.id, who, why, last.stage, last.reply)
                 self.settle([who], Status.REFUSED, last)
             else:
                 outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error

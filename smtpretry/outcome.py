@@ -40,7 +40,17 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One reply that decided something: when, at which stage, for whom, and what was done about it."""
+    """One reply that decided something.
+
+    Attributes:
+        at: when it came, in seconds since the epoch.
+        stage: what it answered.
+        reply: what the server said.
+        action: what was done about it; None for a success.
+        wait: seconds until the next try.
+        recipients: whom it concerned.
+        row: the name of the row of the table that decided; "" where it has none.
+    """
 
     at: float
     stage: Stage
@@ -48,6 +58,7 @@ class Step:
     action: Action | None
     wait: float
     recipients: tuple[str, ...]
+    row: str = ""
 
     def __str__(self) -> str:
         """One clean line: "RCPT: 450 4.2.0 Greylisted -> RETRY in 300 s"."""

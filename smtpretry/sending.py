@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import email.message
-import logging
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from aiosmtplib.typing import Default
 
+from . import log
 from .bulk import Bulk
 from .delivery import Delivery
 from .envelope import Message, prepare
 from .errors import QueueSilent, conclude, tell
+from .observer import Observer
 from .outcome import Status
 from .policy import RetryPolicy
 
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from aiosmtplib import SMTPResponse
 
     from .attempt import Save
+    from .events import Hook
     from .queues.engine import Engine
     from .session.connection import Timeout
-
-_log = logging.getLogger("smtpretry")
+    from .stats import Stats
 
 _MANY = 10_000  # messages: what they hold while they wait is a few KB each
 _SLOWLY = 15.0  # seconds between two questions to a queue that does not answer
@@ -40,9 +41,10 @@ class Sends(ABC):
         policy: the rules, the backoff and the limits.
         defer: a durable queue, an `Engine`.
         max_wait: the longest wait in process, in seconds, where there is one.
+        hooks: who is told what happens.
     """
 
-    def __init__(self, policy: RetryPolicy, defer: Engine | None, max_wait: float) -> None:
+    def __init__(self, policy: RetryPolicy, defer: Engine | None, max_wait: float, hooks: tuple[Hook, ...]) -> None:
         if not isinstance(policy, RetryPolicy):
             msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
             raise TypeError(msg)
@@ -54,12 +56,17 @@ class Sends(ABC):
             raise ValueError(msg)
         self.policy = policy
         self._engine, self._max_wait = defer, max_wait
+        self._observer = Observer(hooks, policy.clock)
 
     @abstractmethod
     async def attempt(
         self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
     ) -> Delivery:
         """Make one pass over the recipients that are due."""
+
+    @abstractmethod
+    def stats(self) -> Stats:
+        """How the client is doing now, and what became of its recipients so far."""
 
     @abstractmethod
     def _alarm(self, seconds: float) -> Awaitable[None]:
@@ -242,7 +249,7 @@ class Sends(ABC):
         except BaseException as error:
             tell(error, message, self.policy.clock())
             raise
-        _defer(message)
+        self._defer(message)
         return message
 
     async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
@@ -256,12 +263,12 @@ class Sends(ABC):
                     far = when - self.policy.clock() > self._max_wait
                     if far and self._engine is not None and await self._hand_over(delivery, self._engine, when):
                         break
+                    self._observer.waits(delivery, when)
                     await self._alarm(when - self.policy.clock())
                     await self.attempt(delivery, timeout=timeout)
             except BaseException as error:
-                if not isinstance(error, Exception):  # whoever cancelled it may not look at what is pending
-                    _log.warning("%s broken off; pending: %s", delivery.id, ", ".join(delivery.pending))
                 tell(error, delivery, self.policy.clock())
+                self._observer.broken_off(delivery, error)
                 raise
         return delivery
 
@@ -284,17 +291,26 @@ class Sends(ABC):
             if has is not None:
                 delivery.cure = None
             if has:
-                _defer(delivery)
+                self._defer(delivery)
                 return True
             if has is False:
-                _log.warning("%s: not handed over to the queue, goes on in process: %s", delivery.id, why)
+                log.not_handed_over(delivery.id, why)
                 return False
             delivery.cure = f"the queue may have it, and does not answer: {why}"
-            _log.warning("%s: %s", delivery.id, delivery.cure)
+            log.queue_is_silent(delivery.id, delivery.cure)
             if (left := until - self.policy.clock()) <= 0:
                 raise QueueSilent(delivery.cure)
             await self._alarm(min(wait, left))
             wait = min(2 * wait, _SLOWLY)
+
+    def _defer(self, delivery: Delivery) -> None:
+        """The queue has taken the rest."""
+        rest = delivery.pending
+        for who in rest:
+            delivery.outcomes[who].status = Status.DEFERRED
+        log.handed_over(delivery.id, rest)
+        self._observer.ended(delivery, rest)
+        self._observer.tell()
 
 
 async def _has(engine: Engine, delivery: Delivery) -> bool | None:
@@ -304,13 +320,6 @@ async def _has(engine: Engine, delivery: Delivery) -> bool | None:
         return None if has is None else bool(await has(delivery.id))
     except Exception:  # noqa: BLE001 - it is as silent as before
         return None
-
-
-def _defer(delivery: Delivery) -> None:
-    """The queue has taken the rest."""
-    for who in delivery.pending:
-        delivery.outcomes[who].status = Status.DEFERRED
-    _log.info("%s: handed over to the queue (%s)", delivery.id, ", ".join(delivery.deferred))
 
 
 def check_number(name: str, number: int) -> None:

@@ -288,6 +288,7 @@ def in_child(work: Any) -> int:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_after_a_fork_both_go_on(server: ThreadedServer, one_client: bool) -> None:
     """A child of a process that has sent sends over its own connection, and the parent's connection stays as it was."""
+    others = [Blocking(server.client) for _ in range(5)]  # which have no connection
     smtp = Blocking(server.client() if one_client else server.client)
     smtp.sendmail(APP, "before@example.com", BODY)
     for _ in range(2):
@@ -296,7 +297,8 @@ def test_after_a_fork_both_go_on(server: ThreadedServer, one_client: bool) -> No
         smtp.sendmail(APP, "parent@example.com", BODY)
     assert [message.connection for message in server.received("parent@example.com")] == [1, 1]
     assert [message.connection for message in server.received("child@example.com")] == [2, 3]
-    smtp.close()
+    for one in (smtp, *others):
+        one.close()
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from smtpretry import log
 from smtpretry.errors import NotOurs
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from .engine import OnEnd, SupportsAttempt
 
 _FRESH = 0.5  # seconds after a worker has taken a delivery in which it need not ask whether it has it still
-_log = logging.getLogger("smtpretry")
 
 
 class Hold(Protocol):
@@ -50,13 +50,16 @@ class Turn:
             delivery = self._hold.load()
             await self._attempt(delivery)
         except NotOurs:
-            _log.warning("%s: another worker has it now", self._hold.name)
+            log.say(logging.WARNING, "smtp job %s: another worker has it now", self._hold.name, job=self._hold.name)
         except asyncio.CancelledError:
             await self._hold.again(delivery, 0.0)
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the delivery stays in the queue
             wait = self._smtp.policy.backoff(attempt=self._hold.number, elapsed=0.0)
-            _log.error("%s: %s; comes again in %.0f s", self._hold.name, _told(error), wait)
+            job = self._hold.name
+            log.say(
+                logging.ERROR, "smtp job %s: %s; comes again in %.0f s", job, _told(error), wait, job=job, wait=wait
+            )
             await self._hold.again(delivery, wait)
 
     async def _attempt(self, delivery: Delivery) -> None:

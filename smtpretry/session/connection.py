@@ -73,6 +73,7 @@ class Connection(Opening):
         super().__init__(client, needs)
         self.cleartext_auth = cleartext_auth
         self.max_messages = math.inf if max_messages is None else max_messages
+        self.sessions = 0  # that were opened
         self.carried = 0
         self.idle_since = 0.0
         self.reused = self.is_open
@@ -110,6 +111,7 @@ class Connection(Opening):
         banner = await self._open(timeout)
         await self._secure(timeout)
         self.credit = 0
+        self.sessions += 1
         return banner
 
     def obstacle_to_auth(self) -> str | None:

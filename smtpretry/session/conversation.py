@@ -48,11 +48,6 @@ class Conversation:
         return self._client
 
     @property
-    def server(self) -> str:
-        """Where the connection goes, such as "smtp.example.com:587"; empty where that is not known yet."""
-        return "" if self._client is None else f"{self._client.hostname}:{self._client.port}"
-
-    @property
     def is_open(self) -> bool:
         """Whether there is a connection, as far as this side knows."""
         return self._client is not None and self._client.is_connected

@@ -51,6 +51,14 @@ class Limits(ABC):
     def _serve(self) -> None:
         """Use what is allowed again."""
 
+    @abstractmethod
+    def _tell_paused(self, now: float, until: float, reason: Said) -> None:
+        """Let the hooks know."""
+
+    @abstractmethod
+    def _tell_resumed(self) -> None:
+        """Let the hooks know."""
+
     @property
     def paused_until(self) -> float:
         """Until when nothing is tried, because the server said so."""
@@ -71,27 +79,33 @@ class Limits(ABC):
 
     def pause(self, now: float, until: float, reason: Said) -> None:
         """Let nothing be tried until then."""
+        if until > max(now, self.resumes_at):
+            self._tell_paused(now, until, reason)
         self.failures = self.strike(now)
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
     def resume(self) -> None:
         """The server works: the next pause begins from a short one again."""
         if self.failures:
+            self._tell_resumed()
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 
     def slow_down(self, now: float, wait: float, reason: Said, since: float) -> float:
         """The server says that messages come too fast; return until when nothing goes. See `Pace.too_fast`."""
-        self.reason = reason
-        return self.pace.too_fast(now, min(wait, self._patience), since)
+        self.reason, before = reason, self.paused_until
+        until = self.pace.too_fast(now, min(wait, self._patience), since)
+        if until > max(now, before):
+            self._tell_paused(now, until, reason)
+        return until
 
     def took(self, now: float) -> None:
         """The server has taken a message."""
-        self.took_at = now
-        alone = self.pace.probing
+        self.took_at, alone = now, self.pace.probing and not self.failures
         self.pace.taken(now)
         self.resume()
         if alone:
+            self._tell_resumed()
             self._serve()
 
     @property

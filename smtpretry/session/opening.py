@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import ipaddress
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -57,6 +58,16 @@ class Opening(Conversation):
     def is_tls(self) -> bool:
         """Whether it is encrypted."""
         return self.is_open and self.client.get_transport_info("sslcontext") is not None
+
+    @property
+    def server(self) -> str:
+        """Where it goes: "smtp.example.com:587", or the path of a socket; empty where that is not known yet."""
+        if self._client is None:
+            return ""
+        if self._client.socket_path:
+            return os.fsdecode(self._client.socket_path)
+        host = self._client.hostname or ""
+        return f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}"
 
     def obstacle_to_tls(self) -> str | None:
         """Why STARTTLS cannot be done now; None where it can."""

@@ -11,12 +11,14 @@ from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
 from .limits import Limits
+from .register import Register
 from .stock import Stock
 from .waiting import Asked, Waiting, Wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
+    from smtpretry.observer import Observer
     from smtpretry.policy import RetryPolicy
     from smtpretry.replies.reply import Said
 
@@ -34,6 +36,7 @@ class Pool(Limits):
         size: how many there may be.
         idle_timeout: seconds after which one that nobody uses is closed; None for never.
         policy: its clock, its way to wait, and its patience.
+        observer: who is told of connections and pauses.
         told: what to enter for each transaction before a connection is lent, for it keeps the pace, too.
 
     Attributes:
@@ -46,12 +49,15 @@ class Pool(Limits):
         size: int,
         idle_timeout: float | None,
         policy: RetryPolicy,
+        observer: Observer,
+        *,
         told: AbstractAsyncContextManager[Any] | None = None,
     ) -> None:
         super().__init__(size, policy.patience)
         self.closed = False
         self._told, self._clock = told, policy.clock
-        self._stock = Stock(make, idle_timeout, self._serve)
+        self.observer, self._register = observer, Register(observer)
+        self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
         self._waiting = Waiting()
         self._alarms = Alarms(policy.sleep)  # of those who wait
@@ -59,6 +65,30 @@ class Pool(Limits):
         self._slot: asyncio.Future[None] | None = None  # the bell for the next one
         self._loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
+
+    @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return sum(connection.is_open for connection in tuple(self._stock.connections))
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are used, or being opened."""
+        return self._stock.out
+
+    @property
+    def waiting(self) -> int:
+        """How many sends wait: for a connection, or until they may try again."""
+        return self._waiting.sends + len(self._alarms)
+
+    @property
+    def server(self) -> str:
+        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
+        return self._register.server or self._stock.connections[0].server
+
+    def look_at(self, connection: Connection) -> str:
+        """Note whether it was opened or closed since the last look; return the server at its other end."""
+        return self._register.look_at(connection)
 
     @property
     def is_probing(self) -> bool:
@@ -69,6 +99,12 @@ class Pool(Limits):
     def is_paced(self) -> bool:
         """Whether each transaction has to ask for a turn of its own."""
         return self._told is not None or self.pace.speed is not None
+
+    def _tell_paused(self, now: float, until: float, reason: Said) -> None:
+        self.observer.paused(self.server, now, until, reason, for_the_first=not self._register.has_opened)
+
+    def _tell_resumed(self) -> None:
+        self.observer.resumed(self.server)
 
     @property
     def others(self) -> int:
@@ -81,6 +117,11 @@ class Pool(Limits):
 
     def adopt(self, until: float, failures: int, reason: Said | None) -> None:
         """Take over what another pool knows of the same server."""
+        if failures and reason is not None and until > max(self.observer.clock(), self.resumes_at):
+            self._tell_paused(self.observer.clock(), until, reason)
+        elif self.failures:
+            self._tell_resumed()
+        self.observer.tell()
         self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
         self._serve()
 
@@ -88,11 +129,6 @@ class Pool(Limits):
     def connections(self) -> Sequence[Connection]:
         """All of them, in use or not."""
         return self._stock.connections
-
-    @property
-    def server(self) -> str:
-        """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
-        return self._stock.connections[0].server
 
     @asynccontextmanager
     async def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AsyncIterator[Connection]:
@@ -186,6 +222,10 @@ class Pool(Limits):
             self._rested(connection)
         else:
             self._bells.set(self._resting[connection]).add_done_callback(lambda _: self._rested(connection))
+
+    def _use_returned(self) -> None:
+        self._serve()
+        self.observer.tell()
 
     def _rested(self, connection: Connection) -> None:
         del self._resting[connection]

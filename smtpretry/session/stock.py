@@ -18,15 +18,22 @@ class Stock:
     Args:
         make: makes one, not open yet.
         idle_timeout: seconds after which an open one that nobody uses is closed with QUIT; None for never.
-        on_put: called whenever one is back.
+        look: called with each that comes back, or is found idle: the server may have closed it.
+        on_put: called after that.
 
     Attributes:
         connections: all of them, in use or not.
     """
 
-    def __init__(self, make: Callable[[], Connection], idle_timeout: float | None, on_put: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Connection],
+        idle_timeout: float | None,
+        look: Callable[[Connection], object],
+        on_put: Callable[[], None],
+    ) -> None:
         self.idle_timeout = idle_timeout
-        self._make, self._on_put = make, on_put
+        self._make, self._look, self._on_put = make, look, on_put
         self.connections = [make()]
         self._free = deque(self.connections)  # closed ones, then the open ones, last used last
         self._retiring = set[asyncio.Task[None]]()
@@ -56,6 +63,7 @@ class Stock:
 
     def put(self, connection: Connection) -> None:
         """Take one back."""
+        self._look(connection)
         if not connection.is_open:
             self._free.appendleft(connection)
         else:
@@ -114,9 +122,12 @@ class Stock:
         """Close those that have been idle for too long."""
         self._sweeper = None
         now = asyncio.get_running_loop().time()
+        for connection in self._free:
+            self._look(connection)
         for connection in [connection for connection in self._free if connection.is_open]:
             if connection.idle_since + (self.idle_timeout or 0) > now:
                 self._sweep_at(connection.idle_since)
                 break
             self._free.remove(connection)
             self._retire(connection)
+        self._on_put()

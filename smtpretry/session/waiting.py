@@ -41,6 +41,11 @@ class Waiting:
         """How many there are; some of them may have been cancelled."""
         return len(self._line)
 
+    @property
+    def sends(self) -> int:
+        """How many of them wait for a connection still."""
+        return sum(asked.wish is not Wish.PLACE and not asked.granted.done() for asked in tuple(self._line))
+
     def ask(self, wish: Wish, *, first: bool = False) -> Asked:
         """Join the line: at its end, or before all others."""
         asked = Asked(wish)

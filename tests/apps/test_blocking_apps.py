@@ -4,17 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import smtplib
+from typing import TYPE_CHECKING
 
 import flask
 import flask_mailman
 import httpx
 import pytest
-from programs import EXAMPLES, PATIENCE, command, in_real_time, running
+from programs import EXAMPLES, PATIENCE, command, in_real_time, running, until
 from support import ANN, APP, BOB
+from test_celery_app import SETTINGS
 
 import smtpretry
 from smtpretry.testing import ScriptedServer, ThreadedServer, no_wait
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CELERY = """
+import os, aiosmtplib, smtpretry
+from celery import Celery
+from celery.signals import worker_ready
+
+app = Celery("mails")
+make = lambda: aiosmtplib.SMTP(hostname="127.0.0.1", port=int(os.environ["SMTP_PORT"]), local_hostname="client.example")
+smtp = smtpretry.Blocking(make)
+
+@app.task
+def send(who):
+    smtp.sendmail("app@example.com", [who], b"Subject: hello\\r\\n\\r\\n")
+
+@worker_ready.connect
+def begin(**_):
+    for number in range(8):
+        send.delay(f"{number}@example.com")
+
+smtp.sendmail("app@example.com", ["parent@example.com"], b"Subject: hello\\r\\n\\r\\n")  # before the fork
+"""
 NOT_YET = "450 4.2.0 Greylisted, try again in 1 second"
 
 
@@ -95,3 +120,25 @@ async def test_django_under_gunicorn_is_patient(preload: bool) -> None:
         assert "Traceback" not in program.log
         assert server.connections <= 2
         assert {who: len(messages) for who, messages in server.mailboxes.items()} == dict.fromkeys(customers, 1)
+
+
+@in_real_time
+async def test_celery_prefork_sends(tmp_path: Path) -> None:
+    """Children of a Celery worker that has sent before it forked send each task's mail once, over their own connections."""
+    for name in ("queue", "control", "results"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "celery_settings.py").write_text(SETTINGS)
+    (tmp_path / "mails.py").write_text(CELERY)
+    async with ScriptedServer() as server:
+        server.on("RCPT", "3@example.com", NOT_YET, times=1)
+        start = f"celery --workdir {tmp_path} -A mails worker --pool prefork --concurrency 2 --without-mingle"
+        env = {"CELERY_CONFIG_MODULE": "celery_settings", "PYTHONPATH": tmp_path, "SMTP_PORT": server.port}
+        async with running(start, **env) as program:
+            await until(lambda: len(server.messages) >= 9)
+            await program.stop()
+        assert "Traceback" not in program.log
+        assert {who: len(messages) for who, messages in server.mailboxes.items()} == dict.fromkeys(
+            ["parent@example.com", *(f"{number}@example.com" for number in range(8))], 1
+        )
+        [parent] = server.received("parent@example.com")
+        assert parent.connection not in {message.connection for message in server.messages if message is not parent}

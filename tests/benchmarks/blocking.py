@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from email.message import EmailMessage
 
 SHARE = 0.9  # of the rate of async code
-CASES = ((1, 0.0), (8, 0.0), (8, 0.02))  # senders at a time, and seconds before each reply
+CASES = ((1, 0.0), (1, 0.001), (8, 0.0), (8, 0.001), (8, 0.02))  # senders at a time, and seconds before each reply
 ROUNDS, QUICK_ROUNDS = 15, 3
 MESSAGES, QUICK_MESSAGES = 200, 40  # for each round
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import django
+import pytest
 from django.conf import settings
 
+FOLDER = tempfile.TemporaryDirectory()
+DATABASE = Path(FOLDER.name, "mail.db")
 settings.configure(
     SECRET_KEY="of-tests",
     USE_TZ=True,
@@ -13,6 +19,12 @@ settings.configure(
     SERVER_EMAIL="app@example.com",
     ADMINS=[("Root", "root@example.com")],
     INSTALLED_APPS=["smtpretry.django"],
-    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "unused.db"}},
+    DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATABASE}},
 )
 django.setup()
+
+
+@pytest.fixture
+def database() -> Path:
+    """Return the file of the project's database."""
+    return DATABASE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -11,13 +10,13 @@ import virtual
 
 import faults
 from faults import RECIPIENTS, SENDER, SMALL, copies, probe
-from smtpretry import Delivery, RetryingSMTP, Status, prepare
+from smtpretry import Delivery, Event, RetryingSMTP, Status, prepare
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-How = Literal["raises", "hangs", "is cancelled"]
+How = Literal["raises", "hangs", "is cancelled", "is interrupted"]
 ENOUGH = 60  # calls: more than any send here makes
 ANN, BOB, CAROL = RECIPIENTS
 
@@ -43,6 +42,8 @@ class Caller:
                 self.reached.set()
                 if self.how == "is cancelled":
                     raise asyncio.CancelledError
+                if self.how == "is interrupted":
+                    raise KeyboardInterrupt
                 raise MishapError
 
     async def wait(self, what: str) -> None:
@@ -71,6 +72,10 @@ class Caller:
 
         return faults.policy(mode, wait=backoff, stop=stop, sleep=sleep)
 
+    def hook(self, _: Delivery | None, __: Event) -> None:
+        """Take note of nothing."""
+        self.step("hook")
+
     async def token(self) -> str:
         """Return a token."""
         await self.wait("token")
@@ -88,6 +93,17 @@ async def send(smtp: RetryingSMTP, delivery: Delivery, save: Callable[[Delivery]
         await smtp.attempt(delivery, save)
 
 
+def begin(smtp: RetryingSMTP, delivery: Delivery, caller: Caller) -> Awaitable[object]:
+    """Begin to send, as a worker does where `save` is what goes wrong; return what to wait for."""
+    sending = send(smtp, delivery, caller.save) if caller.what == "save" else smtp.deliver(delivery)
+    if caller.how == "is interrupted":
+        return sending  # in no task of its own: asyncio would end the loop
+    task = asyncio.ensure_future(sending)
+    if caller.how == "hangs":
+        asyncio.ensure_future(caller.reached.wait()).add_done_callback(lambda _: task.cancel())
+    return task
+
+
 async def scenario(caller: Caller, mode: faults.Mode) -> list[str]:
     """Send, with one call that goes wrong; go on with the same delivery. Return what is wrong."""
     problems = list[str]()
@@ -97,19 +113,17 @@ async def scenario(caller: Caller, mode: faults.Mode) -> list[str]:
             caller.step("factory")
             return server.client(timeout=60)
 
-        smtp = RetryingSMTP(client, caller.policy(mode), username="app", oauth_token_generator=caller.token)
+        log_in: Any = {"username": "app", "oauth_token_generator": caller.token}
+        smtp = RetryingSMTP(client, caller.policy(mode), **log_in, on_step=caller.hook)
         caller.armed = True
         server.on("RCPT", BOB, "450 4.2.0 Greylisted", times=1, optional=True)
         server.fail_at("END_OF_DATA", "fin", CAROL, act=True, times=1, optional=True)
         delivery = prepare(SMALL, sender=SENDER, recipients=RECIPIENTS)
-        if caller.what == "save":
-            sending = asyncio.ensure_future(send(smtp, delivery, caller.save))
-        else:
-            sending = asyncio.ensure_future(smtp.deliver(delivery))
-        if caller.how == "hangs":
-            asyncio.ensure_future(caller.reached.wait()).add_done_callback(lambda _: sending.cancel())
-        with contextlib.suppress(MishapError, asyncio.CancelledError):
-            await sending
+        try:
+            await begin(smtp, delivery, caller)
+        except (MishapError, asyncio.CancelledError, KeyboardInterrupt) as error:
+            if caller.what == "hook" and caller.how != "is interrupted":
+                problems.append(f"the hook's {error!r} has reached the send")
         most = {ANN: 1, BOB: 1, CAROL: 2 if mode == "resend" else 1}
         for who, outcome in delivery.outcomes.items():
             if copies(server, who) and outcome.status is not Status.ACCEPTED and not outcome.uncertain:
@@ -125,7 +139,8 @@ async def scenario(caller: Caller, mode: faults.Mode) -> list[str]:
     return problems
 
 
-CALLS = [
+CALLS: list[tuple[str, How]] = [
+    *(("hook", how) for how in ("raises", "is cancelled", "is interrupted")),
     *((what, how) for what in ("wait", "stop", "factory") for how in ("raises", "is cancelled")),
     *((what, how) for what in ("sleep", "token", "save") for how in ("raises", "hangs", "is cancelled")),
 ]

@@ -200,8 +200,15 @@ CASES = (
         name="too-big",
         settings={"message_size_limit": "2000"},
         text="Hello.\n" * 500,
-        says=(),  # it says in its EHLO what it takes
+        says=("250-SIZE 2000",),
         refused={ANN: NO_REPLY, BEN: NO_REPLY},
+    ),
+    Case(
+        name="too-big-for-a-limit-that-is-not-said",
+        settings={"message_size_limit": "2000", "smtpd_discard_ehlo_keywords": "size"},
+        text="Hello.\n" * 500,
+        says=("354 ", "552 5.3.4"),
+        refused={ANN: 552, BEN: 552},
     ),
     Case(
         name="postscreen",

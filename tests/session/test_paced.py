@@ -475,3 +475,17 @@ async def test_the_pause_of_another_worker_does_not_hide_the_pace() -> None:
         smtp.adopt(smtp.pause)
         await smtp.attempt(prepare(BODY, sender=APP, recipients=BOB))
         assert (script.used, len(server.messages)) == (1, 0)
+
+
+@virtually
+async def test_a_pause_between_two_transactions_is_no_attempt() -> None:
+    """What is left of a message in many transactions, when another one is refused, has its single attempt still."""
+    policy = patient(max_attempts=1)
+    async with ScriptedServer(max_recipients=2) as server, client(server, pace=Turnstile(), policy=policy) as smtp:
+        server.on("RCPT", BOB, "451 4.3.2 System not accepting network messages", times=1)
+        many = [f"{each}@example.com" for each in range(20)]
+        long = asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=many))
+        await asyncio.sleep(0.45)
+        assert (await smtp.deliver(BODY, sender=APP, recipients=BOB)).refused
+        assert (await long).accepted == many
+        assert now() > 60

@@ -1,0 +1,131 @@
+"""All that the package logs, under the name "smtpretry": one constant message for each kind, with fields in `extra`.
+
+A person reads who, what and why in the line; Sentry groups by the message; JSON formatters show the fields
+`delivery_id`, `recipients`, `server`, `stage`, `code`, `enhanced`, `action`, `wait` and `row`, each where it is known.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+from .replies.rule import Action
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .outcome import Step
+    from .replies.reply import Reply
+    from .replies.stage import Stage
+
+LONG: Final = 30.0
+"""Seconds; a longer wait is worth a warning."""
+
+_log = logging.getLogger("smtpretry")
+
+
+def say(level: int, message: str, *args: object, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
+    """Log a message of its own kind."""
+    _log.log(level, message, *args, extra=fields)
+
+
+def decided(delivery_id: str, step: Step, server: str) -> None:
+    """A reply decided something."""
+    level = logging.WARNING if step.action is Action.FAIL else logging.INFO
+    if _log.isEnabledFor(level):
+        to = ", ".join(step.recipients)
+        message = "smtp reply decided: %s (delivery %s, to %s)"
+        say(level, message, step, delivery_id, to, **fields_of(step), delivery_id=delivery_id, server=server)
+
+
+def fields_of(step: Step) -> dict[str, Any]:
+    """A step, as fields."""
+    return {
+        **said(step.stage, step.reply),
+        "action": step.action.value if step.action else None,
+        "wait": step.wait,
+        "row": step.row,
+        "recipients": list(step.recipients),
+    }
+
+
+def said(stage: Stage | None, reply: Reply | None) -> dict[str, Any]:
+    """What a server said, as fields."""
+    return {
+        "stage": stage.value if stage else None,
+        "code": reply.code if reply else None,
+        "enhanced": reply.enhanced if reply else None,
+    }
+
+
+def gave_up(delivery_id: str, recipient: str, why: str, stage: Stage, reply: Reply) -> None:
+    """The policy allows no other attempt."""
+    message = "smtp recipient given up: %s: %s; last: %s: %s (delivery %s)"
+    fields = {**said(stage, reply), "delivery_id": delivery_id, "recipients": [recipient]}
+    say(logging.WARNING, message, recipient, why, stage.value, reply, delivery_id, **fields)
+
+
+def remarked(delivery_id: str, stage: Stage, reply: Reply) -> None:
+    """Something that the caller should know of."""
+    message = "smtp session remark: %s: %s (delivery %s)"
+    say(logging.WARNING, message, stage.value, reply.text, delivery_id, **said(stage, reply), delivery_id=delivery_id)
+
+
+def broken_off(delivery_id: str, pending: Sequence[str], why: str) -> None:
+    """A send was cancelled: whoever did that may not look at what is pending."""
+    message = "smtp send broken off; pending: %s (delivery %s, %s)"
+    say(logging.WARNING, message, ", ".join(pending), delivery_id, why, delivery_id=delivery_id, recipients=[*pending])
+
+
+def handed_over(delivery_id: str, recipients: Sequence[str]) -> None:
+    """A queue took the rest."""
+    if _log.isEnabledFor(logging.INFO):
+        message, to = "smtp delivery handed over to the queue: to %s (delivery %s)", ", ".join(recipients)
+        say(logging.INFO, message, to, delivery_id, delivery_id=delivery_id, recipients=[*recipients])
+
+
+def not_handed_over(delivery_id: str, why: str) -> None:
+    """The queue says that it does not have it."""
+    message = "smtp delivery not handed over to the queue, goes on in process: %s (delivery %s)"
+    say(logging.WARNING, message, why, delivery_id, delivery_id=delivery_id)
+
+
+def queue_is_silent(delivery_id: str, why: str) -> None:
+    """The queue may have it."""
+    say(logging.WARNING, "smtp delivery in doubt: %s (delivery %s)", why, delivery_id, delivery_id=delivery_id)
+
+
+# Nobody waits in the dark
+
+
+def waits(delivery_id: str, recipient: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:
+    """A send waits for long."""
+    message = "smtp send waits %.0f s, until %s: %s: %s (delivery %s, to %s)"
+    fields = {**said(stage, reply), "wait": wait, "delivery_id": delivery_id, "recipients": [recipient]}
+    say(logging.WARNING, message, wait, at(until), stage.value, reply, delivery_id, recipient, **fields)
+
+
+def pauses(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:
+    """The client waits for long: the server is in trouble."""
+    message = "smtp server left alone for %.0f s, until %s: %s says %s: %s"
+    fields = {**said(stage, reply), "wait": wait, "server": server}
+    say(logging.WARNING, message, wait, at(until), server or "it", stage.value, reply, **fields)
+
+
+def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:
+    """The client waits, and has never had a connection."""
+    message = "smtp has no connection to %s yet, and tries again in %.0f s, at %s: %s: %s"
+    fields = {**said(stage, reply), "wait": wait, "server": server}
+    say(logging.WARNING, message, server or "the server", wait, at(until), stage.value, reply, **fields)
+
+
+def hook_failed(hook: str, error: BaseException) -> None:
+    """A hook raised; the send goes on."""
+    message = "smtp hook %s raised %s; the send goes on, and what this hook raises from now on is not logged"
+    _log.error(message, hook, type(error).__name__, exc_info=error, extra={"hook": hook})
+
+
+def at(when: float) -> str:
+    """A time, as the clock on the wall has it."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))
