@@ -222,12 +222,13 @@ async def test_each_transaction_asks_for_a_turn() -> None:
 # Whoever waits for the pace holds nothing
 
 
+@pytest.mark.parametrize(("rate", "when"), [((2, 60), 20), ((4, 1), 2.1)], ids=["a pause", "in line"])
 @virtually
-async def test_a_wait_for_the_pace_holds_no_connection() -> None:
+async def test_a_wait_for_the_pace_holds_no_connection(rate: tuple[int, float], when: float) -> None:
     """While messages wait for their turn, connect() and quit() do not."""
-    async with ScriptedServer(max_rate=(2, 60)) as server, client(server, connections=1) as smtp:
-        sends = asyncio.ensure_future(burst(smtp, 6))
-        await asyncio.sleep(20)
+    async with ScriptedServer(max_rate=rate) as server, client(server, connections=1) as smtp:
+        sends = asyncio.ensure_future(burst(smtp, 16))
+        await asyncio.sleep(when)
         began = now()
         await smtp.quit()
         await smtp.connect()
@@ -489,3 +490,18 @@ async def test_a_pause_between_two_transactions_is_no_attempt() -> None:
         assert (await smtp.deliver(BODY, sender=APP, recipients=BOB)).refused
         assert (await long).accepted == many
         assert now() > 60
+
+
+@virtually
+async def test_a_pause_does_not_end_a_patience() -> None:
+    """A message that was greylisted comes back in a pause, waits for its end, and is offered once more."""
+    async with ScriptedServer() as server, client(server, policy=patient(give_up_after=timedelta(seconds=330))) as smtp:
+        server.on("RCPT", ANN, "450 4.2.0 Greylisted for 300 seconds", times=1)
+        server.on("RCPT", BOB, "451 4.3.2 System not accepting network messages, try again in 60 seconds", times=1)
+        greylisted = asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=ANN))
+        await asyncio.sleep(290)
+        await burst(smtp, 1)
+        other = asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=BOB))
+        assert (await greylisted).accepted
+        assert (await other).accepted
+        assert now() == pytest.approx(350, abs=2)
