@@ -55,6 +55,7 @@ class Pace:
         self.resumes_at = -math.inf
         self._measured, self._progress, self._climb = self.rate, 1.0, _CLIMB  # the climb, in seconds
         self._searching = False
+        self._measuring = False  # what was on its way at the first refusal counts as taken before it
         self._slot = -math.inf  # when the next message may go
         self._in_demand = False  # whether messages have to wait for their slot
         self._counted, self._counted_from = 0, -math.inf  # messages in this period of a limit that counts
@@ -75,6 +76,11 @@ class Pace:
     @property
     def _counts(self) -> bool:
         return self.period >= _LONG
+
+    @property
+    def _share(self) -> float:
+        """What one message, taken within the period, adds to the speed."""
+        return (1 if self._counts else _MARGIN) / self.period
 
     def next_slot(self, now: float) -> float:
         """When the next message may go."""
@@ -101,8 +107,11 @@ class Pace:
 
     def taken(self, now: float) -> None:
         """The server has taken a message."""
-        if now < self.resumes_at:
-            return  # it was on its way at the refusal
+        if now < self.resumes_at:  # it was on its way at the refusal
+            if self._measuring:
+                self._measured += self._share
+                self.rate = self._risen()
+            return
         if self._refusals:
             self._resume(now)
         elif not self._run:
@@ -143,7 +152,8 @@ class Pace:
         self.period = wait if wait >= _LONG else 1.0
         lately = sum(at > now - self.period for at in self._recent)
         on_average = self._run * self.period / max(self.period, now - self._began_at)  # `_recent` may be too short
-        self._measured = max(lately, on_average) / self.period * (1 if self._counts else _MARGIN)
+        self._measured = max(lately, on_average) * self._share
+        self._measuring = True
         self._searching = self._run < _FEW
         self._recent.clear()
 
@@ -162,7 +172,7 @@ class Pace:
 
     def _resume(self, now: float) -> None:
         """The server takes messages again. Where it has long taken none, so long is the period in which it counts."""
-        out = now - self._refused_at
+        out, self._measuring = now - self._refused_at, False
         if self._refusals > 1 and out >= _LONG and self._run:
             self.period, self._progress = out, 1.0
             self.rate = self._measured = min(self._measured, self._run / out)

@@ -346,3 +346,20 @@ def test_it_takes_the_same_time_for_each_message() -> None:
         pace.let_through(number / 100)
         pace.taken(number / 100)
     assert len(pace._recent) <= 1000
+
+
+@pytest.mark.parametrize(("wait", "speed"), [(60, Speed(100 / 60, 60)), (1, Speed(0.95 * 100, 1))])
+def test_what_was_on_its_way_at_the_first_refusal_is_measured(wait: float, speed: Speed) -> None:
+    """The server took it before it refused, whichever answer came first; a later refusal measures nothing."""
+    pace = Pace()
+    for _ in range(97):
+        pace.taken(0.5)
+    pace.too_fast(0.6, wait, 0.1)
+    for _ in range(3):
+        pace.taken(0.7)
+    assert pace.speed == pytest.approx(speed)
+    pace.taken(100)
+    pace.too_fast(101, wait, 100.5)
+    lowered = pace.speed
+    pace.taken(101.1)
+    assert pace.speed == lowered
