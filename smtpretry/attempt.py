@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Save = Callable[[Delivery], Awaitable[None]]
 
+_LINGERS = 1.0  # seconds for which a server may go on counting a connection that has ended
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -36,7 +37,8 @@ class Pass:
     no later turn of the same pass makes again: so it ends.
 
     Attributes:
-        unfinished: whether another connection has to go on with it.
+        unfinished: whether it has to be lent a connection: it has not begun, or this one has done its part.
+        begun: whether it has been lent one.
     """
 
     def __init__(
@@ -44,10 +46,11 @@ class Pass:
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
         self.turn, self.ledger = turn, Ledger(delivery, policy, turn, pool.observer)
-        self.unfinished = True
-        self._crowded = False  # this connection is one too many
+        self.unfinished = self.ledger.has_work(policy.clock())
+        self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
-        self._repaired = set[Action | Rule]()  # what was mended; the same is not mended again
+        self._repaired = set[Action]()  # what was mended; the same is not mended again
+        self._replaced = set[Rule]()  # why it went on at once over a new connection; not twice in a row
         self._waits = dict[tuple[Scope, int, float | None], float]()  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
@@ -55,7 +58,7 @@ class Pass:
         self._told = False
 
     async def run(self, connection: Connection) -> None:
-        """Offer the message to everybody who is due, or leave it `unfinished` where this connection is one too many."""
+        """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
         try:
             await self._run(connection)
         finally:
@@ -63,23 +66,29 @@ class Pass:
 
     async def _run(self, connection: Connection) -> None:
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool
+        self.begun = True
+        is_held, is_closed = connection.let_through_at is None or now < pool.paused_until, pool.is_closed(now)
+        if is_held and not is_closed:
+            return
         if first := not ledger.todo:
-            ledger.open(now)
-        if now < pool.resumes_at and pool.reason is not None:
-            whom = list(ledger.todo)
-            whom = ledger.leave(whom) if self.turn.others_are_ready else whom
-            ledger.wait(whom, pool.reason, pool.resumes_at - now)
+            ledger.open(now, pool.took_at)
+        if is_held and pool.reason is not None:
+            ledger.pause(pool.reason, pool.opens_at, pool.took_at)
         if first and ledger.todo:
             ledger.count(now)
-        self._crowded = False
-        while ledger.todo and not self._crowded:
-            await self._transact(connection)
+        goes_on = True
+        while ledger.todo and goes_on:
+            goes_on = await self._transact(connection)
             ledger.tell()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
-    async def _transact(self, connection: Connection) -> None:
-        """One transaction with as many recipients as may go together, and what follows from it."""
+    async def _transact(self, connection: Connection) -> bool:
+        """One transaction with as many recipients as may go together, and what follows from it.
+
+        Returns whether the connection may go on with the pass: with a repair of this transaction, or with the next one
+        where nothing paces them.
+        """
         judge = Judge(self._case(connection))
         transaction = Transaction(connection, self.delivery, self.timeout)
         try:
@@ -99,8 +108,12 @@ class Pass:
             raise
         finally:
             self._record(judge.verdict)  # before anybody else's code runs
-        self._carry_out(connection, judge.conclude())
-        await self._clean_up(connection, judge.verdict)
+        verdict = judge.conclude()
+        self._carry_out(connection, verdict)
+        await self._clean_up(connection, verdict)
+        if verdict.one_too_many is not None or verdict.too_soon:
+            return False
+        return verdict.repair is not None or not self.pool.is_paced
 
     async def _body(self, transaction: Transaction, taken: Sequence[str]) -> Answer:
         """Send the message, unless it is another worker's by now. Who may get it at most once is in doubt meanwhile."""
@@ -152,7 +165,8 @@ class Pass:
             decide=partial(self._decide, connection),
             reused=lambda: connection.reused,
             others=self.pool.others > 0,
-            repaired=self._repaired,
+            on_credit=connection.credit > 0,
+            repaired=self._replaced,
             alone=lambda who: outcomes[who].alone,
             unruly=self._unruly,
         )
@@ -193,7 +207,9 @@ class Pass:
         )
         attempt = self.ledger.attempts(concerned)
         decision = decide(attempt=attempt)
-        if decision.scope is Scope.SERVER:
+        if decision.rule.slower and not said.stage.before_mail:
+            decision = decide(attempt=1)  # the pace knows how often that was said
+        elif decision.scope is Scope.SERVER:
             decision = decide(attempt=self.pool.strike(self.policy.clock()))  # the backoff is the client's
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
@@ -222,12 +238,13 @@ class Pass:
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
-        for ruling in verdict.rulings:
+        for ruling in map(partial(self._paced, connection), verdict.rulings):
             self.ledger.note(ruling.said, ruling.decision, ruling.recipients)
             self._learn(connection, ruling)
         if verdict.accepted is not None:
             self.ledger.note(verdict.accepted, None, verdict.taken)
-            self.pool.resume()
+            self.pool.took(self.policy.clock())
+            self._replaced.clear()
         for who in verdict.alone:
             self.delivery.outcomes[who].alone = True
         self._unruly = 0 if verdict.accepted else self._unruly + verdict.unruly
@@ -236,9 +253,22 @@ class Pass:
             self._batch = verdict.batch
         if verdict.one_too_many is not None:
             self.pool.crowd(verdict.one_too_many)
-            self._crowded = True
-        for ruling in (*verdict.waiting, *filter(self._moves_on, verdict.refused)):
+        if verdict.too_soon:
+            connection.credit -= 1
+            self.pool.rest(connection, _LINGERS / 2**connection.credit)
+            self._replaced.clear()  # the next one to be lent may be used up, too
+        waiting = (*verdict.waiting, *filter(self._moves_on, verdict.refused))
+        for ruling in map(partial(self._paced, connection), waiting):
             self._defer(ruling)
+
+    def _paced(self, connection: Connection, ruling: Ruling) -> Ruling:
+        """Lower the pace where that is what was said, once for each message; the wait is then what that says."""
+        if not _is_about_the_pace(ruling):
+            return ruling
+        now, decision = self.policy.clock(), ruling.decision
+        since = now if connection.let_through_at is None else connection.let_through_at
+        until = self.pool.slow_down(now, decision.wait, ruling.said, since)
+        return replace(ruling, decision=replace(decision, wait=max(0.0, until - now)))
 
     def _learn(self, connection: Connection, ruling: Ruling) -> None:
         """Take in what is true whatever is done about it."""
@@ -253,8 +283,9 @@ class Pass:
         """Let them wait; let the whole client wait where the reply concerns the server."""
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
-        wait = decision.wait or backoff(elapsed=self.ledger.elapsed())
-        if decision.scope is Scope.SERVER or self._moves_on(ruling):
+        paced = _is_about_the_pace(ruling)
+        wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
+        if not paced and (decision.scope is Scope.SERVER or self._moves_on(ruling)):
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
         whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
         tied = decision.scope is not Scope.SERVER
@@ -271,15 +302,24 @@ class Pass:
             await connection.reset(self.timeout)
             if not connection.is_open and verdict.suspect is not None:
                 self.delivery.outcomes[verdict.suspect].alone = True  # refused, and hung up on
-        if verdict.repair is not None:
+        if isinstance(verdict.repair, Rule):
+            self._replaced.add(verdict.repair)
+            if connection.carried and verdict.rulings[-1].said.reply.code != NO_REPLY:
+                connection.is_used_up()
+        elif verdict.repair is not None:
             self._repair(connection, verdict.repair)
         if self.ledger.changed:
             await self._save()
 
-    def _repair(self, connection: Connection, repair: Action | Rule) -> None:
+    def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""
         self._repaired.add(repair)
         connection.needs.tls |= repair is Action.STARTTLS
         connection.needs.auth |= repair is Action.AUTHENTICATE
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
+
+
+def _is_about_the_pace(ruling: Ruling) -> bool:
+    """Whether the server says that messages come too fast; before MAIL it speaks of connections."""
+    return ruling.decision.rule.slower and not ruling.said.stage.before_mail

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Self, get_args
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator
@@ -21,11 +21,13 @@ from .session.connection import CleartextAuth, Connection, Failed, MakeClient, N
 from .session.credentials import Credentials
 from .session.opening import check_client
 from .session.pipelining import Pipelining
-from .session.pool import Pool
+from .session.pool import Pool, check_pace
+from .session.waiting import Wish
 from .stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from aiosmtplib import SMTPResponse
@@ -62,6 +64,10 @@ class RetryingSMTP(Sends):
             logs in and encrypts on its own; where the server says that there are too many, fewer are used for a while.
         max_messages_per_connection: after how many messages a connection gives way to a new one; None for no limit. One
             that the server limits itself (421, or 452 4.5.3 to MAIL) is replaced as well.
+        pace: the speed, where it is known: an asynchronous context manager that waits on entry, such as
+            ``aiolimiter.AsyncLimiter(14, 1)``. It is entered once for each transaction, before a connection is asked
+            for, and left when the connection is given back. Without it, the first refusal that says "too fast" tells
+            the speed; with it, such a refusal still lowers it.
         pipelining: whether MAIL, all RCPT and DATA go out in one write where the server offers that (RFC 2920); the
             message itself waits for its own 354.
         defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
@@ -73,7 +79,7 @@ class RetryingSMTP(Sends):
 
     Raises:
         TypeError: `client` is neither an aiosmtplib.SMTP nor a function, `policy` no RetryPolicy, `defer` no Engine,
-            `on_step` no function, or a coroutine function.
+            `on_step` no function, or a coroutine function, `pace` no asynchronous context manager.
         ValueError: a password together with a token generator, one of them without a username, an unknown
             `cleartext_auth`, a negative `idle_timeout` or `max_wait`, a number of connections or messages below one,
             several connections with one client.
@@ -91,6 +97,7 @@ class RetryingSMTP(Sends):
         idle_timeout: float | None = 10,
         max_connections: int = 1,
         max_messages_per_connection: int | None = None,
+        pace: AbstractAsyncContextManager[Any] | None = None,
         pipelining: bool = True,
         defer: Engine | None = None,
         max_wait: float = 60,
@@ -106,6 +113,7 @@ class RetryingSMTP(Sends):
         check_number("max_connections", max_connections)
         if max_messages_per_connection is not None:
             check_number("max_messages_per_connection", max_messages_per_connection)
+        check_pace(pace)
         if not callable(client) or isinstance(client, type):
             check_client(client)
             if max_connections > 1:
@@ -117,7 +125,7 @@ class RetryingSMTP(Sends):
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
-        self._pool = Pool(connection, max_connections, idle_timeout, policy.sleep, self._observer)
+        self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, told=pace)
         self._observer.watch(self.stats)
 
     async def attempt(
@@ -145,18 +153,21 @@ class RetryingSMTP(Sends):
         """Make a pass, alone or as one of several servers."""
         one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
         while one.unfinished:
-            async with self._pool.lend() as connection:
+            before_all_others = one.begun or (
+                self._pool.is_paced and bool(delivery.attempts)
+            )  # for it asked before them
+            async with self._pool.lend(Wish.TURN, first=before_all_others) as connection:
                 await one.run(connection)
 
     @property
     def is_ready(self) -> bool:
         """Whether the server is in no trouble, or a message may find out whether it still is."""
-        return self.policy.clock() >= self._pool.resumes_at and not self._pool.is_probing
+        return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
 
     @property
     def resumes_at(self) -> float:
         """Until when the server is left alone, on the policy's clock."""
-        return self._pool.resumes_at
+        return self._pool.opens_at
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
@@ -172,16 +183,16 @@ class RetryingSMTP(Sends):
         """How the client is doing now, and what became of its recipients so far. It may be asked from any thread."""
         pool, counts = self._pool, self._observer.counts
         now = self.policy.clock()
-        paused = now < pool.resumes_at and pool.reason
+        paused = now < pool.opens_at and pool.reason
         return Stats(
             at=now,
             server=pool.server,
             open=pool.open,
             in_use=pool.in_use,
             waiting=pool.waiting,
-            paused_until=pool.resumes_at if paused else None,
+            paused_until=pool.opens_at if paused else None,
             reason=f"{paused.stage.value}: {paused.reply}" if paused else "",
-            pace=None,
+            pace=pool.pace.speed.rate if pool.pace.speed else None,
             accepted=counts[Status.ACCEPTED],
             refused=counts[Status.REFUSED],
             uncertain=counts[Status.UNCERTAIN],

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _VERSION: Final = 2  # of what `to_dict` and `state` write
 _READABLE: Final = (1, _VERSION)
-_OPTIONAL: Final = ("submitted_at", "expires_in", "expires_at", "began_at", "response")
+_OPTIONAL: Final = ("submitted_at", "expires_in", "expires_at", "began_at", "excused", "response")
 _PUNCTUAL: Final = 60.0  # seconds: an attempt that comes later than that after its time is late
 _LATE: Final = 7200.0  # seconds: so late an attempt may come, as one does that a wrong clock has planned
 
@@ -40,6 +40,7 @@ class Delivery:
         expires_in: seconds after which it is not to be sent any more, counted from then.
         expires_at: the same as a time, in seconds since the epoch.
         began_at: when it was first tried, in seconds since the epoch.
+        excused: seconds that do not count as its own, for it waited for a server that was taking others.
         attempts: what happened so far, an `Attempt` for each pass.
         response: the text of the server's last acceptance.
         cure: what would have helped, where that is known, such as "no credentials are configured".
@@ -52,6 +53,7 @@ class Delivery:
     rcpt_options: tuple[str, ...] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     began_at: float | None = None
+    excused: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
     response: str = ""
     cure: str | None = None
@@ -126,9 +128,15 @@ class Delivery:
             if self.expires_in is not None:
                 self.expires_at = now + self.expires_in
 
+    def excuse(self, until: float) -> None:
+        """Until then the server took others: what this one has waited for its first attempt is not its own time."""
+        if not self.attempts and self.began_at is not None and until > self.began_at:
+            self.excused += until - self.began_at
+            self.began_at = until
+
     def elapsed(self, now: float) -> float:
-        """Seconds since it was handed over."""
-        return 0.0 if self.submitted_at is None else now - self.submitted_at
+        """Seconds since it was handed over, without those that are excused."""
+        return 0.0 if self.submitted_at is None else now - self.submitted_at - self.excused
 
     def left(self, now: float) -> float:
         """Seconds until it expires."""
@@ -239,7 +247,7 @@ class Delivery:
         However long it takes, the history in it is bounded: the first two attempts and the last thirty, of each the
         first four steps and the last four, of each step eight recipients.
         """
-        given = {name: value for name in _OPTIONAL if (value := getattr(self, name)) not in (None, "")}
+        given = {name: value for name in _OPTIONAL if (value := getattr(self, name)) not in (None, "", 0.0)}
         return {
             "version": _VERSION,
             **given,

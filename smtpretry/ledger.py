@@ -64,12 +64,26 @@ class Ledger:
         self.delivery, self.policy, self.turn, self.observer = delivery, policy, turn, observer
         self.todo: dict[str, None] = {}
         self.changed = False
+        self._counted = False
         self._deferred = list[Outcome]()
         self._ended = list[str]()  # of whom the observer does not know yet
 
-    def open(self, now: float) -> None:
-        """Begin with everybody who is due; refuse them where no attempt may begin any more."""
+    def has_work(self, now: float) -> bool:
+        """Whether anybody is due, or too late."""
+        outcomes = self.delivery.outcomes
+        if any(self.turn.takes(outcomes[who]) for who in self.delivery.due(now)):
+            return True
+        return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
+
+    def open(self, now: float, took_at: float) -> None:
+        """Begin with everybody who is due; refuse them where no attempt may begin any more.
+
+        Args:
+            now: the time.
+            took_at: when the server last took a message.
+        """
         self.delivery.hand_over(now)
+        self.delivery.excuse(took_at)
         why = self.delivery.overdue(now, self.policy.patience)
         if why is not None and self.delivery.pending:
             expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
@@ -87,6 +101,9 @@ class Ledger:
 
     def count(self, now: float) -> None:
         """Count the attempt, for those who are left to be offered."""
+        if not self.delivery.attempts:
+            self.delivery.began_at = now
+        self._counted = True
         self.delivery.attempts.append(Attempt(now))
         for who in self.todo:
             self.delivery.outcomes[who].attempts += 1
@@ -169,6 +186,7 @@ class Ledger:
         said_to: str | None = None,
         rule: Rule | None = None,
         tied: bool = False,
+        elapsed: float | None = None,
     ) -> None:
         """Take them out of this pass for so long, or for good where the policy gives up.
 
@@ -179,8 +197,10 @@ class Ledger:
             said_to: the recipient whose RCPT it answered.
             rule: the row that says so.
             tied: whether it is this server that they have to come back to.
+            elapsed: seconds of their patience that are used up; None for the time since the delivery was first tried.
         """
-        now, elapsed, left = self.policy.clock(), self.elapsed(), self.left()
+        now, left = self.policy.clock(), self.left()
+        elapsed = self.elapsed() if elapsed is None else elapsed
         limit = "the message expires before" if left < seconds else "the policy allows no attempt after"
         for who in [who for who in recipients if who in self.todo]:
             outcome, last = self.delivery.outcomes[who], said
@@ -203,6 +223,17 @@ class Ledger:
                 outcome.server = self.turn.number if tied else outcome.server
                 del self.todo[who]
                 self._deferred.append(outcome)
+
+    def pause(self, said: Said, until: float, took_at: float) -> None:
+        """Let all wait for the server, which has refused others, or leave them to another one. That is no attempt.
+
+        Where it has taken mail since they were handed over (at `took_at`), only what comes after that can be too long.
+        """
+        now, whom = self.policy.clock(), list(self.todo)
+        for who in whom:
+            self.delivery.outcomes[who].attempts -= self._counted
+        whom = self.leave(whom) if self.turn.others_are_ready else whom
+        self.wait(whom, said, until - now, elapsed=min(self.elapsed(), now - took_at))
 
     def close(self, now: float) -> None:
         """Let those who wait for about as long come back together, when the last of them may."""

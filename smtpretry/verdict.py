@@ -28,6 +28,7 @@ from .replies.stage import Scope, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+_ON_ARRIVAL = (Stage.CONNECT, Stage.EHLO)
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
 
@@ -87,6 +88,7 @@ class Case:
         decide: asks the policy.
         reused: whether the connection had been used before: it may have died since.
         others: whether other connections can go on with the work.
+        on_credit: whether it is no failure of the server's that it does not take this connection yet.
         repaired: the rules for which this pass has reconnected at once.
         alone: the recipients whose RCPT ended a connection before.
         unruly: how many of them there were in a row.
@@ -98,6 +100,7 @@ class Case:
     decide: Decide
     reused: Callable[[], bool] = lambda: False
     others: bool = False
+    on_credit: bool = False
     repaired: Collection[object] = ()
     alone: Callable[[str], bool] = lambda _: False
     unruly: int = 0
@@ -121,6 +124,7 @@ class Verdict:
         repair: STARTTLS, AUTHENTICATE, REFRESH_TOKEN, or the rule for which it goes on over a new connection at once.
         batch: how many recipients the server takes in one transaction.
         one_too_many: seconds for which this connection is one too many.
+        too_soon: whether it is one too many for a moment only: the server still counts the one before it.
         out_of_step: whether commands sent ahead were answered so that the answers do not fit.
     """
 
@@ -137,6 +141,7 @@ class Verdict:
     repair: Action | Rule | None = None
     batch: int | None = None
     one_too_many: float | None = None
+    too_soon: bool = False
     out_of_step: bool = False
 
 
@@ -289,7 +294,10 @@ class Judge:
             decision = case.decide(said, concerned, final=answer.final, splittable=splittable)
         ruling = Ruling(said, decision, concerned, answer.recipient)
         verdict.after = _after(stage, decision)
-        if (decision.rule.fewer or stage is Stage.CONNECT) and decision.wait > 0 and case.others:
+        if decision.wait > 0 and case.on_credit and stage in _ON_ARRIVAL:
+            verdict.too_soon, verdict.after = True, After.CLOSE
+            verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
+        elif decision.wait > 0 and case.others and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
             verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
         elif decision.action is Action.RECONNECT and self._may_go_on(stage, decision):
@@ -319,7 +327,7 @@ class Judge:
         """Whether a new connection promises something now: there is nothing to wait for, or nobody left to blame."""
         if decision.wait == 0 == decision.rule.wait and decision.rule not in self.case.repaired:
             return True
-        if self.case.reused() and stage in _FIRST_COMMANDS:
+        if self.case.reused() and stage in _FIRST_COMMANDS and not decision.rule.slower:
             return True  # it had died since it was last used
         if self.verdict.suspect is None or not stage.in_transaction or decision.scope is Scope.SERVER:
             return False

@@ -214,3 +214,23 @@ def test_a_server_that_says_so_is_left_alone_also_where_the_answers_do_not_fit()
     one.lose_step(answers(rcpts=["", "421 4.3.2 Server busy", SILENCE]))
     verdict = one.conclude()
     assert (waiting(verdict), verdict.alone, verdict.out_of_step, verdict.after) == (GROUP, [], False, After.CLOSE)
+
+
+@pytest.mark.parametrize("stage", [Stage.CONNECT, Stage.EHLO])
+def test_the_successor_of_a_used_up_connection_may_fail_to_connect(stage: Stage) -> None:
+    """That is no word about the others, and nobody waits for it elsewhere: not even where there are no others."""
+    for others in (True, False):
+        case = Case(group=GROUP, todo=GROUP, pending=lambda: GROUP, decide=decide, others=others, on_credit=True)
+        verdict = judge([answer(stage, "421 4.7.0 Too many connections")], case)
+        assert verdict.too_soon
+        assert (verdict.one_too_many, verdict.waiting, verdict.after) == (None, [], After.CLOSE)
+        final = judge([answer(stage, "554 5.7.1 Access denied")], case)
+        assert final.refused
+        assert not final.too_soon
+
+
+def test_too_fast_is_no_dead_connection() -> None:
+    """A used connection that ends with "slow down" is not replaced at once: its message waits."""
+    verdict = verdict_of("421 4.7.0 too many messages, slow down", case={"reused": lambda: True})
+    assert verdict.repair is None
+    assert [ruling.decision.rule.slower for ruling in verdict.waiting] == [True]

@@ -57,8 +57,8 @@ class Rule:
         fewer: True where the server has too many connections of this client: while others are open, their number stays
             below that for the time of the wait, and nothing else waits.
         slower: True where the server says that this client sends too fast: the client lowers its pace.
-        scope: whom it concerns; None for the stage's own (RCPT: the recipient; CONNECT, EHLO, STARTTLS, AUTH: the
-            server; else the message).
+        scope: whom it concerns; None for the server where it is `slower`, else for the stage's own (RCPT: the
+            recipient; CONNECT, EHLO, STARTTLS, AUTH: the server; else the message).
         wait: seconds before the second attempt. It wins over the policy's `wait`, longer or shorter. With each further
             refusal it doubles, up to 15 minutes or the policy's `wait`, whichever is longer. 0 where there is nothing
             to wait for; None for the policy's `wait`. A delay that the server names wins over both.

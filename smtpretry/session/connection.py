@@ -34,6 +34,7 @@ __all__ = ["CleartextAuth", "Connection", "Failed", "MakeClient", "Needs", "Time
 
 CleartextAuth = Literal["never", "loopback", "always"]
 
+_CREDIT = 2  # failures
 _QUIT_TIMEOUT = 5.0  # seconds
 _TLS_FIRST = re.compile(TLS, re.IGNORECASE)
 _AUTH_FIRST = re.compile(LOG_IN, re.IGNORECASE)
@@ -52,6 +53,8 @@ class Connection(Opening):
     Attributes:
         carried: messages, since it was connected.
         reused: whether it was connected before this send: it may have died since.
+        credit: failures to connect that are not held against the server: it may still count the one that it ended.
+        let_through_at: when the pace let its message through, on the policy's clock; None where it did not.
         idle_since: on the event loop's clock.
         authenticated: what the server said to the log-in of this session.
     """
@@ -74,6 +77,8 @@ class Connection(Opening):
         self.carried = 0
         self.idle_since = 0.0
         self.reused = self.is_open
+        self.credit = 0
+        self.let_through_at: float | None = None
         self._proven_at = 0  # what it had carried when it logged in
         self._refreshed = False
         self._sent: str | bytes = ""  # what the last AUTH was made with
@@ -83,6 +88,7 @@ class Connection(Opening):
         """Bring the session to where a transaction can begin. Raises `Failed`."""
         if self.carried >= self.max_messages:
             await self.hang_up()
+            self.is_used_up()
         if self.is_open:
             self._adopt()
             await self._secure(timeout)
@@ -104,6 +110,7 @@ class Connection(Opening):
         self._refusals = self.needs.refusals
         banner = await self._open(timeout)
         await self._secure(timeout)
+        self.credit = 0
         self.sessions += 1
         return banner
 
@@ -128,6 +135,10 @@ class Connection(Opening):
         if not self.credentials.token:
             return "no oauth_token_generator is configured"
         return "the server refused a fresh token, too" if self._refreshed else None
+
+    def is_used_up(self) -> None:
+        """It has carried as much as it may. The server may count it for a moment longer, when the next one comes."""
+        self.credit = _CREDIT
 
     def remember(self, refusal: Reply, *, final: bool) -> None:
         """Never send the refused token again, nor the refused password on this connection."""

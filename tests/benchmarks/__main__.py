@@ -15,7 +15,10 @@ from pathlib import Path
 from . import __doc__ as about
 from .harness import machine
 
-QUESTIONS = ("overhead", "throughput", "blocking", "memory", "growth", "manners", "imports", "queues")
+QUESTIONS = (
+    *("overhead", "throughput", "blocking", "memory", "growth"),
+    *("manners", "rates", "imports", "queues"),
+)
 
 
 def main() -> int:
