@@ -113,6 +113,12 @@ def pauses(server: str, stage: Stage, reply: Reply, *, wait: float, until: float
     say(logging.WARNING, message, wait, at(until), server or "it", stage.value, reply, **fields)
 
 
+def still_connecting(server: str) -> None:
+    """A server does not answer."""
+    message = "smtp connection to %s is not there after %.0f s; it is given up after the client's timeout"
+    say(logging.WARNING, message, server or "the server", LONG, server=server)
+
+
 def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:
     """The client waits, and has never had a connection."""
     message = "smtp has no connection to %s yet, and tries again in %.0f s, at %s: %s: %s"

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from smtpretry import log
 from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
@@ -166,6 +167,11 @@ class Pool:
             if self._loop is loop:
                 self._give_back(connection)
 
+    def warn_if_slow(self) -> asyncio.TimerHandle:
+        """Say so where a connection is not opened in time; to be cancelled when it is, or has failed."""
+        loop = asyncio.get_running_loop()
+        return loop.call_later(log.LONG, lambda: self.observer.still_connecting(self.server))
+
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""
         if self.closed:
@@ -233,7 +239,8 @@ class Pool:
         return connection
 
     def _give_back(self, connection: Connection) -> None:
-        self._register.look_at(connection)
+        if self.observer.hooks:
+            self._register.look_at(connection)
         self._lent -= 1
         if not connection.is_open:
             self._free.appendleft(connection)
