@@ -4,6 +4,7 @@ Wrap the client that you have in `RetryingSMTP`; or call `send` in place of `aio
 other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` what became of each recipient.
 """
 
+from .blocking import Blocking
 from .client import RetryingSMTP
 from .decorator import retry
 from .delivery import Delivery
@@ -29,6 +30,7 @@ __all__ = [
     "NO_REPLY",
     "Action",
     "Attempt",
+    "Blocking",
     "BrokenOff",
     "ClientClosed",
     "Closed",

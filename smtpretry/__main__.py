@@ -1,8 +1,10 @@
-"""The command line: what smtpretry would do about a reply, and why.
+"""The command line: what smtpretry would do about a reply, and why; a message sent; a server for tests.
 
 ``python -m smtpretry explain '450 4.2.0 <bob@example.com>: Greylisted for 300 seconds' --stage rcpt``
 ``python -m smtpretry explain --json < /var/log/mail.log``
 ``python -m smtpretry rules``
+``python -m smtpretry send --host smtp.example.com < mail.eml``
+``python -m smtpretry serve --on 'RCPT bob@* 450 4.2.0 later'``
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from .cli import explain, rules
+from .cli import explain, rules, send, serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m smtpretry", description="What to do about an SMTP reply, and why.")
+    parser = argparse.ArgumentParser(prog="python -m smtpretry", description="What to do about SMTP replies.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (explain, rules):
+    for command in (explain, rules, send, serve):
         command.add_to(commands)
     return parser
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .delivery import Delivery
 from .ledger import Ledger, Turn
 from .outcome import Status
-from .policy import Decision, RetryPolicy
+from .policy import OWN_REFUSAL, Decision, RetryPolicy
 from .replies.reply import NO_REPLY, Reply, Said
 from .replies.rule import Action, Rule
 from .replies.stage import Scope, Stage
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 Save = Callable[[Delivery], Awaitable[None]]
 
-_OUR_OWN_REFUSAL = Decision(
-    Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="Not the server's reply, but our own.")
-)
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -178,7 +175,7 @@ class Pass:
         if final is not None:
             if final != said.reply.text:
                 self.delivery.cure = final
-            return _OUR_OWN_REFUSAL
+            return OWN_REFUSAL
         obstacles = {
             Action.AUTHENTICATE: connection.obstacle_to_auth(),
             Action.STARTTLS: connection.obstacle_to_tls(),

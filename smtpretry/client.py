@@ -45,12 +45,14 @@ class RetryingSMTP(Sends):
     waits holds neither the connection nor a lock.
 
     Args:
-        client: the client to wrap, or a function that makes one, for several connections. Leave connecting and logging
-            in to the wrapper.
+        client: the client to wrap, or a function, plain or coroutine, that makes one; it is called for each connection.
+            Leave connecting and logging in to the wrapper. What it raises for want of a connection (OSError) is tried
+            again; anything else, and what is no new client (TypeError, ValueError), comes out of the send.
         policy: the rules, the backoff and the limits.
         username: whom to log in as when the server asks for it (530 and its kin, RFC 4954 §6), and from then on at once
             on each connection. With the credentials of the client itself, each connection begins with AUTH.
-        password: the password. One AUTH command is made with it; a refusal (535) is final.
+        password: the password. A refusal (535) to PLAIN or LOGIN is final; a mechanism that does not work here (500 to
+            504, 534; 535 to CRAM-MD5) gives way to the next one that the server offers.
         oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password; asked again,
             once, where the server refuses the token. A refused token is never sent again.
         cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". TLS comes
@@ -70,8 +72,8 @@ class RetryingSMTP(Sends):
             It runs within the send, so it has to be quick. What it raises is logged once, and reaches no send.
 
     Raises:
-        TypeError: `client` is no aiosmtplib.SMTP and makes none, `policy` no RetryPolicy, `defer` no Engine, `on_step`
-            no function, or a coroutine function.
+        TypeError: `client` is neither an aiosmtplib.SMTP nor a function, `policy` no RetryPolicy, `defer` no Engine,
+            `on_step` no function, or a coroutine function.
         ValueError: a password together with a token generator, one of them without a username, an unknown
             `cleartext_auth`, a negative `idle_timeout` or `max_wait`, a number of connections or messages below one,
             several connections with one client.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, overload
+import time
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .errors import read
 from .policy import RetryPolicy
@@ -14,31 +14,35 @@ from .replies.reply import NO_REPLY
 from .replies.rule import Action
 from .replies.stage import Stage
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 P = ParamSpec("P")
 T = TypeVar("T")
-Function = Callable[P, Coroutine[Any, Any, T]]
 
 _ABLE = frozenset({Action.RETRY, Action.RECONNECT, Action.FAIL})
 
 
 @overload
-def retry(function: Function[P, T], /) -> Function[P, T]: ...
+def retry(function: Callable[P, T], /) -> Callable[P, T]: ...
 @overload
-def retry(*, policy: RetryPolicy = ...) -> Callable[[Function[P, T]], Function[P, T]]: ...
-def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = RetryPolicy()) -> Any:  # noqa: B008
-    """Call a coroutine function again where the SMTP error that it raises says "not now".
+def retry(*, policy: RetryPolicy = ...) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = RetryPolicy()) -> Any:  # noqa: B008
+    """Call a function again where the SMTP error that it raises says "not now".
 
-    ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``. The error itself is looked at, then what it was raised
-    from (`__cause__`, `__context__`). It can call again and it can give up: it cannot log in, and it cannot know which
-    of several recipients were accepted, as `RetryingSMTP` does. A connection that was lost at a moment that the error
-    does not tell may have been lost after the message was taken: `on_uncertain` of the policy decides.
+    ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``, around a coroutine function or a plain one, which waits
+    with `time.sleep`. The error itself is looked at, then what it was raised from (`__cause__`, `__context__`). It can
+    call again and it can give up: it cannot log in, and it cannot know which of several recipients were accepted, as
+    `RetryingSMTP` does. A connection that was lost at a moment that the error does not tell may have been lost after
+    the message was taken: `on_uncertain` of the policy decides. An OSError counts where smtplib raised it in
+    connecting.
 
     Args:
-        function: the coroutine function to wrap.
+        function: the function to wrap.
         policy: the rules, the backoff and the limits.
 
     Raises:
-        TypeError: `function` is no coroutine function.
+        TypeError: `function` is no function, a generator or a class; or a plain one that returns a coroutine.
         Whatever the function raises, after the last call, with a note that tells how many calls were made.
     """
     if not isinstance(policy, RetryPolicy):
@@ -46,27 +50,86 @@ def retry(function: Function[P, T] | None = None, /, *, policy: RetryPolicy = Re
         raise TypeError(msg)
     if function is None:
         return functools.partial(retry, policy=policy)
-    if not inspect.iscoroutinefunction(function):
-        msg = f"retry wraps a coroutine function (async def), not {function!r}"
+    if not callable(function) or isinstance(function, type) or _generates(function):
+        msg = f"retry wraps a function, def or async def, not {function!r}"
         raise TypeError(msg)
+    return _asynchronous(function, policy) if _is_asynchronous(function) else _plain(function, policy)
 
+
+def _asynchronous(function: Callable[P, Any], policy: RetryPolicy) -> Callable[P, Any]:
     @functools.wraps(function)
-    async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        began, attempt = policy.clock(), 1
+    async def call(*args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: ANN401 - the function's
+        calls = _Calls(policy)
         while True:
             try:
                 return await function(*args, **kwargs)
             except Exception as error:
-                elapsed = policy.clock() - began
-                wait = _wait(policy, error, attempt, elapsed)
+                wait = calls.wait_after(error)
                 if wait is None:
-                    if attempt > 1:
-                        error.add_note(f"smtpretry: {attempt} attempts in {elapsed:.0f} s")
                     raise
             await (policy.sleep or asyncio.sleep)(wait)
-            attempt += 1
 
     return call
+
+
+def _plain(function: Callable[P, T], policy: RetryPolicy) -> Callable[P, T]:
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        calls = _Calls(policy)
+        while True:
+            try:
+                result = function(*args, **kwargs)
+            except Exception as error:
+                wait = calls.wait_after(error)
+                if wait is None:
+                    raise
+            else:
+                return _no_coroutine(result)
+            if policy.sleep is None:
+                time.sleep(wait)
+            else:
+                asyncio.run(_slept(policy, wait))
+
+    return call
+
+
+async def _slept(policy: RetryPolicy, seconds: float) -> None:
+    if policy.sleep is not None:
+        await policy.sleep(seconds)
+
+
+def _is_asynchronous(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def _generates(function: object) -> bool:
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _no_coroutine(result: T) -> T:
+    """What a plain function returned, which is done then."""
+    if inspect.iscoroutine(result):
+        result.close()
+        msg = "the function returned a coroutine, which nobody has awaited yet: make it an async def, and await there"
+        raise TypeError(msg)
+    return result
+
+
+class _Calls:
+    """The calls that were made so far of one function."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._policy = policy
+        self._began, self._made = policy.clock(), 0
+
+    def wait_after(self, error: Exception) -> float | None:
+        """Seconds until the next call; None where there is none, and then the error is told how many there were."""
+        self._made += 1
+        elapsed = self._policy.clock() - self._began
+        wait = _wait(self._policy, error, self._made, elapsed)
+        if wait is None and self._made > 1:
+            error.add_note(f"smtpretry: {self._made} attempts in {elapsed:.0f} s")
+        return wait
 
 
 def _wait(policy: RetryPolicy, error: Exception, attempt: int, elapsed: float) -> float | None:

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import copy
 import smtplib
+import ssl
+import traceback
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,9 @@ from .replies.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+_NOT_CONNECTED = "please run connect() first"  # smtplib's words for a mistake of the caller's
 
 
 class UncertainDelivery(aiosmtplib.SMTPException):
@@ -197,7 +202,15 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
     for link in _chain(error):
         if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
             return [] if hasattr(link, "delivery") else _read(link)
+        if isinstance(link, OSError) and not isinstance(link, ssl.SSLError) and _in_connecting(link):
+            return [(Stage.CONNECT, Reply.of(NO_REPLY, str(link)))]
     return []
+
+
+def _in_connecting(error: OSError) -> bool:
+    """Whether smtplib raised it when it connected: its own exceptions leave that out."""
+    frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(code.co_filename == smtplib.__file__ and code.co_name == "connect" for code in frames)
 
 
 def _read(  # noqa: PLR0911 - one for each kind
@@ -214,6 +227,8 @@ def _read(  # noqa: PLR0911 - one for each kind
             return [(_stage(error), Reply.of(error.smtp_code, error.smtp_error))]
         case aiosmtplib.SMTPConnectError():
             return [(Stage.CONNECT, Reply.of(NO_REPLY, str(error)))]
+        case smtplib.SMTPServerDisconnected() if str(error) == _NOT_CONNECTED:
+            return []
         case aiosmtplib.SMTPServerDisconnected() | aiosmtplib.SMTPTimeoutError() | smtplib.SMTPServerDisconnected():
             return [(Stage.END_OF_DATA, Reply.of(NO_REPLY, str(error)))]
         case _:

@@ -8,23 +8,20 @@ from typing import TYPE_CHECKING
 
 from . import log
 from .outcome import Attempt, Outcome, Status, Step
-from .policy import Decision
+from .policy import EXPIRED
 from .replies.reply import NO_REPLY, Reply, Said
-from .replies.rule import Action, Rule
-from .replies.stage import Scope, Stage
+from .replies.stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from .delivery import Delivery
     from .observer import Observer
-    from .policy import RetryPolicy
+    from .policy import Decision, RetryPolicy
+    from .replies.rule import Rule
 
 _EXPIRED = "4.4.7"  # RFC 3463 §3.5: delivery time expired
 _LAST_CALL = 1.0  # seconds before a message expires: when the last attempt begins
-_NO_MORE = Decision(
-    Action.FAIL, Scope.MESSAGE, 0.0, Rule(action=Action.FAIL, why="The message was not to be sent any more.")
-)
 _ENDED_IN_DOUBT = Said(
     Stage.END_OF_DATA, Reply(NO_REPLY, text="the attempt ended before the server's answer was stored")
 )
@@ -77,7 +74,7 @@ class Ledger:
         if why is not None and self.delivery.pending:
             expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
             self.delivery.attempts.append(Attempt(now))
-            self.note(expired, _NO_MORE, self.delivery.pending)
+            self.note(expired, EXPIRED, self.delivery.pending)
             self.settle(self.delivery.pending, Status.REFUSED, expired)
         elif self.delivery.began_at is None:
             self.delivery.began_at = now
@@ -198,7 +195,7 @@ class Ledger:
                 del self.todo[who]
             elif gives_up:
                 why = f"gave up: {limit} another {seconds:g} s"
-                self.delivery.cure = self.delivery.cure or why
+                self.delivery.cure = self.delivery.cure or (rule and rule.cure) or why
                 log.gave_up(self.delivery.id, who, why, last.stage, last.reply)
                 self.settle([who], Status.REFUSED, last)
             else:

@@ -104,6 +104,21 @@ class _Patient:
 _PATIENT: Final = _Patient()
 
 
+def _own(name: str, action: Action, why: str, source: str = "") -> Decision:
+    return Decision(action, Scope.MESSAGE, 0.0, Rule(name=name, action=action, wait=0, why=why, source=source))
+
+
+# What this side decides by itself, whatever rules a policy has.
+OWN_REFUSAL = _own("own-refusal", Action.FAIL, "This server cannot take the message, or not from this client.")
+EXPIRED = _own("expired", Action.FAIL, "The message was not to be sent any more.")
+OUT_OF_STEP = _own(
+    "out-of-step",
+    Action.RECONNECT,
+    "The answers do not fit the commands that were sent ahead: again, one command at a time.",
+    "RFC 2920 §3.1",
+)
+
+
 @dataclass(frozen=True)
 class RetryPolicy:
     """The rules, the backoff and the limits. A frozen value: share it between clients, tasks and threads.

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from .policy import Decision
+from .policy import OUT_OF_STEP, Decision
 from .replies.reply import NO_REPLY, Reply, Said
 from .replies.rule import Action, Rule
 from .replies.stage import Scope, Stage
@@ -30,18 +30,6 @@ if TYPE_CHECKING:
 
 _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the first on a connection that was idle
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
-
-_OUT_OF_STEP = Decision(
-    Action.RECONNECT,
-    Scope.MESSAGE,
-    0.0,
-    Rule(
-        action=Action.RECONNECT,
-        wait=0,
-        why="The answers do not fit the commands that were sent ahead: again, one command at a time.",
-        source="RFC 2920 §3.1",
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +228,7 @@ class Judge:
         text = f"{len(answers)} answers that do not fit the commands sent ahead: {why}"
         said = Said(Stage.MAIL, Reply(NO_REPLY, text=text))
         self._ended_at, self.verdict.out_of_step = Stage.MAIL, True
-        self.verdict.rulings.append(Ruling(said, _OUT_OF_STEP, self.case.group))
+        self.verdict.rulings.append(Ruling(said, OUT_OF_STEP, self.case.group))
         self.verdict.after = After.CLOSE
 
     def conclude(self) -> Verdict:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import smtplib
+import socket
 import ssl
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,8 +19,8 @@ import virtual
 from support import ANN, APP, BOB, BODY, GREYLISTED, LOG_IN, PASSWORD, USER, letter, once, patient, virtually
 
 import smtpretry
-from smtpretry import Action, RetryingSMTP, Rule
-from smtpretry.testing import ScriptedServer, no_wait
+from smtpretry import Action, RetryingSMTP, RetryPolicy, Rule
+from smtpretry.testing import ScriptedServer, ThreadedServer, no_wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,9 +185,17 @@ def test_works_with_empty_parentheses() -> None:
     assert asyncio.run(send()) == 1
 
 
-@pytest.mark.parametrize("wrong", [lambda: None, 5, "send", print])
-def test_refuses_what_is_no_coroutine_function(wrong: Any) -> None:
-    """Around anything but an async function it is a TypeError at once."""
+def generator() -> Any:
+    yield 1
+
+
+async def asynchronous_generator() -> Any:
+    yield 1
+
+
+@pytest.mark.parametrize("wrong", [5, "send", smtplib.SMTP, generator, asynchronous_generator])
+def test_refuses_what_is_no_function(wrong: Any) -> None:
+    """Around a class, a generator or what cannot be called it is a TypeError at once."""
     with pytest.raises(TypeError, match="async def"):
         smtpretry.retry(wrong)
 
@@ -439,3 +449,152 @@ async def test_a_certificate_that_does_not_verify_is_final() -> None:
         with pytest.raises(type(error)):
             await smtpretry.retry(policy=patient())(send)()
         assert len(calls) == 1
+
+
+# Plain functions
+
+
+def failing_plainly(*errors: BaseException) -> tuple[Any, list[int]]:
+    """Return a function that raises these, one a call, and then returns "sent"; and its calls."""
+    left, calls = list(errors), list[int]()
+
+    def send() -> str:
+        calls.append(1)
+        if left:
+            raise left.pop(0)
+        return "sent"
+
+    return send, calls
+
+
+@pytest.mark.parametrize("wrap", WRAPS, ids=WRAP_NAMES)
+@pytest.mark.parametrize("name", TRANSIENT)
+def test_a_plain_function_is_called_again(name: str, wrap: Any) -> None:
+    """Around a plain function it waits, and calls it again, where it would around a coroutine function."""
+    send, calls = failing_plainly(wrap(TRANSIENT[name]()))
+    policy = no_wait(RetryPolicy(wait=tenacity.wait_fixed(60)))
+    assert smtpretry.retry(policy=policy)(send)() == "sent"
+    assert (len(calls), policy.waits) == (2, [60.0])
+
+
+@pytest.mark.parametrize("name", FINAL)
+def test_a_plain_function_is_not_called_again_in_vain(name: str) -> None:
+    """A final error comes out of a plain function at once, as it is."""
+    error = FINAL[name]()
+    send, calls = failing_plainly(error)
+    with pytest.raises(type(error)) as caught:
+        smtpretry.retry(policy=no_wait())(send)()
+    assert caught.value is error
+    assert len(calls) == 1
+
+
+def test_a_plain_function_gives_up_as_the_policy_says() -> None:
+    """After the last call the error has a note that tells how often it was tried."""
+    send, calls = failing_plainly(*[refused(450) for _ in range(9)])
+    with pytest.raises(aiosmtplib.SMTPRecipientsRefused) as caught:
+        smtpretry.retry(policy=no_wait(RetryPolicy(max_attempts=3)))(send)()
+    assert len(calls) == 3
+    assert "3 attempts" in str(caught.value.__notes__)
+
+
+def test_a_plain_function_waits_with_time_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a way of its own to wait the policy waits with time.sleep; name, arguments and value are kept."""
+    waits = list[float]()
+    monkeypatch.setattr("time.sleep", waits.append)
+    errors = [smtplib.SMTPDataError(451, b"4.3.0 try again in 300 seconds")]
+
+    @smtpretry.retry
+    def send(who: str, *, again: bool = False) -> tuple[str, bool]:
+        if errors:
+            raise errors.pop()
+        return who, again
+
+    assert send(BOB, again=True) == (BOB, True)
+    assert (send.__name__, waits) == ("send", [300.0])
+
+
+def test_a_plain_function_that_returns_a_coroutine_is_a_mistake() -> None:
+    """A lambda around a coroutine function cannot be retried: it says so instead of retrying nothing."""
+
+    async def send() -> None:
+        pass
+
+    with pytest.raises(TypeError, match="async def"):
+        smtpretry.retry(lambda: send())()  # noqa: PLW0108
+
+
+@virtually
+async def test_an_object_whose_call_is_asynchronous_is_awaited() -> None:
+    """What has an async __call__, and a partial of a coroutine function, is retried as a coroutine function is."""
+    errors = [refused(450), refused(450)]
+
+    class Sender:
+        async def __call__(self, value: int) -> int:
+            if errors:
+                raise errors.pop()
+            return value
+
+    assert await smtpretry.retry(policy=patient())(Sender())(5) == 5
+    errors.append(refused(450))
+    assert await smtpretry.retry(policy=patient())(functools.partial(Sender().__call__, 6))() == 6
+
+
+def unused_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def hang(*_: object, **__: object) -> None:
+    raise TimeoutError
+
+
+@pytest.mark.parametrize("trouble", ["refused", "unresolved", "timed out", "wrapped"])
+def test_what_smtplib_meets_in_connecting_is_tried_again(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused connection, an unresolved name and a time-out in smtplib's connect are followed by another call."""
+    calls = 0
+    if trouble == "timed out":
+        monkeypatch.setattr("socket.create_connection", hang)
+
+    @smtpretry.retry(policy=no_wait(RetryPolicy(max_attempts=3)))
+    def send() -> None:
+        nonlocal calls
+        calls += 1
+        try:
+            smtplib.SMTP("no-such-host.invalid" if trouble == "unresolved" else "127.0.0.1", unused_port())
+        except OSError as error:
+            if trouble == "wrapped":
+                raise WrapperError from error
+            raise
+
+    with pytest.raises((OSError, WrapperError)):
+        send()
+    assert calls == 3
+
+
+def test_what_others_meet_is_none_of_its_business() -> None:
+    """The same OSError from elsewhere, such as a database, and TLS that is not trusted are not tried again."""
+    calls = 0
+
+    @smtpretry.retry(policy=no_wait())
+    def send() -> None:
+        nonlocal calls
+        calls += 1
+        socket.create_connection(("127.0.0.1", unused_port()))
+
+    with pytest.raises(ConnectionRefusedError):
+        send()
+    assert calls == 1
+    strict = ssl.create_default_context()
+    with ThreadedServer(tls="implicit") as server:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            smtpretry.retry(policy=no_wait())(lambda: smtplib.SMTP_SSL("localhost", server.port, context=strict))()
+        assert server.connections == 1
+
+
+def test_a_client_that_was_never_connected_is_a_mistake() -> None:
+    """What smtplib calls "please run connect() first" comes out at once."""
+    policy = no_wait()
+    with pytest.raises(smtplib.SMTPServerDisconnected, match="connect"):
+        smtpretry.retry(policy=policy)(smtplib.SMTP().noop)()
+    assert policy.waits == []

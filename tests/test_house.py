@@ -50,6 +50,8 @@ FLOORS = (  # from the ground up: a room imports from its own floor, and from th
     ("queues",),
     ("instrumentation",),
     ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
+    ("blocking",),
+    ("django",),
     ("", "testing", "cli", "__main__"),
 )
 

@@ -80,7 +80,7 @@ def test_the_null_sender_is_not_notified() -> None:
 async def test_it_can_be_sent() -> None:
     """The notification goes to the sender, from the null sender, with no credential in it."""
     credentials = {"username": "app-user", "password": PASSWORD}
-    async with talk(credentials=credentials, auth=("app-user", PASSWORD)) as (server, smtp):
+    async with talk(credentials=credentials, auth=("app-user", PASSWORD), pipelining=False) as (server, smtp):
         server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
         delivery = await smtp.deliver(b"Subject: hello\r\n\r\n", sender=APP, recipients=[EVE])
         await smtp.send_message(delivery.dsn(), sender="")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
+import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
 _BUSY: Final = 30.0  # seconds that another process may hold the file
+_POLL: Final = 0.25  # seconds between two looks at whether somebody has changed the file; they read no disk
 _CHECKPOINT: Final = 4 * 2**20  # bytes of write-ahead log after which it is written into the file
 _PASSING: Final = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED")  # what may be over in a while
 _REMOTE: Final = ("afs", "ceph", "cifs", "fuse.sshfs", "gluster", "lustre", "ncpfs", "nfs", "smb")
@@ -105,6 +108,29 @@ class File:
             await asyncio.get_running_loop().run_in_executor(thread, self._close)
             self._start()
             thread.shutdown(wait=False)
+
+    @contextlib.contextmanager
+    def watched(self, changed: Callable[[], None]) -> Iterator[None]:
+        """Have it called, in a thread, soon after anybody has changed the file, as long as the block lasts."""
+        over = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(over, changed), daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            over.set()
+            watcher.join()
+
+    def _watch(self, over: threading.Event, changed: Callable[[], None]) -> None:
+        seen: object = None
+        with contextlib.closing(sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None)) as connection:
+            while not over.wait(_POLL):
+                version = None
+                with contextlib.suppress(sqlite3.Error):  # whoever uses the file is told
+                    version = connection.execute("PRAGMA data_version").fetchone()
+                if (now := (version, _inode(self.path))) != seen:
+                    seen = now
+                    changed()
 
     def _worker(self) -> ThreadPoolExecutor:
         if self._process != os.getpid():

@@ -14,14 +14,14 @@ import sqlite3
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from .file import File, QueueError
 from .schema import check, count, insert
 from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import TracebackType
 
     from smtpretry.delivery import Delivery
@@ -138,8 +138,11 @@ class SQLiteEngine:
             wake()
 
     @contextlib.contextmanager
-    def heard(self, wake: Callable[[], None]) -> Any:  # noqa: ANN401 - a context
-        """Have `wake` called, in the loop that is running now, whenever something was submitted in this process."""
+    def heard(self, wake: Callable[[], None]) -> Iterator[Callable[[], None]]:
+        """Have `wake` called, in the loop that is running now, whenever something was submitted in this process.
+
+        Gives a function that does so from any thread.
+        """
         loop = asyncio.get_running_loop()
 
         def bell() -> None:
@@ -149,7 +152,7 @@ class SQLiteEngine:
         bells = _bells.setdefault(self._bell, set())
         bells.add(bell)
         try:
-            yield
+            yield bell
         finally:
             bells.discard(bell)
 

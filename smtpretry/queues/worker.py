@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_POLL: Final = 0.25  # seconds between two looks at whether another process has written
 _AGAIN: Final = 1.0  # seconds between two tries where the file cannot be written now
 _REPORT: Final = 60.0  # seconds between two reports
 
@@ -47,7 +46,7 @@ class Queue(Protocol):
     concurrency: int
     keep: timedelta
 
-    def heard(self, wake: Callable[[], None]) -> AbstractContextManager[None]:
+    def heard(self, wake: Callable[[], None]) -> AbstractContextManager[Callable[[], None]]:
         """Have it called when something was submitted in this process."""
 
     async def progress(self, now: float | None = None) -> Progress:
@@ -68,11 +67,12 @@ class Worker:
         self._stopped = False
         self._shares = smtp if isinstance(smtp, SharesPause) else None
         self._known = Pause()
-        self._version = 0  # of the file, as this worker has last seen it
+        self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
     async def run(self) -> None:
         """Work until a signal, or until it is cancelled."""
-        with stopping(self._stop), self.queue.heard(self._bell.set):
+        await self.queue.file.look(lambda _: None)  # it is there now, for those who watch it
+        with stopping(self._stop), self.queue.heard(self._bell.set) as bell, self.queue.file.watched(bell):
             beating = asyncio.ensure_future(self._beat())
             reporting = asyncio.ensure_future(self._report())
             try:
@@ -116,11 +116,11 @@ class Worker:
         for one in taken:
             turn = asyncio.ensure_future(self._turn(one))
             self._turns[turn] = one
+            self._busy.set()
             turn.add_done_callback(self._ended)
         return when
 
     def _due(self, now: float, room: int, connection: sqlite3.Connection) -> tuple[Pause, list[Taken], float | None]:
-        self._version = _version(connection)
         due = schema.next_due(connection)
         if due is None or due > now:
             return self._known, [], due
@@ -137,22 +137,22 @@ class Worker:
     def _ended(self, turn: asyncio.Task[None]) -> None:
         one = self._turns.pop(turn)
         self._bell.set()
+        self._moved.set()
+        if not self._turns:
+            self._busy.clear()
         if not turn.cancelled() and (error := turn.exception()) is not None:
             log.say(logging.ERROR, "smtp job %s: %s: %s", one.name, type(error).__name__, error, job=one.name)
 
     async def _wait(self, when: float | None) -> None:
-        """Wait until something was submitted or has ended, until then, or until another process has written."""
-        while not self._bell.is_set():
-            wait = _POLL if when is None else min(_POLL, when - self.clock())
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._bell.wait(), max(wait, 0.0))
-                return
-            if (when is not None and self.clock() >= when) or await self.queue.file.look(_version) != self._version:
-                return
+        """Wait until something was submitted, has ended, or was written by another process; or until then."""
+        wait = None if when is None else max(0.0, when - self.clock())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._bell.wait(), wait)
 
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""
         while True:
+            await self._busy.wait()
             await asyncio.sleep(self.queue.lease / 3)
             now = self.clock()
             await self.transact(partial(self._renew, now))
@@ -172,6 +172,8 @@ class Worker:
                 if self._on_progress is not None:
                     self._on_progress(progress)
             await asyncio.sleep(_REPORT)
+            await self._moved.wait()
+            self._moved.clear()
 
     async def _finish(self) -> None:
         """Let what is under way end, within the time of a lease; give back what does not."""
@@ -222,8 +224,3 @@ class _Hold:
             return work(connection)
 
         return await self._worker.transact(both)
-
-
-def _version(connection: sqlite3.Connection) -> int:
-    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-    return version

@@ -17,12 +17,48 @@ every message, except where a script says otherwise::
 
         asyncio.run(scenario())
 
-Needs the extra ``testing``.
+Needs the extra ``testing``. Blocking tests have `ThreadedServer`, the same in a thread. pytest finds the fixtures
+``smtp_server`` and ``no_wait`` by itself.
 """
 
-from .engines import EngineReport, check_engine
-from .scripts import ReceivedMessage, Script
-from .server import ScriptedServer
-from .waits import NoWait, no_wait
+from __future__ import annotations
 
-__all__ = ["EngineReport", "NoWait", "ReceivedMessage", "Script", "ScriptedServer", "check_engine", "no_wait"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .engines import EngineReport, check_engine
+    from .scripts import ReceivedMessage, Script
+    from .server import ScriptedServer
+    from .threaded import ThreadedServer
+    from .waits import NoWait, no_wait
+
+__all__ = [
+    "EngineReport",
+    "NoWait",
+    "ReceivedMessage",
+    "Script",
+    "ScriptedServer",
+    "ThreadedServer",
+    "check_engine",
+    "no_wait",
+]
+
+_MODULES = {
+    "EngineReport": "engines",
+    "NoWait": "waits",
+    "ReceivedMessage": "scripts",
+    "Script": "scripts",
+    "ScriptedServer": "server",
+    "ThreadedServer": "threaded",
+    "check_engine": "engines",
+    "no_wait": "waits",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever it is
+    """Import it when it is first used: pytest loads this package in each run, for its plugin."""
+    if name not in _MODULES:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -165,6 +165,7 @@ class Scenario:
                 "bytewise": the reply in pieces of one byte.
                 "late": the reply after `delay` seconds of the event loop's time.
                 "unasked", "unasked_before": one more 250 in the same packet, after or before the reply.
+                "noise": a blank line and a line that is no reply behind it, in the same packet.
             pattern: whom it concerns.
             act: whether the server does what the command asks before it fails (STARTTLS: it says 220, and the handshake
                 is what fails). None: where the whole reply arrives ("bytewise", "late", "unasked", "unasked_before").

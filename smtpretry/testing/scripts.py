@@ -18,7 +18,7 @@ VERBS: Final = (
     *("CONNECT", "EHLO", "HELO", "STARTTLS", "AUTH", "CHALLENGE", "MAIL", "RCPT", *IN_A_TRANSACTION),
     *("RSET", "NOOP", "VRFY", "QUIT"),
 )
-WHOLE: Final = ("bytewise", "late", "unasked", "unasked_before")  # the whole reply arrives
+WHOLE: Final = ("bytewise", "late", "unasked", "unasked_before", "noise")  # the whole reply arrives
 FAULTS: Final = ("fin", "rst", "stall", "garbage", "half", *WHOLE)
 
 

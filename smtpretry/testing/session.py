@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 HOSTNAME: Final = "127.0.0.1"
 _GARBAGE: Final = b"\xfe\x00 this is no SMTP \x1b[31m\r\n"
 _TOO_EARLY: Final = b"554 5.5.0 SMTP synchronization error: PIPELINING is not offered\r\n"
+_NOISE: Final = b"\r\nDEBUG: a line that is no reply\r\n"
 _UNASKED: Final = b"250 2.0.0 Unasked\r\n"
 _UNAUTHORIZED: Final = b'{"status":"401","schemes":"bearer","scope":"https://mail.google.com/"}'
 
@@ -240,6 +241,7 @@ class Session(aiosmtpd.SMTP):
             "half": [reply[: len(reply) // 2]],
             "bytewise": [bytes([byte]) for byte in reply],
             "unasked": [reply + _UNASKED],
+            "noise": [reply + _NOISE],
             "unasked_before": [_UNASKED + reply],
             "fin": [],
             "rst": [],

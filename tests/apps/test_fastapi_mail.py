@@ -209,7 +209,7 @@ async def test_tls_is_as_the_config_says(tls: Any, settings: dict[str, Any], end
 @virtually
 async def test_waits_for_a_reply_as_long_as_the_config_says() -> None:
     """TIMEOUT is how many seconds each reply may take, and LOCAL_HOSTNAME what the client calls itself."""
-    async with ScriptedServer() as server:
+    async with ScriptedServer(pipelining=False) as server:
         server.fail_at("MAIL", "stall", times=1)
         mail = mailer(server, once(), TIMEOUT=7, LOCAL_HOSTNAME="me.example")
         async with mail.smtp:

@@ -15,7 +15,7 @@ from pathlib import Path
 from . import __doc__ as about
 from .harness import machine
 
-QUESTIONS = ("overhead", "throughput", "memory", "growth", "manners", "imports")
+QUESTIONS = ("overhead", "throughput", "blocking", "memory", "growth", "manners", "imports")
 
 
 def main() -> int:

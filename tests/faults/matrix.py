@@ -91,6 +91,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("late", "lost", "late", acts=True),
     Fault("unasked line after", "lost", "unasked", acts=True),
     Fault("unasked line before", "lost", "unasked_before", acts=True),
+    Fault("noise after", "none", "noise", acts=True),
+    Fault("221", "lost", reply="221 2.0.0 Idle timeout", close="fin"),
     Fault("421", "421", reply=BYE),
     Fault("421 and open", "421", reply=BYE, close=False),
     Fault("4xx", "4xx", reply=LATER),
@@ -98,7 +100,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("5xx", "5xx", reply=NEVER),
     Fault("5xx and FIN", "5xx", reply=NEVER, close="fin"),
 )
-_WHOLE = ("bytewise", "late", "unasked", "unasked_before")
+_WHOLE = ("bytewise", "late", "unasked", "unasked_before", "noise")
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,7 @@ class Cell:
             if fault.how.startswith("unasked"):
                 return {Status.ACCEPTED}, 250  # two replies that agree
             return ({Status.UNCERTAIN}, NO_REPLY) if self.ever or self.mode == "raise" else ({Status.ACCEPTED}, 250)
-        if fault.kind == "5xx" and fault.close and place.verb == "RCPT" and self.ahead and not self.ever:
+        if fault.kind == "5xx" and fault.close and place.verb in ("MAIL", "RCPT") and self.ahead and not self.ever:
             return {Status.REFUSED, Status.ACCEPTED}, None  # cut off in the midst of the answers, it is offered again
         if fault.kind == "5xx":
             return {Status.REFUSED}, 554

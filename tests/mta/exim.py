@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 class Exim(MailServer):
     """Exim with one service, and a maildir per recipient.
 
-    The service's settings are main options of Exim's configuration. Two of them are not: `acl_smtp_...` holds the
-    statements of that ACL (of acl_smtp_rcpt: what comes before the usual ones), and `server_condition` says when a
-    password is right. They may say THIS_PORT, ONCE (true the first time) and RIGHT_PASSWORD.
+    The service's settings are main options of Exim's configuration, but for `acl_smtp_...`, the statements of that ACL
+    (of acl_smtp_rcpt: what comes before the usual ones), and `server_condition`, which says when a password is right.
+    They may say THIS_PORT, RIGHT_PASSWORD, ONCE (true the first time that it is asked) and AGAIN (likewise).
     """
 
     program = "exim4"
@@ -45,6 +45,7 @@ class Exim(MailServer):
     _MAIN = """\
 THIS_PORT = {port}
 ONCE = ${{run{{/bin/mkdir $spool_directory/once}}{{yes}}{{no}}}}
+AGAIN = ${{run{{/bin/mkdir $spool_directory/again}}{{yes}}{{no}}}}
 RIGHT_PASSWORD = ${{if and{{{{eq{{$auth2}}{{{username}}}}}{{eq{{$auth3}}{{{password}}}}}}}}}
 
 primary_hostname = mx.{home}

@@ -25,7 +25,7 @@ from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 
 import smtpretry
 from smtpretry import Delivery, RetryingSMTP, RetryPolicy
-from smtpretry.queues.procrastinate import ProcrastinateEngine
+from smtpretry.queues.procrastinate import _FETCH, ProcrastinateEngine
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ async def test_in_the_transaction_of_the_application(database: str) -> None:
         assert rows(database) == []
         await connection.commit()
         [(stored,)] = rows(database, "args")
-        assert Delivery.from_dict(stored).pending == [ANN]
+        assert Delivery.from_dict(stored | {"message": ""}).pending == [ANN]
         with pytest.raises(TypeError, match=r"connection is a psycopg\.AsyncConnection"):
             await smtp.enqueue(letter(ANN), connection=database)
 
@@ -169,7 +169,7 @@ async def test_no_message_in_any_log(database: str, caplog: pytest.LogCaptureFix
             change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
             async with working(engine, smtp):
                 await programs.until(lambda: rows(database, "attempts") == [(1,)])
-                change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 1}))
+                change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 2}))
                 await programs.until(lambda: server.messages)
             await smtp.aclose()
     assert "ended with status: Success" in caplog.text
@@ -190,7 +190,7 @@ async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCap
         async with working(engine, smtp):
             await programs.until(lambda: rows(database, "attempts") == [(2,)])
             assert not server.messages
-            change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 1}))
+            change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 2}))
             await programs.until(lambda: server.messages)
     assert "ValueError; comes again in 1 s" in caplog.text
 
@@ -323,3 +323,57 @@ async def test_the_example(server: Postgres) -> None:
         await worker.stop()
     assert worker.process.returncode == 0
     assert worker.log == "The worker is ready.\n"
+
+
+@at_once
+async def test_a_delivery_of_the_first_version(database: str) -> None:
+    """A job that smtpretry 0.1 has made is sent, once, and its message is let go of; its id is not taken again."""
+    body = b"Subject: hello\r\n\r\nHow are you?\r\n"
+    outcome = {"status": "PENDING", "stage": None, "reply": None, "attempts": 0, "next_at": 0.0, "uncertain": False}
+    first = {
+        "id": "old",
+        "sender": APP,
+        "message": b64encode(body).decode(),
+        "mail_options": [],
+        "rcpt_options": [],
+        "version": 1,
+        "began_at": None,
+        "response": "",
+        "cure": None,
+        "outcomes": {ANN: outcome | {"alone": False}},
+        "attempts": [],
+    }
+    change(
+        database,
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args) "
+        "VALUES ('smtpretry', 'smtpretry:attempt', 'smtpretry:old', %s)",
+        Jsonb(first),
+    )
+    async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        async with working(engine, smtp):
+            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
+        await engine.submit(smtpretry.prepare(letter(ANN), id="old"))
+        assert await engine.has("old")
+        assert not await engine.has("new")
+        assert [message.content for message in server.messages] == [body]
+    [(stored,)] = rows(database, "args")
+    assert (stored["version"], "message" in stored) == (2, False)
+
+
+@at_once
+async def test_what_waits_does_not_slow_what_is_due(database: str) -> None:
+    """The next delivery is found by an index, without a look at those that wait, however many they are."""
+    async with engine_in(database) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+    change(
+        database,
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, scheduled_at) SELECT 'smtpretry', "
+        "'smtpretry:attempt', 'x' || n, now() + interval '1 hour' + n * interval '1 second' FROM generate_series(1, 20000) n",
+    )
+    change(database, "ANALYZE procrastinate_jobs")
+    with psycopg.connect(database) as connection:
+        plan = connection.execute(f"EXPLAIN ANALYZE {_FETCH}", {"worker": None, "queue": "smtpretry"}).fetchall()
+    text = "\n".join(line for (line,) in plan)
+    assert "smtpretry_due" in text
+    assert "Seq Scan on procrastinate_jobs" not in text
+    assert "Rows Removed" not in text

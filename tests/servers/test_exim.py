@@ -9,6 +9,8 @@ import pytest
 from mta import PASSWORD, Exim, require
 from rows import ANN, AWAY, BEN, GHOST, PEOPLE, Case, check
 
+from smtpretry import NO_REPLY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -41,8 +43,8 @@ CASES = tuple(
         {
             "name": "nobody-known",
             "recipients": (GHOST, f"other-{GHOST}"),
-            "messages": 2,
-            "says": ["550 Unrouteable address"] * 4,
+            "messages": 6,
+            "says": ["550 Unrouteable address"] * 12,
             "refused": {GHOST: 550, f"other-{GHOST}": 550},
         },
         {
@@ -56,6 +58,13 @@ CASES = tuple(
             "name": "sender-deferred",
             "settings": {"acl_smtp_mail": "defer condition = ONCE"},
             "says": ("451 ", OK),
+        },
+        {
+            "name": "second-sender-deferred",  # every command that was sent ahead counts as an error
+            "settings": {"acl_smtp_mail": "accept condition = ONCE\n  defer condition = AGAIN"},
+            "recipients": PEOPLE,
+            "messages": 2,
+            "says": (OK, "451 ", OK),
         },
         {
             "name": "first-recipient-deferred",
@@ -79,6 +88,13 @@ CASES = tuple(
             "name": "data-deferred",
             "settings": {"acl_smtp_predata": "defer condition = ONCE"},
             "says": ("451 ", OK),
+        },
+        {
+            "name": "data-refused",
+            "settings": {"acl_smtp_predata": "deny message = 5.7.1 no thanks"},
+            "messages": 2,
+            "says": ("550 5.7.1 no thanks", "550 5.7.1 no thanks"),
+            "refused": {ANN: 550, BEN: 550},
         },
         {
             "name": "body-deferred",
@@ -154,10 +170,19 @@ CASES = tuple(
             "says": (OK,),
         },
         {
-            "name": "too-big-for-the-server-at-mail",
+            "name": "too-big",
             "settings": {"message_size_limit": "2000"},
             "text": "Hello.\n" * 500,
-            "says": ("552 ",),
+            "says": ("250-SIZE 2000",),
+            "refused": {ANN: NO_REPLY, BEN: NO_REPLY},
+        },
+        {
+            "name": "too-big-for-a-limit-that-is-not-said",
+            "settings": {
+                "acl_smtp_mail": "deny message = 552 too big\n  condition = ${if >{$message_size}{2000}}",
+            },
+            "text": "Hello.\n" * 500,
+            "says": ("552 too big",),
             "refused": {ANN: 552, BEN: 552},
         },
         {
@@ -185,3 +210,15 @@ def test_every_recipient_ends_as_the_mailbox_on_the_server_shows(
 ) -> None:
     """Whoever the delivery calls accepted has one copy in the mailbox, whoever it calls refused has none."""
     check(case, server, new_client)
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [("/no/such/exim4", "exim4 not installed: .*SMTPRETRY_EXIM"), ("false", "exim4 not started: ")],
+)
+def test_an_exim_that_is_missing_or_broken_is_named(program: str, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tests fail with the reason where it was promised, whether it is not there or does not run."""
+    monkeypatch.setenv("SMTPRETRY_REQUIRE_MTA", "1")
+    monkeypatch.setenv("SMTPRETRY_EXIM", program)
+    with pytest.raises(pytest.fail.Exception, match=f"^{reason}"):
+        require(Exim)

@@ -9,6 +9,8 @@ import pytest
 from mta import PASSWORD, Aiosmtpd, Dovecot, Postfix, Postgrey, require
 from rows import AFTER_THE_GREYLIST, ANN, AWAY, BEN, GHOST, PEOPLE, TWICE, Case, check
 
+from smtpretry import NO_REPLY
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -198,7 +200,14 @@ CASES = (
         name="too-big",
         settings={"message_size_limit": "2000"},
         text="Hello.\n" * 500,
-        says=("552 5.3.4",),
+        says=("250-SIZE 2000",),
+        refused={ANN: NO_REPLY, BEN: NO_REPLY},
+    ),
+    Case(
+        name="too-big-for-a-limit-that-is-not-said",
+        settings={"message_size_limit": "2000", "smtpd_discard_ehlo_keywords": "size"},
+        text="Hello.\n" * 500,
+        says=("354 ", "552 5.3.4"),
         refused={ANN: 552, BEN: 552},
     ),
     Case(

@@ -246,9 +246,19 @@ async def test_a_goodbye_in_place_of_a_reply(verb: str, word: bytes) -> None:
 @virtually
 async def test_noise_behind_every_reply(session: Any) -> None:
     """A server that sends a blank line and a word of its own behind each reply is understood, over one connection."""
-    async with talk(once(), **session, client={"start_tls": False}) as (server, smtp):
+    async with talk(once(), **session, client={"start_tls": False}, pipelining=False) as (server, smtp):
         for verb, reply in (("MAIL", b"250 ok"), ("RCPT", b"250 ok")):
             server.on(verb, reply + b"\r\n\r\nDEBUG: done\r\n", accepted=True)
         for _ in range(3):
             assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
         assert server.connections == 1
+
+
+@virtually
+async def test_noise_among_answers_to_commands_sent_ahead() -> None:
+    """Where the words come between the answers, nothing is sent ahead any more after some tries, and all is understood."""
+    async with talk(once()) as (server, smtp):
+        server.on("RCPT", b"250 ok\r\n\r\nDEBUG: done\r\n", accepted=True)
+        for _ in range(10):
+            assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert server.connections == 4

@@ -898,9 +898,9 @@ def test_many_clients_at_once() -> None:
 
 
 def test_without_the_extra_the_error_says_what_to_install() -> None:
-    """Without aiosmtpd or trustme the import fails with the command that cures it."""
+    """Without aiosmtpd or trustme the import of a server fails with the command that cures it."""
     for missing in ("aiosmtpd", "trustme"):
-        program = f"import sys; sys.modules[{missing!r}] = None; import smtpretry.testing"
+        program = f"import sys; sys.modules[{missing!r}] = None; from smtpretry.testing import ScriptedServer"
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert "ImportError: smtpretry.testing needs" in done.stderr
         assert "pip install 'smtpretry[testing]'" in done.stderr

@@ -86,6 +86,23 @@ async def wrapped(message: EmailMessage, legacy: email.message.Message) -> None:
         await smtp.aclose()
 
 
+def blocking(message: EmailMessage) -> None:
+    """The client for code without an event loop: what it takes and returns is what the other one does."""
+    with smtpretry.Blocking(lambda: aiosmtplib.SMTP(), RetryPolicy(), username="app", password="secret") as smtp:
+        assert_type(smtp, smtpretry.Blocking)
+        assert_type(smtp.send_message(message, sender="app@example.com", timeout=5), Sent)
+        assert_type(smtp.sendmail("app@example.com", "bob@example.com", b"\r\n"), Sent)
+        assert_type(smtp.deliver(message), Delivery)
+        assert_type(smtp.enqueue(message, connection=None), Delivery)
+        assert_type(smtp.connect(), aiosmtplib.SMTPResponse)
+        assert_type(smtp.is_connected, bool)
+        for delivery in smtp.send_many([message], concurrency=5):
+            assert_type(delivery, Delivery)
+        smtp.send_message(b"\r\n")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    smtpretry.Blocking("smtp.example.com")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    smtpretry.Blocking(aiosmtplib.SMTP(), cleartext_auth="perhaps")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+
+
 async def one_shot(message: EmailMessage) -> None:
     """`send`, as `aiosmtplib.send`."""
     assert_type(await smtpretry.send(message, hostname="smtp.example.com", port=587, policy=RetryPolicy()), Sent)
@@ -121,10 +138,18 @@ async def send_farewell(user: str) -> str:
     return user
 
 
+@smtpretry.retry
+def send_plainly(user: str, *, again: bool = False) -> int:
+    """A plain function keeps its signature, too."""
+    return len(user) + again
+
+
 async def decorated() -> None:
     """What the decorator leaves as it was."""
     assert_type(await send_welcome("bob", again=True), int)
     assert_type(await send_farewell("bob"), str)
+    assert_type(send_plainly("bob", again=True), int)
+    send_plainly(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
     await send_welcome(5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 

@@ -1,0 +1,111 @@
+"""``send``: send one message from standard input, and tell the story as it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import getpass
+import os
+import sys
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import aiosmtplib
+
+from smtpretry.client import RetryingSMTP
+from smtpretry.envelope import prepare
+from smtpretry.outcome import Status
+from smtpretry.policy import RetryPolicy
+
+from . import UNREADABLE
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from smtpretry.delivery import Delivery
+
+_TLS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "starttls": {"start_tls": True},
+    "implicit": {"use_tls": True},
+    "never": {"start_tls": False},
+}
+_STYLES = {Status.ACCEPTED: "green", Status.REFUSED: "red", Status.UNCERTAIN: "yellow"}
+
+
+def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command to the parser's."""
+    send = commands.add_parser(
+        "send",
+        help="send a message from standard input",
+        description="Send the message on standard input (a .eml file), with retries, and tell what happens. The exit "
+        "code is 1 where somebody has not got it.",
+    )
+    send.add_argument("--host", default="localhost", help="the server; default: localhost")
+    send.add_argument("--port", type=int, help="default: 25, with --tls starttls 587, with implicit 465")
+    send.add_argument("--tls", choices=tuple(_TLS), default="auto", help="default: STARTTLS where it is offered")
+    send.add_argument("--username", help="log in; the password is in SMTP_PASSWORD, or asked for")
+    send.add_argument("--sender", help="default: the message's Sender or From")
+    send.add_argument(
+        "--to", action="append", metavar="ADDRESS", help="a recipient; default: the message's To, Cc and Bcc"
+    )
+    send.add_argument("--give-up-after", type=float, default=3600, metavar="SECONDS", help="default: an hour")
+    send.set_defaults(run=_send)
+
+
+def _send(options: argparse.Namespace) -> int:
+    say = _voice()
+    try:
+        message = email.message_from_bytes(sys.stdin.buffer.read())
+        delivery = prepare(message, sender=options.sender, recipients=options.to)
+        policy = RetryPolicy(give_up_after=timedelta(seconds=options.give_up_after))
+        smtp = RetryingSMTP(_client(options), policy, username=options.username, password=_password(options))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return UNREADABLE
+    asyncio.run(_tell(smtp, delivery, say))
+    for who, outcome in delivery.outcomes.items():
+        say(f"{who}: {outcome.status.value.lower()}: {outcome.reply}", _STYLES.get(outcome.status, ""))
+    if delivery.cure:
+        say(delivery.cure, "bold")
+    return 0 if len(delivery.accepted) == len(delivery.outcomes) else 1
+
+
+def _client(options: argparse.Namespace) -> aiosmtplib.SMTP:
+    return aiosmtplib.SMTP(hostname=options.host, port=options.port, **_TLS[options.tls])
+
+
+def _password(options: argparse.Namespace) -> str | None:
+    if options.username is None:
+        return None
+    password = os.environ.get("SMTP_PASSWORD")
+    return getpass.getpass() if password is None else password
+
+
+async def _tell(smtp: RetryingSMTP, delivery: Delivery, say: Callable[[str, str], None]) -> None:
+    """Make one attempt after the other, and say what each has brought."""
+    async with smtp:
+        while True:
+            await smtp.attempt(delivery)
+            for step in delivery.attempts[-1].steps:
+                say(str(step), "")
+            if (when := delivery.next_at) is None:
+                return
+            seconds = max(0.0, when - smtp.policy.clock())
+            say(f"attempt {len(delivery.attempts) + 1} in {seconds:.0f} s: {', '.join(delivery.pending)}", "dim")
+            await asyncio.sleep(seconds)
+
+
+def _voice() -> Callable[[str, str], None]:
+    """How to say a line in a style: with rich, where that is installed."""
+    try:
+        from rich.console import Console  # noqa: PLC0415 - where it is there
+    except ImportError:
+        return lambda line, _: print(line, flush=True)
+    return partial(_in_colour, Console(highlight=False, soft_wrap=True))
+
+
+def _in_colour(console: Any, line: str, style: str) -> None:  # noqa: ANN401 - rich's
+    console.print(line, style=style, markup=False)

@@ -1,0 +1,43 @@
+"""The fixtures that pytest finds by itself: `smtp_server` and `no_wait`. They import what they need when used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .threaded import ThreadedServer
+    from .waits import NoWait
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell pytest of the marker."""
+    config.addinivalue_line(
+        "markers", "smtp_server(tls=..., auth=..., ...): what ScriptedServer is to be made with for `smtp_server`"
+    )
+
+
+@pytest.fixture
+def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
+    """A `smtpretry.testing.ScriptedServer` in a thread, for blocking and asynchronous tests.
+
+    Its arguments come from markers, the nearest first: ``@pytest.mark.smtp_server(tls=True, auth=("app", "secret"))``.
+    """
+    from smtpretry.testing import ThreadedServer  # noqa: PLC0415 - where it is used
+
+    options = dict[str, object]()
+    for marker in request.node.iter_markers("smtp_server"):
+        options = marker.kwargs | options
+    with ThreadedServer(**options) as server:
+        yield server
+
+
+@pytest.fixture
+def no_wait() -> NoWait:
+    """A `RetryPolicy` whose waits take no time; ``no_wait.waits`` are the seconds that it would have waited."""
+    from smtpretry.testing import no_wait  # noqa: PLC0415 - where it is used
+
+    return no_wait()

@@ -1,0 +1,192 @@
+"""`python -m smtpretry serve` and `send`: a server for tests in any language, and a message sent with retries."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import smtplib
+import ssl
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from support import ANN, APP, BOB
+
+from smtpretry.testing import ThreadedServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+PATIENCE = 20  # seconds
+MAIL = b"From: app@example.com\r\nTo: bob@example.com\r\nBcc: ann@example.com\r\nSubject: hello\r\n\r\n.dots\r\n"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-W", "error", "-m", "smtpretry", *map(str, arguments)]
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run the server as JSON, and give its process and port."""
+    process = subprocess.Popen(command("serve", "--json", *arguments), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        listening = json.loads(process.stdout.readline())
+        assert (listening["event"], listening["host"]) == ("listening", "127.0.0.1")
+        yield process, listening["port"]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def stop(process: subprocess.Popen[str], how: signal.Signals = signal.SIGINT) -> tuple[int, list[Any]]:
+    process.send_signal(how)
+    said, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, [json.loads(line) for line in said.splitlines()]
+
+
+def send(*arguments: object, mail: bytes = MAIL, **env: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        command("send", *arguments),
+        input=mail,
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+        env=os.environ | env,
+    )
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_serve_answers_as_told_and_prints_what_it_took(how: signal.Signals) -> None:
+    """Scripts hold for their pattern, the first that matches wins, and each message is a line of JSON; it ends with 0."""
+    scripts = (
+        "--once",
+        r"RCPT bob@* 450 4.2.0 later\nmuch later",
+        "--on",
+        "RCPT eve@* 550 5.1.1 who?",
+        "--on",
+        "NOOP 250 hi",
+    )
+    with serving(*scripts) as (process, port):
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            assert client.sendmail(APP, [ANN, BOB, "eve@example.com"], MAIL) == {
+                BOB: (450, b"4.2.0 later\n4.2.0 much later"),
+                "eve@example.com": (550, b"5.1.1 who?"),
+            }
+            assert client.sendmail(APP, [BOB], MAIL) == {}
+            assert client.noop() == (250, b"hi")
+        code, messages = stop(process, how)
+    assert code == 0
+    assert [message["recipients"] for message in messages] == [[ANN], [BOB]]
+    assert messages[0]["content"].encode() == MAIL
+    assert (messages[0]["event"], messages[0]["sender"], messages[0]["authenticated"]) == ("message", APP, None)
+
+
+def test_serve_encrypts_logs_in_and_limits(tmp_path: Path) -> None:
+    """--tls, --ca, --auth and --max-rate do what their arguments of ScriptedServer do."""
+    authority = tmp_path / "ca.pem"
+    options = ("--tls", "--ca", authority, "--auth", "app:pass:word", "--max-rate", "1/60")
+    with serving(*options) as (process, port):
+        with smtplib.SMTP("localhost", port) as client:
+            client.starttls(context=ssl.create_default_context(cafile=str(authority)))
+            client.login("app", "pass:word")
+            client.sendmail(APP, [BOB], MAIL)
+            with pytest.raises(smtplib.SMTPDataError, match="Maximum sending rate exceeded"):
+                client.sendmail(APP, [BOB], MAIL)
+        _, [message] = stop(process)
+    assert (message["tls"], message["authenticated"]) == (True, "app")
+
+
+def test_serve_tells_people_too() -> None:
+    """Without --json the port and the messages are for people."""
+    process = subprocess.Popen(command("serve"), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().rpartition(":")[2])
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            client.sendmail(APP, [BOB], MAIL)
+        process.send_signal(signal.SIGINT)
+        said, _ = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert said.startswith("message 1: from <app@example.com> to bob@example.com (in the clear, on connection 1)\n")
+    assert "    Subject: hello\n" in said
+
+
+def test_serve_misses_what_never_came() -> None:
+    """A --once that was not reached is an exit code of 1."""
+    with serving("--once", "RCPT bob@* 450 4.2.0 later") as (process, _):
+        assert stop(process) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--on", "RCPT later"], "no verb, pattern and reply"),
+        (["--on", "RECEIPT 450 later"], "RECEIPT"),
+        (["--on", "RCPT 999 what"], "999"),
+        (["--auth", "app"], "app:secret"),
+        (["--max-rate", "fast"], "14/1"),
+        (["--max-rate", "0/1"], "max_rate"),
+        (["--tls", "maybe"], "maybe"),
+        (["--port", "1000000"], "port"),
+    ],
+)
+def test_serve_says_what_is_wrong_with_its_arguments(arguments: list[str], said: str) -> None:
+    """A wrong argument is an exit code of 2, and a line that names it; nothing is a traceback."""
+    done = subprocess.run(command("serve", *arguments), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_send_tells_the_story_as_it_goes() -> None:
+    """What the server says, the wait and the end of each recipient are lines; the message arrives as it was."""
+    with ThreadedServer() as server:
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted for 1 second", times=1)
+        code, said, complained = send("--host", "127.0.0.1", "--port", server.port)
+        assert (code, complained) == (0, "")
+        lines = said.splitlines()
+        assert "RCPT: 450 4.2.0 Greylisted for 1 second -> RETRY in 1 s" in lines
+        assert "attempt 2 in 1 s: bob@example.com" in lines
+        assert [line.split(": ")[:2] for line in lines[-2:]] == [[BOB, "accepted"], [ANN, "accepted"]]
+        assert [message.recipients for message in server.messages] == [[ANN], [BOB]]
+        assert server.messages[0].content.endswith(MAIL.replace(b"Bcc: ann@example.com\r\n", b""))
+
+
+def test_send_exits_with_1_where_somebody_has_not_got_it() -> None:
+    """A refusal is told, and is an exit code of 1; --to and --sender take the place of the headers."""
+    with ThreadedServer() as server:
+        server.on("RCPT", "eve@*", "550 5.1.1 who?")
+        at = ("--host", "127.0.0.1", "--port", server.port, "--sender", ANN, "--to", BOB, "--to", "eve@example.com")
+        code, said, _ = send(*at)
+        assert (code, server.messages[0].sender, list(server.mailboxes)) == (1, ANN, [BOB])
+        assert "eve@example.com: refused: 550 5.1.1 who?" in said
+        server.on("MAIL", "451 4.3.0 try again in 300 seconds")
+        code, said, _ = send(*at, "--give-up-after", "1")
+        assert code == 1
+        assert "451 4.3.0" in said
+
+
+def test_send_logs_in_with_a_password_that_nobody_sees() -> None:
+    """--username logs in with SMTP_PASSWORD, which stands neither in the arguments nor in the story."""
+    with ThreadedServer(auth=("app", "secret-of-app")) as server:
+        at = ("--host", "127.0.0.1", "--port", server.port, "--username", "app")
+        assert send(*at, SMTP_PASSWORD="secret-of-app")[0] == 0
+        assert server.messages[0].authenticated == "app"
+        code, said, _ = send(*at, SMTP_PASSWORD="another-secret")
+        assert (code, "535" in said, "another-secret" in said) == (1, True, False)
+
+
+@pytest.mark.parametrize(("mail", "said"), [(b"", "no sender"), (b"From: a@b.c\r\n\r\nhello\r\n", "no recipients")])
+def test_send_says_what_is_wrong_with_the_message(mail: bytes, said: str) -> None:
+    """A message without sender or recipients is an exit code of 2, with the cure."""
+    code, _, complained = send(mail=mail)
+    assert code == 2
+    assert said in complained
+    assert "Traceback" not in complained

@@ -1,0 +1,558 @@
+"""SQLite as the queue: one file, any number of processes."""
+
+# ruff: noqa: ASYNC110, ASYNC240, SIM117 - small files, looked at from beside the engine; an engine is open in a context of its own
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import sys
+from contextlib import asynccontextmanager, closing, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import programs
+import pytest
+import tenacity
+import virtual
+from programs import in_real_time
+from support import ANN, APP, BOB, EVE, letter, patient, virtually
+
+import smtpretry
+from smtpretry import Delivery, RetryingSMTP, RetryPolicy
+from smtpretry.queues.engine import Progress
+from smtpretry.queues.file import network_file_system
+from smtpretry.queues.sqlite import QueueError, SQLiteEngine
+from smtpretry.testing import ScriptedServer, check_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Name a file, with all that is unusual in a name."""
+    folder = tmp_path / "a folder with spaces, 50 % ü?"
+    folder.mkdir()
+    return folder / "mail #1.db"
+
+
+@asynccontextmanager
+async def working(engine: SQLiteEngine, smtp: RetryingSMTP, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """Have a worker, in this process."""
+    worker = asyncio.create_task(engine.work(smtp, **options))
+    try:
+        yield worker
+    finally:
+        worker.cancel()
+        with suppress(asyncio.CancelledError):
+            await worker
+
+
+def rows(path: Path, what: str = "id, due IS NULL", table: str = "smtpretry_deliveries") -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(f"SELECT {what} FROM {table} ORDER BY 1").fetchall()  # noqa: S608
+
+
+def change(path: Path, query: str, *values: Any) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(query, values)
+
+
+def test_the_engine_loses_nothing(path: Path) -> None:
+    """Killed, stopped, torn down, submitted twice, large, raising: nothing is lost, and nobody gets it twice."""
+    report = asyncio.run(check_engine(functools.partial(SQLiteEngine, path, lease=2.0), deliveries=20, kills=1))
+    assert (report.lost, report.twice, report.interrupted) == ([], [], 4)
+
+
+@in_real_time
+async def test_from_the_application_to_the_worker(path: Path) -> None:
+    """A greylisted recipient is handed over and comes again in the worker; who was refused is told; the message goes."""
+    ended = list[Delivery]()
+
+    async def on_end(delivery: Delivery) -> None:
+        ended.append(delivery)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted for 2 seconds", times=2)
+        server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
+        async with RetryingSMTP(server.client(), POLICY, defer=engine, max_wait=1) as smtp:
+            errors, text = await smtp.send_message(letter(ANN, BOB, EVE))
+            assert list(errors) == [EVE]
+            assert "1 of 3 recipients deferred until" in text
+            async with working(engine, smtp, on_end=on_end):
+                await programs.until(lambda: rows(path, "due") == [(None,)])
+    assert [len(server.received(who)) for who in (ANN, BOB, EVE)] == [1, 1, 0]
+    assert (sorted(ended[0].accepted), list(ended[0].refused)) == ([ANN, BOB], [EVE])
+    assert rows(path, "*", "smtpretry_messages") == []
+
+
+@virtually
+async def test_five_days_of_refusals(tmp_path: Path) -> None:
+    """A delivery that never gets through is refused after five days, and what is stored of it stays small."""
+    policy = RetryPolicy(wait=RetryPolicy.queue().wait, give_up_after=timedelta(days=5), clock=virtual.clock)
+    ended = list[Delivery]()
+
+    async def on_end(delivery: Delivery) -> None:
+        ended.append(delivery)
+
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("RCPT", "451 4.3.0 Try again")
+        async with RetryingSMTP(server.client(), policy, defer=engine) as smtp, working(engine, smtp, on_end=on_end):
+            await smtp.enqueue(letter(ANN))
+            while not ended:
+                await asyncio.sleep(600)
+    assert virtual.clock() - virtual.EPOCH == pytest.approx(5 * 86400, abs=1300)
+    assert ended[0].outcomes[ANN].attempts > 40
+    assert len(json.dumps(ended[0].state())) < 20_000
+
+
+@in_real_time
+async def test_the_same_id_is_queued_once(path: Path) -> None:
+    """However often a name is submitted, at once or after its end, there is one delivery, and one mail."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        async with RetryingSMTP(server.client(), defer=engine) as smtp:
+            await asyncio.gather(*[smtp.enqueue(letter(ANN), id="order-17") for _ in range(4)])
+            assert rows(path, "id") == [("order-17",)]
+            async with working(engine, smtp):
+                await programs.until(lambda: rows(path, "due") == [(None,)])
+                await smtp.enqueue(letter(ANN), id="order-17")
+                await asyncio.sleep(0.1)
+            assert await engine.has("order-17")
+            assert not await engine.has("order-18")
+        assert len(server.messages) == 1
+
+
+@in_real_time
+async def test_a_submission_wakes_the_worker(path: Path) -> None:
+    """In one process a worker begins at once, through another engine on the same file, too; no polling is waited for."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, SQLiteEngine(path) as other:
+        async with RetryingSMTP(server.client()) as smtp, working(engine, smtp):
+            await asyncio.sleep(0.3)
+            loop = asyncio.get_running_loop()
+            for submitting in (engine, other):
+                began = loop.time()
+                await submitting.submit(smtpretry.prepare(letter(ANN)))
+                count = len(server.messages)
+                await programs.until(lambda count=count: len(server.messages) > count)
+                assert loop.time() - began < 0.2
+
+
+@in_real_time
+async def test_another_process_wakes_the_worker(path: Path) -> None:
+    """What another process has submitted is sent within a second."""
+    code = "import asyncio, sys, smtpretry; from smtpretry.queues.sqlite import SQLiteEngine; asyncio.run(SQLiteEngine(sys.argv[1]).submit(smtpretry.prepare(b'Subject: x\\r\\n\\r\\nx\\r\\n', sender='a@example.com', recipients='b@example.com')))"
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        async with RetryingSMTP(server.client()) as smtp, working(engine, smtp):
+            process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, path)
+            assert await process.wait() == 0
+            async with asyncio.timeout(1):
+                while not server.messages:
+                    await asyncio.sleep(0.01)
+
+
+@in_real_time
+async def test_in_the_transaction_of_the_application(path: Path) -> None:
+    """What is enqueued in a transaction is there when it is committed, and never where it is rolled back."""
+    async with SQLiteEngine(path) as engine, RetryingSMTP(ScriptedServer().client(), defer=engine) as smtp:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.row_factory = lambda cursor, row: {
+                name[0]: value for name, value in zip(cursor.description, row, strict=True)
+            }
+            connection.execute("CREATE TABLE orders (number INTEGER)")
+            connection.execute("INSERT INTO orders VALUES (17)")
+            delivery = await smtp.enqueue(letter(ANN), connection=connection)
+            connection.rollback()
+            assert rows(path) == []
+            assert await smtp.enqueue(delivery, connection=connection) is delivery
+            assert delivery.deferred == [ANN]
+            assert rows(path) == []
+            connection.commit()
+            assert rows(path) == [(delivery.id, 0)]
+        with pytest.raises(TypeError, match=r"connection is an sqlite3\.Connection, not str"):
+            await smtp.enqueue(letter(ANN), connection="mail.db")
+        for elsewhere in (":memory:", path.with_name("other.db")):
+            with (
+                closing(sqlite3.connect(elsewhere)) as other,
+                pytest.raises(ValueError, match="not to the file of the queue"),
+            ):
+                await smtp.enqueue(letter(ANN), connection=other)
+
+
+@in_real_time
+async def test_in_a_file_of_the_application(path: Path) -> None:
+    """The tables may be made in a file, and a transaction, of the application's, whatever version its own tables have."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE orders (number INTEGER)")
+        connection.execute("PRAGMA user_version = 99")
+        connection.execute("INSERT INTO orders VALUES (17)")
+        engine = SQLiteEngine(path)
+        await engine.submit(smtpretry.prepare(letter(ANN), id="order-17"), connection=connection)
+        connection.commit()
+        assert await engine.has("order-17")
+        assert connection.execute("PRAGMA user_version").fetchone() == (99,)
+        await engine.aclose()
+
+
+@in_real_time
+async def test_the_event_loop_never_waits_for_the_file(path: Path) -> None:
+    """While another process holds the file, the loop turns, and what was submitted meanwhile is stored afterwards."""
+    async with SQLiteEngine(path) as engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            submitting = asyncio.create_task(engine.submit(smtpretry.prepare(letter(ANN))))
+            loop = asyncio.get_running_loop()
+            for _ in range(20):
+                began = loop.time()
+                await asyncio.sleep(0.01)
+                assert loop.time() - began < 0.2
+            assert not submitting.done()
+            other.execute("COMMIT")
+        await submitting
+        assert len(rows(path)) == 1
+
+
+@in_real_time
+async def test_a_worker_that_lost_its_delivery_changes_nothing(path: Path) -> None:
+    """A worker whose delivery was taken by another in mid-pass sends nothing more, and leaves it as the other has it."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        held = server.fail_at("RCPT", "late", delay=1.2, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client(), POLICY) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            change(path, "UPDATE smtpretry_deliveries SET taken = taken + 1, due = due + 1000")
+            taken = rows(path, "*")
+            await programs.until(lambda: not server.open_connections)
+            await asyncio.sleep(0.2)
+            assert rows(path, "*") == taken
+        assert not server.messages
+
+
+@in_real_time
+async def test_a_worker_that_stops_gives_back_what_it_has(path: Path) -> None:
+    """A pass that a worker's end cuts short is run again at once, by another."""
+    async with ScriptedServer() as server, SQLiteEngine(path, lease=2.0) as engine:
+        held = server.fail_at("RCPT", "stall", times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client(), POLICY) as smtp:
+            async with working(engine, smtp):
+                await programs.until(lambda: held.used)
+            assert rows(path, "holder, due < unixepoch() + 1") == [(None, 1)]
+            async with working(engine, smtp):
+                await programs.until(lambda: server.messages)
+
+
+@in_real_time
+async def test_the_signals_of_the_application_come_back(path: Path) -> None:
+    """Two workers in one loop end with one SIGTERM, and then the process has its own handlers again."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    async with (
+        SQLiteEngine(path) as engine,
+        SQLiteEngine(path) as other,
+        RetryingSMTP(ScriptedServer().client()) as smtp,
+    ):
+        workers = [asyncio.create_task(one.work(smtp)) for one in (engine, other)]
+        await asyncio.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*workers)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@in_real_time
+async def test_the_application_is_told_until_it_has_heard(path: Path) -> None:
+    """Where on_end raises, the delivery is kept, nothing is sent again, and on_end is called again."""
+    told = list[Delivery]()
+
+    async def on_end(delivery: Delivery) -> None:
+        told.append(delivery)
+        if len(told) == 1:
+            raise OSError
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN, EVE)))
+        async with working(engine, smtp, on_end=on_end):
+            await programs.until(lambda: rows(path, "due") == [(None,)])
+        assert [list(delivery.refused) for delivery in told] == [[EVE], [EVE]]
+        assert told[1].dsn()["To"] == APP
+        assert len(server.messages) == 1
+
+
+@in_real_time
+async def test_what_cannot_be_read_stays(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A delivery of a later version, or without its message, is not lost: it comes again, and nothing spins."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        await engine.submit(smtpretry.prepare(letter(ANN), id="late"))
+        await engine.submit(smtpretry.prepare(letter(BOB), id="without"))
+        change(path, "UPDATE smtpretry_deliveries SET state = replace(state, '\"version\": 2', '\"version\": 99')")
+        change(path, "DELETE FROM smtpretry_messages WHERE number = 2")
+        async with working(engine, smtp):
+            await programs.until(lambda: min(rows(path, "taken")) >= (2,))
+            assert max(rows(path, "taken")) <= (4,)
+            change(path, "UPDATE smtpretry_deliveries SET state = replace(state, '99', '2')")
+            await programs.until(lambda: server.messages)
+    assert "late: ValueError; comes again in 1 s" in caplog.text
+
+
+@in_real_time
+async def test_power_is_lost_at_any_moment(path: Path, tmp_path: Path) -> None:
+    """From a copy of the file and its log at any moment all that was submitted by then comes back; a torn log opens, too."""
+    size, submitted = 3000, list[str]()
+    engine = SQLiteEngine(path)
+    for number in range(12):
+        name = f"order-{number}"
+        await engine.submit(smtpretry.prepare(b"x" * size, sender=APP, recipients=[ANN], id=name))
+        submitted.append(name)
+        copy = snapshot(path, tmp_path / f"copy{number}")
+        assert [name for (name,) in rows(copy, "id")] == sorted(submitted)
+        assert rows(copy, "length(message) > 3000", "smtpretry_messages") == [(1,)] * len(submitted)
+    wal = Path(f"{snapshot(path, tmp_path / 'torn')}-wal").read_bytes()
+    cuts = sorted({0, 1, 31, 32, 33, *range(0, len(wal), len(wal) // 20 + 1), len(wal) - 1})
+    for cut in cuts:
+        torn = snapshot(path, tmp_path / f"torn{cut}")
+        Path(f"{torn}-wal").write_bytes(wal[:cut])
+        async with SQLiteEngine(torn) as again:
+            await again.progress()
+        names = [name for (name,) in rows(torn, "id")]
+        assert sorted(submitted[: len(names)]) == names  # what was first is there, whole
+        assert rows(torn, "number", "smtpretry_messages") == rows(torn, "number")
+        shutil.rmtree(torn.parent)
+    await engine.aclose()
+
+
+def snapshot(path: Path, folder: Path) -> Path:
+    """Copy the file and its log, as a loss of power leaves them."""
+    folder.mkdir()
+    for file in (path, Path(f"{path}-wal")):
+        if file.exists():
+            shutil.copy(file, folder / file.name)
+    return folder / path.name
+
+
+@in_real_time
+async def test_a_long_log_is_written_into_the_file(path: Path) -> None:
+    """The write-ahead log does not grow without limit."""
+    async with SQLiteEngine(path) as engine:
+        for number in range(8):
+            await engine.submit(smtpretry.prepare(b"x" * 1_000_000, sender=APP, recipients=[ANN], id=str(number)))
+            assert Path(f"{path}-wal").stat().st_size < 6_000_000
+        assert path.stat().st_size > 4_000_000
+
+
+@in_real_time
+async def test_a_full_disk(path: Path) -> None:
+    """Where the disk is full, submit says so and stores nothing; a worker waits until it can store what it has sent."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        limit = await engine.file.look(lambda own: own.execute("PRAGMA page_count").fetchone()[0])
+        await engine.file.look(lambda own: own.execute(f"PRAGMA max_page_count = {limit}"))
+        with pytest.raises(QueueError, match="the disk is full: nothing was stored") as caught:
+            await engine.submit(smtpretry.prepare(b"x" * 100_000, sender=APP, recipients=[BOB]))
+        assert caught.value.passing
+        assert len(rows(path)) == 1
+        async with working(engine, smtp):
+            await programs.until(lambda: rows(path, "due") == [(None,)])
+        assert len(server.messages) == 1
+
+
+@in_real_time
+async def test_a_file_that_was_deleted(path: Path) -> None:
+    """A file that was deleted while it was in use is told at the next use, by submit and by a worker."""
+    async with SQLiteEngine(path) as engine, RetryingSMTP(ScriptedServer().client()) as smtp:
+        worker = asyncio.create_task(engine.work(smtp))
+        await asyncio.sleep(0.2)
+        path.unlink()
+        with pytest.raises(QueueError, match="was deleted or replaced while it was in use"):
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+        with pytest.raises(QueueError, match="was deleted or replaced"):
+            await asyncio.wait_for(worker, 5)
+
+
+@in_real_time
+async def test_a_file_that_cannot_be_used(path: Path, tmp_path: Path) -> None:
+    """A folder that is missing, a file that is no database, and a later version: each error names the cause and the cure."""
+    for make, complaint in [
+        (lambda: tmp_path / "missing" / "mail.db", "the folder .*missing does not exist: make it"),
+        (lambda: tmp_path, "cannot be written"),
+        (lambda: write(tmp_path / "text.db", b"this is no database" * 100), "is no SQLite database"),
+    ]:
+        engine = SQLiteEngine(make())
+        with pytest.raises(QueueError, match=complaint):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+        await engine.aclose()
+    async with SQLiteEngine(path):
+        pass
+    for newer in ("PRAGMA user_version = 99", "UPDATE smtpretry_schema SET version = 99"):
+        change(path, newer)
+        engine = SQLiteEngine(path)
+        with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+        await engine.aclose()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_a_network_file_system_is_told(tmp_path: Path) -> None:
+    """What is mounted from elsewhere is known, by the deepest mount; what is local is none."""
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/my\\040disk ext4 rw 0 0\n"
+    )
+    assert network_file_system(Path("/home/me/mail.db"), mounts) == "nfs4"
+    assert network_file_system(Path("/home/my disk/mail.db"), mounts) is None
+    assert network_file_system(Path("/var/mail.db"), mounts) is None
+    assert network_file_system(Path("/var/mail.db"), tmp_path / "none") is None
+
+
+def test_bad_arguments() -> None:
+    """No file, a lease that is too short, and no concurrency are refused at once."""
+    for wrong, complaint in [
+        ({"path": ":memory:"}, "a queue is a file"),
+        ({"lease": 1}, "lease is 2"),
+        ({"concurrency": 0}, "concurrency"),
+    ]:
+        with pytest.raises(ValueError, match=complaint):
+            SQLiteEngine(**{"path": "mail.db"} | wrong)
+
+
+@in_real_time
+async def test_a_forked_process(path: Path) -> None:
+    """An engine that was used before a fork can be used in the child, and in the parent afterwards."""
+    async with SQLiteEngine(path) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN), id="parent"))
+        code = (
+            "import asyncio, os, sys, smtpretry\n"
+            "from smtpretry.queues.sqlite import SQLiteEngine\n"
+            "engine = SQLiteEngine(sys.argv[1])\n"
+            "def submit(name): asyncio.run(engine.submit(smtpretry.prepare(b'x', sender='a@x.test', recipients='b@x.test', id=name)))\n"
+            "submit('before')\n"
+            "child = os.fork()\n"
+            "submit('after' if child else 'child')\n"
+            "child and sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, path)
+        assert await process.wait() == 0
+    assert [name for (name,) in rows(path, "id")] == ["after", "before", "child", "parent"]
+
+
+@virtually
+async def test_ten_workers_cost_a_struggling_server_what_one_does(tmp_path: Path) -> None:
+    """Where a server says 421 to everybody, workers share the pause: it meets no more connections than from one worker."""
+    tries = list[int]()
+    for number in (1, 10):
+        async with ScriptedServer() as server, SQLiteEngine(tmp_path / f"mail{number}.db") as engine:
+            storm = server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+            clients = [RetryingSMTP(server.client(), patient(give_up_after=timedelta(days=1))) for _ in range(number)]
+            workers = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
+            for one in range(30):
+                await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
+            await asyncio.sleep(3600)
+            tries.append(server.connections)
+            server.scripts.remove(storm)
+            await asyncio.sleep(1800)
+            assert len(server.messages) == 30
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            for smtp in clients:
+                await smtp.aclose()
+    assert tries[1] <= tries[0] + 2, tries
+
+
+@virtually
+async def test_what_waits_does_not_slow_what_is_due(tmp_path: Path) -> None:
+    """The next delivery is found by an index, however many wait; progress counts them."""
+    async with SQLiteEngine(tmp_path / "mail.db") as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        plan = await engine.file.look(
+            lambda own: own.execute(
+                "EXPLAIN QUERY PLAN SELECT * FROM smtpretry_deliveries WHERE due <= 1 ORDER BY due LIMIT 10"
+            ).fetchall()
+        )
+        assert "USING INDEX smtpretry_due" in str(plan)
+        assert "TEMP B-TREE" not in str(plan)
+        assert await engine.progress(virtual.clock()) == Progress(waiting=0, due=1, working=0, ended=0)
+
+
+# What expires
+
+
+@virtually
+async def test_what_expires_is_refused_and_told(tmp_path: Path) -> None:
+    """A message whose time was over before a worker came is not sent; its reply says so, and on_end is told."""
+    for expires in (timedelta(minutes=15), datetime.fromtimestamp(virtual.EPOCH, UTC) + timedelta(hours=2)):
+        ended = list[Delivery]()
+
+        async def on_end(delivery: Delivery, ended: list[Delivery] = ended) -> None:
+            ended.append(delivery)
+
+        async with ScriptedServer() as server, SQLiteEngine(tmp_path / f"mail{expires!r}.db") as engine:
+            async with RetryingSMTP(server.client(), patient(), defer=engine) as smtp:
+                await smtp.enqueue(letter(ANN, BOB), expires=expires)
+                await asyncio.sleep(7300)
+                async with working(engine, smtp, on_end=on_end):
+                    while not ended:
+                        await asyncio.sleep(1)
+            assert server.connections == 0
+        assert list(ended[0].refused) == [ANN, BOB]
+        assert ended[0].refused[ANN].text.startswith("expired: it was to be sent before 2023-11-1")
+        assert ended[0].refused[ANN].enhanced == "4.4.7"
+        assert "Status: 4.4.7" in str(ended[0].dsn())
+
+
+@virtually
+async def test_the_limit_counts_from_the_hand_over(tmp_path: Path) -> None:
+    """A message that was enqueued longer ago than the policy's limit is not sent, even where it was never tried."""
+    policy = RetryPolicy(give_up_after=timedelta(days=5), clock=virtual.clock)
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        async with RetryingSMTP(server.client(), policy, defer=engine) as smtp:
+            delivery = await smtp.enqueue(letter(ANN))
+            await asyncio.sleep(30 * 86400)
+            async with working(engine, smtp):
+                while not (await engine.progress()).ended:
+                    await asyncio.sleep(1)
+            assert not server.messages
+        state = json.loads(rows(tmp_path / "mail.db", "state")[0][0])
+    assert "the limit is 5 days" in state["outcomes"][ANN]["reply"][2]
+    assert delivery.submitted_at == pytest.approx(virtual.EPOCH, abs=1)
+
+
+@virtually
+async def test_the_last_attempt_comes_before_the_expiry() -> None:
+    """A computed wait is cut so that the last attempt falls just before the message expires; then the server's reply stands."""
+    async with ScriptedServer() as server, RetryingSMTP(server.client(), patient()) as smtp:
+        server.on("RCPT", "450 4.2.0 Greylisted")
+        delivery = await smtp.deliver(letter(ANN), expires=timedelta(seconds=100))
+        assert delivery.refused[ANN].enhanced == "4.2.0"
+        assert len(delivery.attempts) >= 2
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(99, abs=0.5)
+        assert "the message expires before" in delivery.story(virtual.clock())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "complaint"),
+    [
+        ({"expires": timedelta(0)}, ValueError, "positive timedelta"),
+        ({"expires": datetime(2030, 1, 1)}, ValueError, "no time zone"),  # noqa: DTZ001 - that is what is wrong
+        ({"expires": 60}, TypeError, "a timedelta or a datetime"),
+        ({"id": ""}, ValueError, "1 to 255 characters"),
+        ({"id": "a\nb"}, ValueError, "control character"),
+        ({"id": 17}, TypeError, "id is a str"),
+    ],
+)
+def test_a_wrong_name_or_end(wrong: dict[str, Any], error: type[Exception], complaint: str) -> None:
+    """A name or an end that cannot be one is refused before anything is stored."""
+    with pytest.raises(error, match=complaint):
+        smtpretry.prepare(letter(ANN), **wrong)
