@@ -15,7 +15,7 @@ from .replies.rule import Action
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .outcome import Step
+    from .outcome import Outcome, Step
     from .replies.reply import Reply
     from .replies.stage import Stage
 
@@ -64,6 +64,13 @@ def gave_up(delivery_id: str, recipient: str, why: str, stage: Stage, reply: Rep
     message = "smtp recipient given up: %s: %s; last: %s: %s (delivery %s)"
     fields = {**said(stage, reply), "delivery_id": delivery_id, "recipients": [recipient]}
     say(logging.WARNING, message, recipient, why, stage.value, reply, delivery_id, **fields)
+
+
+def lost(delivery_id: str, recipient: str, outcome: Outcome) -> None:
+    """Somebody did not get the message, and no exception says so."""
+    message, end = "smtp message %s for %s: %s (delivery %s)", outcome.status.value.lower()
+    fields = {**said(outcome.stage, outcome.reply), "delivery_id": delivery_id, "recipients": [recipient]}
+    say(logging.WARNING, message, end, recipient, outcome.reply, delivery_id, **fields)
 
 
 def remarked(delivery_id: str, stage: Stage, reply: Reply) -> None:
