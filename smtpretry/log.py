@@ -75,7 +75,7 @@ def lost(delivery_id: str, recipient: str, outcome: Outcome) -> None:
 
 def remarked(delivery_id: str, stage: Stage, reply: Reply) -> None:
     """Something that the caller should know of."""
-    message = "smtp session remark: %s: %s (delivery %s)"
+    message = "smtp remark: %s: %s (delivery %s)"
     say(logging.WARNING, message, stage.value, reply.text, delivery_id, **said(stage, reply), delivery_id=delivery_id)
 
 

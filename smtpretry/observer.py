@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections import deque
+from collections.abc import Iterable
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from .events import BrokenOff, Ended, Event, Hook, Paused, Resumed
 from .outcome import Outcome, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from .delivery import Delivery
     from .replies.reply import Said
@@ -131,7 +132,9 @@ def hooks_of(on_step: Hook | Iterable[Hook] | None) -> tuple[Hook, ...]:
     Raises:
         TypeError: it is no function, and no several of them, or one is a coroutine function.
     """
-    hooks = () if on_step is None else (on_step,) if callable(on_step) else tuple(on_step)
+    if on_step is None:
+        return ()
+    hooks = tuple(on_step) if isinstance(on_step, Iterable) and not callable(on_step) else (on_step,)
     for hook in hooks:
         if not callable(hook):
             msg = f"on_step is a function of a delivery and a step, or several of them, not {hook!r}"

@@ -356,7 +356,7 @@ def test_what_is_no_hook(wrong: Any) -> None:
     if wrong in (print, None):
         assert RetryingSMTP(server.client(), on_step=wrong)
         return
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="on_step is a function of a delivery and a step"):
         RetryingSMTP(server.client(), on_step=wrong)
 
 
