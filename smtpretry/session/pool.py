@@ -137,9 +137,9 @@ class Pool:
             self._tell_pause(self.observer.clock(), until, reason)
         elif self.failures:
             self.observer.resumed(self.server)
-        self.observer.tell()
         self.resumes_at, self.failures, self.reason = until, failures, reason
         self._serve()
+        self.observer.tell()
 
     @asynccontextmanager
     async def lend(self) -> AsyncIterator[Connection]:
