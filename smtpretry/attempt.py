@@ -128,9 +128,12 @@ class Pass:
 
     async def _prepare(self, connection: Connection) -> None:
         before = connection.authenticated
+        slow = None if connection.is_open else self.pool.warn_if_slow()
         try:
             await connection.prepare(self.timeout)
         finally:
+            if slow is not None:
+                slow.cancel()
             self.delivery.attempts[-1].server = self.pool.look_at(connection)
         if connection.authenticated is not None and connection.authenticated is not before:
             self.ledger.note(Said(Stage.AUTH, connection.authenticated), None, self.ledger.todo)

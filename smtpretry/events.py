@@ -104,5 +104,5 @@ class Closed:
 
 
 Event = Step | Ended | BrokenOff | Paused | Resumed | Opened | Closed
-Hook = Callable[[Delivery | None, Event], object]
+Hook = Callable[[Delivery | None, Event], None]
 """What `on_step=` takes. The delivery is None where the event concerns none."""

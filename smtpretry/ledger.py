@@ -138,8 +138,9 @@ class Ledger:
 
     def tell(self) -> None:
         """Let the observer know what has been written down."""
-        ended, self._ended = self._ended, []
-        self.observer.ended(self.delivery, ended)
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self.observer.ended(self.delivery, ended)
         self.observer.tell()
 
     def remark(self, said: Said) -> None:

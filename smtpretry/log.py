@@ -15,7 +15,7 @@ from .replies.rule import Action
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .outcome import Step
+    from .outcome import Outcome, Step
     from .replies.reply import Reply
     from .replies.stage import Stage
 
@@ -66,9 +66,16 @@ def gave_up(delivery_id: str, recipient: str, why: str, stage: Stage, reply: Rep
     say(logging.WARNING, message, recipient, why, stage.value, reply, delivery_id, **fields)
 
 
+def lost(delivery_id: str, recipient: str, outcome: Outcome) -> None:
+    """Somebody did not get the message, and no exception says so."""
+    message, end = "smtp message %s for %s: %s (delivery %s)", outcome.status.value.lower()
+    fields = {**said(outcome.stage, outcome.reply), "delivery_id": delivery_id, "recipients": [recipient]}
+    say(logging.WARNING, message, end, recipient, outcome.reply, delivery_id, **fields)
+
+
 def remarked(delivery_id: str, stage: Stage, reply: Reply) -> None:
     """Something that the caller should know of."""
-    message = "smtp session remark: %s: %s (delivery %s)"
+    message = "smtp remark: %s: %s (delivery %s)"
     say(logging.WARNING, message, stage.value, reply.text, delivery_id, **said(stage, reply), delivery_id=delivery_id)
 
 
@@ -111,6 +118,12 @@ def pauses(server: str, stage: Stage, reply: Reply, *, wait: float, until: float
     message = "smtp server left alone for %.0f s, until %s: %s says %s: %s"
     fields = {**said(stage, reply), "wait": wait, "server": server}
     say(logging.WARNING, message, wait, at(until), server or "it", stage.value, reply, **fields)
+
+
+def still_connecting(server: str) -> None:
+    """A server does not answer."""
+    message = "smtp connection to %s is not there after %.0f s; it is given up after the client's timeout"
+    say(logging.WARNING, message, server or "the server", LONG, server=server)
 
 
 def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import math
 from collections import deque
+from collections.abc import Iterable
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,13 @@ from .events import BrokenOff, Ended, Event, Hook, Paused, Resumed
 from .outcome import Outcome, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from .delivery import Delivery
     from .replies.reply import Said
     from .stats import Stats
+
+_ENDS = (Status.ACCEPTED, Status.REFUSED, Status.UNCERTAIN, Status.DEFERRED)
 
 
 class Observer:
@@ -34,7 +37,7 @@ class Observer:
 
     def __init__(self, hooks: tuple[Hook, ...], clock: Callable[[], float]) -> None:
         self.hooks, self.clock = hooks, clock
-        self.counts = dict.fromkeys(Status, 0)
+        self.counts = dict.fromkeys(_ENDS, 0)
         self._notes = deque[tuple[Context, "Delivery | None", Event]]()
         self._failed = set[int]()  # hooks whose failure was logged
         self._warned = dict[tuple[object, ...], float]()  # why somebody waits, and until when that was said
@@ -63,9 +66,11 @@ class Observer:
     def ended(self, delivery: Delivery, recipients: Sequence[str]) -> None:
         """Count recipients that have got their end, and note it."""
         outcomes = [delivery.outcomes[who] for who in recipients]
-        for outcome in outcomes:
-            self.counts[outcome.status] += 1
-        if not self.hooks or not outcomes:
+        ends = [outcome.status for outcome in outcomes]
+        for status in _ENDS:
+            if many := ends.count(status):
+                self.counts[status] += many
+        if not self.hooks:
             return
         at, left = self.clock(), len(delivery.pending) + len(outcomes)
         elapsed, server = delivery.elapsed(at), delivery.attempts[-1].server if delivery.attempts else ""
@@ -88,6 +93,11 @@ class Observer:
         if (first or until - now > log.LONG) and self._is_news(*_why(said), until=until):
             warn = log.never_connected if first else log.pauses
             warn(server, said.stage, said.reply, wait=until - now, until=until)
+
+    def still_connecting(self, server: str) -> None:
+        """A connection has not been opened in time."""
+        if self._is_news("connecting", until=self.clock() + log.LONG):
+            log.still_connecting(server)
 
     def resumed(self, server: str) -> None:
         """The server works again."""
@@ -122,7 +132,9 @@ def hooks_of(on_step: Hook | Iterable[Hook] | None) -> tuple[Hook, ...]:
     Raises:
         TypeError: it is no function, and no several of them, or one is a coroutine function.
     """
-    hooks = () if on_step is None else (on_step,) if callable(on_step) else tuple(on_step)
+    if on_step is None:
+        return ()
+    hooks = tuple(on_step) if isinstance(on_step, Iterable) and not callable(on_step) else (on_step,)
     for hook in hooks:
         if not callable(hook):
             msg = f"on_step is a function of a delivery and a step, or several of them, not {hook!r}"

@@ -38,12 +38,14 @@ from smtpretry import (
     Failover,
     Opened,
     Paused,
+    Reply,
     Resumed,
     RetryingSMTP,
     Stage,
     Status,
     Step,
 )
+from smtpretry.queues.engine import Pause
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
@@ -356,7 +358,7 @@ def test_what_is_no_hook(wrong: Any) -> None:
     if wrong in (print, None):
         assert RetryingSMTP(server.client(), on_step=wrong)
         return
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="on_step is a function of a delivery and a step"):
         RetryingSMTP(server.client(), on_step=wrong)
 
 
@@ -371,6 +373,21 @@ def test_a_coroutine_function_is_no_hook(hook: Any) -> None:
     """Nobody would await it: it is refused at once, not forgotten in silence."""
     with pytest.raises(TypeError, match="plain function"):
         RetryingSMTP(ScriptedServer().client(), on_step=hook)
+
+
+@virtually
+async def test_a_pause_that_another_worker_has_found() -> None:
+    """What the workers of a queue tell each other of a server, the hooks are told: a pause, once, and its end."""
+    async with telling() as (_, smtp, told):
+        pause = Pause(virtual.clock() + 300, 1, Stage.CONNECT, Reply.parse(DOWN))
+        smtp.adopt(pause)
+        smtp.adopt(pause)
+        [paused] = told.of(Paused)
+        assert (paused.until, paused.reply.code) == (pause.until, 421)
+        assert smtp.stats().paused_until == pause.until
+        smtp.adopt(Pause())
+        assert told.kinds() == ["Paused", "Resumed"]
+        assert smtp.stats().paused_until is None
 
 
 # How a client is doing

@@ -109,6 +109,29 @@ async def test_the_first_connection_that_never_was(trouble: str, lines: Callable
         server.clear()
 
 
+@pytest.mark.parametrize("connections", [1, 5])
+@virtually
+async def test_a_server_that_says_nothing(connections: int, lines: Callable[[], list[str]]) -> None:
+    """Where the server does not greet, that is said after half a minute, before the client's timeout; once for all."""
+    async with (
+        ScriptedServer() as server,
+        RetryingSMTP(lambda: server.client(timeout=60), patient(), max_connections=connections) as smtp,
+    ):
+        server.fail_at("CONNECT", "stall")
+        sends = [asyncio.ensure_future(smtp.deliver(letter(ANN))) for _ in range(10)]
+        await asyncio.sleep(29)
+        assert not lines()
+        await asyncio.sleep(2)
+        [warning] = lines()
+        assert f"connection to {server.hostname}:{server.port} is not there after 30 s" in warning
+        await asyncio.sleep(31)
+        assert "no connection" in lines()[1]
+        for send in sends:
+            send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+        server.clear()
+
+
 @virtually
 async def test_who_had_a_connection_is_not_told_of_a_short_wait(lines: Callable[[], list[str]]) -> None:
     """A pause of half a minute or less, after the client had a connection, is no warning."""

@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import functools
 import inspect
-import logging
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +15,7 @@ from django.conf import settings
 from django.core.mail.backends import smtp
 from django.core.mail.utils import DNS_NAME
 
+from smtpretry import log
 from smtpretry.blocking import Blocking
 from smtpretry.client import RetryingSMTP
 from smtpretry.decorator import retry
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from django.core.mail import EmailMessage
 
     from smtpretry.delivery import Delivery
-
-_log = logging.getLogger("smtpretry")
 
 _OURS: Final = inspect.signature(RetryingSMTP).parameters.keys() - {"client", "username", "password", "defer"}
 _POLICY: Final = RetryPolicy.interactive()  # most mails of a Django project are sent within a request
@@ -214,8 +212,7 @@ async def log_losses(delivery: Delivery) -> None:
 
 def _log_losses(delivery: Delivery) -> None:
     for who in [*delivery.refused, *delivery.uncertain]:
-        outcome = delivery.outcomes[who]
-        _log.warning("%s: %s for %s: %s", delivery.id, outcome.status.value.lower(), who, outcome.reply)
+        log.lost(delivery.id, who, delivery.outcomes[who])
 
 
 def _failure(delivery: Delivery, policy: RetryPolicy) -> Exception | None:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from smtpretry import log
 from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
@@ -121,9 +122,9 @@ class Pool(Limits):
             self._tell_paused(self.observer.clock(), until, reason)
         elif self.failures:
             self._tell_resumed()
-        self.observer.tell()
         self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
         self._serve()
+        self.observer.tell()
 
     @property
     def connections(self) -> Sequence[Connection]:
@@ -165,6 +166,11 @@ class Pool(Limits):
             place = self._waiting.ask(Wish.PLACE)
             self._serve()
             await place.granted
+
+    def warn_if_slow(self) -> asyncio.TimerHandle:
+        """Say so where a connection is not opened in time; to be cancelled when it is, or has failed."""
+        loop = asyncio.get_running_loop()
+        return loop.call_later(log.LONG, lambda: self.observer.still_connecting(self.server))
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""

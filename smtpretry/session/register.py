@@ -33,11 +33,12 @@ class Register:
         if before != now:
             self._seen[connection] = now
             self.server = self._servers[connection] = connection.server
-            self._note(*(before or (0, False)), *now, tls=connection.is_tls)
+            self._note(before or (0, False), now, tls=connection.is_tls)
         return self._servers[connection]
 
-    def _note(self, sessions: int, was_open: bool, now: int, is_open: bool, *, tls: bool) -> None:  # noqa: FBT001
-        at, opened = self._observer.clock(), now > sessions or (is_open and not was_open)
+    def _note(self, before: tuple[int, bool], now: tuple[int, bool], *, tls: bool) -> None:
+        (sessions, was_open), (sessions_now, is_open) = before, now
+        at, opened = self._observer.clock(), sessions_now > sessions or (is_open and not was_open)
         if was_open and (opened or not is_open):
             self._observer.note(None, Closed(at, self.server))
         if opened:

@@ -45,6 +45,7 @@ async def contenders(port: int, recipients: int, size: int) -> AsyncIterator[dic
         client() as inside,
         client() as stamped,
         RetryingSMTP(client()) as smtp,
+        RetryingSMTP(client(), on_step=lambda *_: None) as watched,
     ):
 
         async def with_stamina() -> None:
@@ -56,6 +57,7 @@ async def contenders(port: int, recipients: int, size: int) -> AsyncIterator[dic
             BARE: lambda: bare.send_message(message),
             "the same, another one": lambda: again.send_message(message),
             "smtpretry": lambda: smtp.send_message(message),
+            "smtpretry, with a hook": lambda: watched.send_message(message),
             "tenacity around it": lambda: retrying()(inside.send_message, message),
             "stamina around it": with_stamina,
         }

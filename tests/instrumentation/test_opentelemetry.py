@@ -16,8 +16,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from support import ANN, BOB, CAT, PASSWORD, USER, letter, patient, virtually
 
-from smtpretry import Delivery, RetryingSMTP, instrumentation, prepare
-from smtpretry.testing import ScriptedServer
+from smtpretry import Blocking, Delivery, RetryingSMTP, instrumentation, prepare
+from smtpretry.testing import ScriptedServer, ThreadedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,3 +209,16 @@ async def test_without_an_sdk() -> None:
     hook = instrumentation.opentelemetry()
     async with ScriptedServer() as server, RetryingSMTP(server.client(), patient(), on_step=hook) as smtp:
         assert (await smtp.deliver(letter(ANN))).accepted == [ANN]
+
+
+def test_blocking_code(telemetry: Telemetry) -> None:
+    """Where the loop runs in a thread of its own, a send still belongs to the span around the call."""
+    with (
+        ThreadedServer() as server,
+        Blocking(server.client(), on_step=telemetry.hook) as smtp,
+        telemetry.tracers.get_tracer("app").start_as_current_span("request") as request,
+    ):
+        smtp.deliver(letter(ANN))
+    sent = next(span for span in telemetry.spans if span.name.startswith("send"))
+    assert sent.parent
+    assert sent.parent.span_id == request.get_span_context().span_id

@@ -22,7 +22,11 @@ from smtpretry import (
     Attempt,
     Decision,
     Delivery,
+    Ended,
     Engine,
+    Event,
+    Failover,
+    Hook,
     NotOurs,
     Outcome,
     Reply,
@@ -31,10 +35,12 @@ from smtpretry import (
     Rule,
     Scope,
     Stage,
+    Stats,
     Status,
     Step,
     SupportsSend,
     UncertainDelivery,
+    instrumentation,
 )
 from smtpretry.queues.procrastinate import ProcrastinateEngine
 from smtpretry.testing import NoWait, ReceivedMessage, ScriptedServer, no_wait
@@ -191,6 +197,31 @@ def told(delivery: Delivery, error: BaseException) -> None:
     assert_type(smtpretry.delivery_of(error), Delivery | None)
     if isinstance(error, UncertainDelivery):
         assert_type(error.delivery, Delivery)
+
+
+def on_step(delivery: Delivery | None, step: Event) -> None:
+    """A hook: what it is told has a type of its own."""
+    if isinstance(step, Ended):
+        assert_type(step.status, Status)
+        assert_type(step.reply, Reply | None)
+    if isinstance(step, Step):
+        assert_type(step.row, str)
+
+
+async def awaited(delivery: Delivery | None, step: Event) -> None:
+    """A coroutine function is no hook."""
+
+
+def seen(client: aiosmtplib.SMTP) -> None:
+    """Hooks, one or several, and how a client is doing."""
+    smtp = RetryingSMTP(client, on_step=on_step)
+    hooks: list[Hook] = [on_step, lambda _, __: None, instrumentation.prometheus()]
+    assert_type(RetryingSMTP(client, on_step=hooks).stats(), Stats)
+    assert_type(Failover(smtp, smtp).stats().servers, tuple[Stats, ...])
+    assert_type(smtp.stats().paused_until, float | None)
+    assert_type(instrumentation.opentelemetry(), Hook)
+    RetryingSMTP(client, on_step=5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    RetryingSMTP(client, on_step=awaited)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 async def tested() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from django.core import mail
 from django.core.management.base import BaseCommand, CommandError
 
+from smtpretry import log
 from smtpretry.client import RetryingSMTP
 from smtpretry.django.backend import EmailBackend, log_losses
 from smtpretry.django.outbox import engine
@@ -35,7 +36,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no types
         if not isinstance(backend, EmailBackend) or not backend.queue:
             msg = 'there is no queue: set the option queue of smtpretry.django.EmailBackend, such as "mail.db"'
             raise CommandError(msg)
-        logging.getLogger("smtpretry").info("sending what %s holds", backend.queue)
+        log.say(logging.INFO, "smtp worker sends what %s holds", backend.queue)
         asyncio.run(self._work(backend))
 
     async def _work(self, backend: EmailBackend) -> None:
