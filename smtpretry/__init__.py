@@ -4,14 +4,14 @@ Wrap the client that you have in `RetryingSMTP`; or call `send` in place of `aio
 other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` what became of each recipient.
 """
 
-from .blocking import Blocking
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from .client import RetryingSMTP
-from .decorator import retry
 from .delivery import Delivery
 from .envelope import prepare
 from .errors import ClientClosed, NotOurs, QueueSilent, UncertainDelivery, deliveries_of, delivery_of
 from .events import BrokenOff, Closed, Ended, Event, Hook, Opened, Paused, Resumed
-from .failover import Failover
 from .oneshot import send
 from .outcome import Attempt, Outcome, Status, Step
 from .policy import Decision, RetryPolicy
@@ -22,6 +22,26 @@ from .replies.rules import DEFAULT_RULES
 from .replies.stage import Scope, Stage
 from .stats import Stats
 from .typing import SupportsSend
+
+if TYPE_CHECKING:
+    from .blocking import Blocking
+    from .decorator import retry
+    from .failover import Failover
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import what not every program uses when it is first asked for (PEP 562)."""
+        if name not in _WHEN_USED:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        globals()[name] = found = getattr(import_module(_WHEN_USED[name], __name__), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
+
+_WHEN_USED = {"Blocking": ".blocking", "Failover": ".failover", "retry": ".decorator"}
 
 __version__ = "0.1.0"
 

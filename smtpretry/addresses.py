@@ -9,35 +9,35 @@ from __future__ import annotations
 import copy
 import email.header
 import email.policy
-import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from .replies.patterns import caseless, compiled
+
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
     from email.message import Message
 
 # Nearly all addresses are a mailbox alone, a list of such, or one with a simple name. All else is read by tokens.
-_PLAIN = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)*", re.ASCII)
-_PLAIN_LIST = re.compile(rf"{_PLAIN.pattern}(?:, *{_PLAIN.pattern})*", re.ASCII)
-_PLAIN_NAME = re.compile(rf"[\w .'-]*<({_PLAIN.pattern})>", re.ASCII)
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and what no codec can write
-_FOLD = re.compile(r"(?:\r\n?|\n)(?=[ \t])|(?:\r\n?|\n)\Z")
+_MAILBOX = r"[\w.!#$%&'*+/=?^`{|}~-]+@[\w-]+(?:\.[\w-]+)*"
+_PLAIN = rf"(?a){_MAILBOX}"
+_PLAIN_LIST = rf"(?a){_MAILBOX}(?:, *{_MAILBOX})*"
+_PLAIN_NAME = rf"(?a)[\w .'-]*<({_MAILBOX})>"
+_CONTROL = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"  # and what no codec can write
+_FOLD = r"(?:\r\n?|\n)(?=[ \t])|(?:\r\n?|\n)\Z"
 _WORD = r"=\?[^?\s]+\?[bq]\?[^?\s]*\?="  # RFC 2047, with the commas and dots that some writers leave in it
-_ENCODED = re.compile(_WORD, re.IGNORECASE)
-_ALL_ENCODED = re.compile(rf"\s*{_WORD}(?:\s*{_WORD})*\s*", re.IGNORECASE)
-_TOKEN = re.compile(
-    rf"""(\s+) | {_WORD} | "(?:[^"\\]|\\.)*" | \[[^][\\]*\] | [,;:<>@.(] | [^][\s"\\,;:<>@.()]+""",
-    re.VERBOSE | re.IGNORECASE,
-)
-_IN_COMMENT = re.compile(r"[()]|\\.")
-_ADDRESS_IN_COMMENT = re.compile(r"\([^()@]*@[^()]*\)\s*\Z")
-_SPECIAL = re.compile(r'[,;:<>@"]')
-_LITERAL = re.compile(r"\[[^][\s\\]+\]")
-_IN_TEXT = re.compile(r"""(?<![^\s<>@,;:"()])([^\s<>@,;:"()]+)@([^\s<>@,;:"()]+)""")
+_ALL_ENCODED = rf"\s*{_WORD}(?:\s*{_WORD})*\s*"
+_TOKEN = rf"""(?x)
+    (\s+) | {_WORD} | "(?:[^"\\]|\\.)*" | \[[^][\\]*\] | [,;:<>@.(] | [^][\s"\\,;:<>@.()]+"""
+_IN_COMMENT = r"[()]|\\."
+_ADDRESS_IN_COMMENT = r"\([^()@]*@[^()]*\)\s*\Z"
+_SPECIAL = r'[,;:<>@"]'
+_LITERAL = r"\[[^][\s\\]+\]"
+_IN_TEXT = r"""(?<![^\s<>@,;:"()])([^\s<>@,;:"()]+)@([^\s<>@,;:"()]+)"""
 _LABEL = "[a-z0-9_\u0080-\U0010ffff-]+"
-_DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\.?", re.IGNORECASE)
-_OTHERWISE_IN_2003 = re.compile("[ßẞςΣ\u200c\u200d]")  # IDNA 2003 makes another domain of these
+_DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*\.?"
+_OTHERWISE_IN_2003 = "[ßẞςΣ\u200c\u200d]"  # IDNA 2003 makes another domain of these
 _ONE_LINE = email.policy.SMTP.clone(max_line_length=0, utf8=True)
 
 
@@ -65,9 +65,9 @@ def mailbox_of(address: str) -> str:
     if not isinstance(address, str):
         msg = f"an address is a str, not {address!r}"
         raise TypeError(msg)
-    if _PLAIN.fullmatch(address):
+    if compiled(_PLAIN).fullmatch(address):
         return address
-    if _CONTROL.search(address):
+    if compiled(_CONTROL).search(address):
         msg = f"address {address!r} has a line break or another control character"
         raise ValueError(msg)
     try:
@@ -121,13 +121,13 @@ def show_in_ascii(message: Message) -> tuple[Message, bool]:
         if str(value).isascii():
             continue
         text = _in_one_line(str(value))
-        written = text if getattr(value, "defects", None) else _IN_TEXT.sub(_with_a_label, text)
+        written = text if getattr(value, "defects", None) else compiled(_IN_TEXT).sub(_with_a_label, text)
         if written != text and isinstance(value, str) and len(message.get_all(name, ())) == 1:
             if shown is message:
                 shown = copy.copy(message)
                 del shown["Bcc"], shown["Resent-Bcc"]  # never shown; and the copy has headers of its own from here on
             shown.replace_header(name, written)
-        left = left or any(not one[0].isascii() for one in _IN_TEXT.finditer(written))
+        left = left or any(not one[0].isascii() for one in compiled(_IN_TEXT).finditer(written))
     return shown, left
 
 
@@ -144,7 +144,7 @@ def a_label(domain: str) -> str:
         return idna.encode(domain, uts46=True).decode()
     except (ImportError, UnicodeError):  # not installed; or, as in i❤.ws, what 2003 allowed
         pass
-    if _OTHERWISE_IN_2003.search(domain):
+    if compiled(_OTHERWISE_IN_2003).search(domain):
         return domain
     try:
         return domain.encode("idna").decode()
@@ -170,7 +170,7 @@ def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Heade
     text = str(value)
     try:
         text = _text(value)
-        if _ALL_ENCODED.fullmatch(text):  # addresses and all
+        if caseless(_ALL_ENCODED).fullmatch(text):  # addresses and all
             text = str(email.header.make_header(email.header.decode_header(text)))
         found = _read(text)
         if lacking := [one for one in found if one and not _is_whole(one)]:
@@ -193,7 +193,10 @@ def _text(value: Any) -> str:  # noqa: ANN401
     elif getattr(value, "defects", None):  # then Python has read a part of it
         text = value.fold(policy=_ONE_LINE).partition(":")[2]
         names = [getattr(address, "display_name", "") for address in getattr(value, "addresses", ())]
-        if _ADDRESS_IN_COMMENT.search(text) or any(_SPECIAL.search(name) and f'"{name}"' not in text for name in names):
+        special = compiled(_SPECIAL)
+        if compiled(_ADDRESS_IN_COMMENT).search(text) or any(
+            special.search(name) and f'"{name}"' not in text for name in names
+        ):
             msg = f"as Python mends it, {text.strip()!r}, a comment may hide an address, or a name may pass for one"
             raise ValueError(msg)
     else:
@@ -203,7 +206,7 @@ def _text(value: Any) -> str:  # noqa: ANN401
 
 def _in_one_line(text: str) -> str:
     """A header unfolded, its undeclared bytes read as UTF-8 (RFC 6532)."""
-    text = _FOLD.sub("", text).replace("\t", " ").strip()
+    text = compiled(_FOLD).sub("", text).replace("\t", " ").strip()
     return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode(errors="replace")
 
 
@@ -213,11 +216,11 @@ def _read(text: str) -> list[str]:
     Raises:
         ValueError: it is no such list; the message says why.
     """
-    if _PLAIN_LIST.fullmatch(text):
+    if compiled(_PLAIN_LIST).fullmatch(text):
         return text.replace(" ", "").split(",")
-    if named := _PLAIN_NAME.fullmatch(text):
+    if named := compiled(_PLAIN_NAME).fullmatch(text):
         return [named[1]]
-    if _CONTROL.search(text):
+    if compiled(_CONTROL).search(text):
         msg = "it has a line break or another control character"
         raise ValueError(msg)
     found, entry, in_group, in_brackets = list[str](), list[str](), False, False
@@ -244,7 +247,7 @@ def _tokens(text: str) -> Iterator[str]:
     """Words, specials, and " " for any white space and comment."""
     place = 0
     while place < len(text):
-        token = _TOKEN.match(text, place)
+        token = caseless(_TOKEN).match(text, place)
         if token is None:
             msg = f"a quote or bracket has no match, or stands where it may not: {text[place : place + 40]!r}"
             raise ValueError(msg)
@@ -258,7 +261,7 @@ def _tokens(text: str) -> Iterator[str]:
 
 def _end_of_comment(text: str, place: int) -> int:
     depth = 1
-    for token in _IN_COMMENT.finditer(text, place):
+    for token in compiled(_IN_COMMENT).finditer(text, place):
         depth += {"(": 1, ")": -1}.get(token[0], 0)
         if not depth:
             return token.end()
@@ -305,13 +308,13 @@ def _addr_spec(tokens: list[str]) -> str:
         words.append(piece)
     at = words.index("@") if "@" in words else len(words)
     local, domain = words[:at], words[at + 1 :]
-    if not local or any(word[0] in "[<>:;,@" or _ENCODED.fullmatch(word) for word in local):
+    if not local or any(word[0] in "[<>:;,@" or caseless(_WORD).fullmatch(word) for word in local):
         msg = f"{written!r} has no local part"
         raise ValueError(msg)
     if at == len(words):
         return "".join(local)
     name = "".join(domain)
-    if not _DOMAIN.fullmatch(name) and not (len(domain) == 1 and _LITERAL.fullmatch(name)):
+    if not caseless(_DOMAIN).fullmatch(name) and not (len(domain) == 1 and compiled(_LITERAL).fullmatch(name)):
         msg = f"{written!r} has no domain that could be one"
         raise ValueError(msg)
     return f"{''.join(local)}@{a_label(name) if not name.isascii() and ''.join(local).isascii() else name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import uuid
+import secrets
 from base64 import b64decode, b64encode
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -51,7 +51,7 @@ class Delivery:
     message: bytes = field(repr=False)
     mail_options: tuple[str, ...] = ()
     rcpt_options: tuple[str, ...] = ()
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: secrets.token_hex(16))
     began_at: float | None = None
     excused: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.message
 import email.utils
 import re
-import uuid
+import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from types import NoneType
@@ -15,6 +15,7 @@ from .addresses import mailbox_of, recipients_of, sender_of
 from .delivery import Delivery
 from .mime import as_bytes
 from .outcome import Outcome
+from .replies.patterns import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
 _LONGEST_ID = 255
 Message = email.message.EmailMessage | email.message.Message
 
-_CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")  # and what no codec writes
-_FIELD = re.compile(rb"[!-9;-~\x80-\xff]+[ \t]*:")  # with the white space of RFC 5322 §4.5
-_BEFORE_THE_HEADER = re.compile(  # a byte order mark, and the lines that mailbox files begin a message with
+_CONTROL = "[\x00-\x1f\x7f\ud800-\udfff]"  # and what no codec writes
+_FIELD = rb"[!-9;-~\x80-\xff]+[ \t]*:"  # with the white space of RFC 5322 §4.5
+_BEFORE_THE_HEADER = (  # a byte order mark, and the lines that mailbox files begin a message with
     rb"(?:\xef\xbb\xbf)?(?:>?From[ \t]+[^:\s][^\n]*\n)*(?=%b)"
-    rb"|(?:\xef\xbb\xbf)?>?From[ \t]+[^:\s][^\n]{,200}\d:\d\d[^\n]{,40}\d{4}[^\n]{,99}\n(?=\r\n|\Z)" % _FIELD.pattern
+    rb"|(?:\xef\xbb\xbf)?>?From[ \t]+[^:\s][^\n]{,200}\d:\d\d[^\n]{,40}\d{4}[^\n]{,99}\n(?=\r\n|\Z)" % _FIELD
 )
-_LINE_END = re.compile(rb"\r\n|\r|\n")
-_HAS = {name: re.compile(rb"^" + name + rb"[ \t]*:", re.IGNORECASE | re.MULTILINE) for name in (b"Message-ID", b"Date")}
 
 
 def prepare(
@@ -116,11 +115,11 @@ def prepare(
 
 def _name(name: str | None) -> str:
     if name is None:
-        return uuid.uuid4().hex
+        return secrets.token_hex(16)
     if not isinstance(name, str):
         msg = f"id is a str, not {name!r}"
         raise TypeError(msg)
-    if not 0 < len(name) <= _LONGEST_ID or _CONTROL.search(name):
+    if not 0 < len(name) <= _LONGEST_ID or compiled(_CONTROL).search(name):
         msg = f"id is 1 to {_LONGEST_ID} characters, none of them a control character, not {name!r}"
         raise ValueError(msg)
     return name
@@ -144,7 +143,7 @@ def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
         msg = f"{name} is a list of str, not {options!r}"
         raise TypeError(msg)
     for option in options:
-        if not option.isascii() or _CONTROL.search(option):
+        if not option.isascii() or compiled(_CONTROL).search(option):
             msg = f"{name} has {option!r}, which is no ESMTP parameter"
             raise ValueError(msg)
     return options
@@ -165,26 +164,32 @@ def _bytes(message: Message | str | bytes) -> tuple[bytes, bool]:
 def _identified(message: bytes, domain: str, *, is_object: bool) -> bytes:
     """The message with CRLF line ends, a Message-ID and a Date; without what stands before its first header field."""
     message = _with_crlf(message)
-    if not is_object and (before := _BEFORE_THE_HEADER.match(message)):
+    if not is_object and (before := re.match(_BEFORE_THE_HEADER, message)):
         message = message[before.end() :]
-    has_header = is_object or _FIELD.match(message)
-    header = message[: message.find(b"\r\n\r\n") + 2 or None] if has_header else b""
+    has_header = is_object or re.match(_FIELD, message)
+    header = message[: message.find(b"\r\n\r\n") + 2 or None].lower() if has_header else b""
     added = b""
-    if not _HAS[b"Message-ID"].search(header):
+    if not _has(b"message-id", header):
         name = email.utils.make_msgid(domain=domain if domain and domain.isascii() else "localhost")
         added += f"Message-ID: {name}\r\n".encode()
-    if not _HAS[b"Date"].search(header):
+    if not _has(b"date", header):
         added += f"Date: {email.utils.format_datetime(email.utils.localtime())}\r\n".encode()
     if not has_header and added and not message.startswith(b"\r\n"):
         added += b"\r\n"  # a body alone: it needs the empty line before it
     return added + message
 
 
+def _has(name: bytes, header: bytes) -> bool:
+    """Whether a field is in the header, both in lower case."""
+    found = (b"\n" + header).split(b"\n" + name)[1:]
+    return any(rest.lstrip(b" \t").startswith(b":") for rest in found)
+
+
 def _with_crlf(message: bytes) -> bytes:
     """The message with CRLF at the end of each line; itself where it has it already, as nearly all do."""
     lines = message.count(b"\r\n")
     if message.count(b"\r") != lines:
-        message = _LINE_END.sub(b"\r\n", message)
+        message = re.sub(rb"\r\n|\r|\n", b"\r\n", message)
     elif message.count(b"\n") != lines:
         message = message.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
     return message if message.endswith(b"\r\n") else message + b"\r\n"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import log
 from .outcome import Attempt, Outcome, Status, Step
@@ -29,8 +28,7 @@ _RESENDS = 2  # times that a message is sent again after an end in doubt, in the
 _AT_ONCE, _ALIKE = 1.0, 0.05  # seconds, and share of the wait: those whose waits end within it go on together
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """Which server's turn a pass is, where there are several.
 
     Attributes:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from .policy import OUT_OF_STEP, Decision
 from .replies.reply import NO_REPLY, Reply, Said
@@ -33,8 +33,7 @@ _FIRST_COMMANDS = (Stage.STARTTLS, Stage.AUTH, Stage.MAIL)  # one of them is the
 _UNRULY = 2  # connections that end in a row, at different recipients, before it is taken for the server's trouble
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What came to one command.
 
     Attributes:
@@ -52,8 +51,7 @@ class Answer:
     final: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ruling:
+class Ruling(NamedTuple):
     """One reply that decided something, and for whom."""
 
     said: Said
@@ -77,8 +75,7 @@ class Decide(Protocol):
         """See `RetryPolicy.decide`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
+class Case(NamedTuple):
     """What is known before the first answer.
 
     Attributes:
@@ -243,7 +240,7 @@ class Judge:
             verdict.batch = len(verdict.taken)
         if self._postponed is not None:
             taken = set(verdict.taken)
-            self._put_aside(replace(self._postponed, recipients=[who for who in self.case.todo if who not in taken]))
+            self._put_aside(self._postponed._replace(recipients=[who for who in self.case.todo if who not in taken]))
         if not self._begun:
             verdict.after = After.NOTHING
         elif self._ended_at is None:
@@ -299,10 +296,10 @@ class Judge:
             verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
         elif decision.wait > 0 and case.others and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
-            verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
+            verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         elif decision.action is Action.RECONNECT and self._may_go_on(stage, decision):
             verdict.repair = decision.rule
-            verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
+            verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         else:
             verdict.rulings.append(ruling)
             self._carry_on(ruling)
@@ -312,12 +309,12 @@ class Judge:
         one_alone = decision.scope is Scope.RECIPIENT
         match decision.action:
             case Action.FAIL:
-                verdict.refused.append(ruling if one_alone else replace(ruling, recipients=case.pending()))
+                verdict.refused.append(ruling if one_alone else ruling._replace(recipients=case.pending()))
             case Action.RETRY:
-                verdict.waiting.append(ruling if one_alone else replace(ruling, recipients=list(case.todo)))
+                verdict.waiting.append(ruling if one_alone else ruling._replace(recipients=list(case.todo)))
             case Action.RECONNECT:
                 to_blame = ruling.said_to is not None and self._is_to_blame(ruling.said_to, decision)
-                verdict.waiting.append(ruling if to_blame else replace(ruling, recipients=list(case.todo)))
+                verdict.waiting.append(ruling if to_blame else ruling._replace(recipients=list(case.todo)))
             case Action.SPLIT:
                 verdict.batch = len(ruling.recipients) // 2
             case repair:

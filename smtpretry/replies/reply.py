@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .delays import delay_in
 from .patterns import compiled
@@ -127,8 +127,7 @@ class Reply:
         return f"{self.code} {text}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """What came at a stage: a reply, or the error that stands for the one that did not come (`NO_REPLY`)."""
 
     stage: Stage

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import math
-import re
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NoReturn
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import aiosmtplib
 from aiosmtplib.typing import Default
 
+from smtpretry.replies.patterns import caseless
 from smtpretry.replies.reply import Reply, Said
 from smtpretry.replies.stage import Stage
 from smtpretry.replies.words import LOG_IN, TLS
@@ -36,8 +36,6 @@ CleartextAuth = Literal["never", "loopback", "always"]
 
 _CREDIT = 2  # failures
 _QUIT_TIMEOUT = 5.0  # seconds
-_TLS_FIRST = re.compile(TLS, re.IGNORECASE)
-_AUTH_FIRST = re.compile(LOG_IN, re.IGNORECASE)
 
 
 class Connection(Opening):
@@ -252,5 +250,5 @@ class Connection(Opening):
 
 
 def _asks_for_log_in(reply: Reply) -> bool:
-    asks = reply.code == LOG_IN_FIRST or _AUTH_FIRST.search(reply.text)
-    return bool(asks) and not _TLS_FIRST.search(reply.text)
+    asks = reply.code == LOG_IN_FIRST or caseless(LOG_IN).search(reply.text)
+    return bool(asks) and not caseless(TLS).search(reply.text)

@@ -6,9 +6,8 @@ import asyncio
 import ipaddress
 import socket
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import chain, zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiosmtplib
 from aiosmtplib import SMTPConnectError, SMTPConnectResponseError, SMTPConnectTimeoutError
@@ -30,8 +29,7 @@ _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _PATIENCE = 300.0  # seconds for one of several addresses, where the client has no time-out (RFC 5321 §4.5.3.2.1)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """Where to connect to."""
 
     host: str
@@ -42,8 +40,7 @@ class Address:
 _OWN_SOCKET: Final = Address("", 0, 0)  # the client's: there is no choice
 
 
-@dataclass(frozen=True, slots=True)
-class Dial:
+class Dial(NamedTuple):
     """How to open lines for a client.
 
     Attributes:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiosmtplib import SMTPResponse, SMTPResponseException
 
@@ -22,8 +21,7 @@ _BEGIN = re.compile(rb"(\d{3})(?!\d)(-?)")
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 §5.1)
 
 
-@dataclass(frozen=True, slots=True)
-class Beyond:
+class Beyond(NamedTuple):
     """What came beyond the replies that were due.
 
     Attributes:
@@ -121,16 +119,16 @@ class Replies:
             return
         self._stray = False
         if reply.code in GOODBYES:
-            self.beyond = replace(self.beyond, goodbye=self.beyond.goodbye or reply)
+            self.beyond = self.beyond._replace(goodbye=self.beyond.goodbye or reply)
         elif reply.code in CODES:
-            self.beyond = replace(self.beyond, further=self.beyond.further | {reply.code})
+            self.beyond = self.beyond._replace(further=self.beyond.further | {reply.code})
         else:
-            self.beyond = replace(self.beyond, noise=True)
+            self.beyond = self.beyond._replace(noise=True)
 
     def _no_reply(self, line: bytes) -> None:
         if not self._is_due:
             self._stray = False
-            self.beyond = replace(self.beyond, noise=True)
+            self.beyond = self.beyond._replace(noise=True)
         elif line.startswith(_TLS_RECORDS):
             self._fail(SPEAKS_TLS)
         else:
@@ -141,7 +139,7 @@ class Replies:
         self._lines.clear()
         if self._is_due:
             self._fail("Response too long")
-        self.beyond = replace(self.beyond, noise=True)
+        self.beyond = self.beyond._replace(noise=True)
 
     def _fail(self, why: str) -> None:
         self._buffer.clear()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
@@ -53,7 +53,7 @@ class Contexts:
 
     def _for_settings(self, client: SMTP) -> ssl.SSLContext:
         files = client.cert_bundle, client.client_cert, client.client_key
-        stamps = (Path(file).stat().st_mtime_ns if file is not None else None for file in files)
+        stamps = (os.stat(file).st_mtime_ns if file is not None else None for file in files)  # noqa: PTH116 - no pathlib for one call
         settings = client.validate_certs, *files, *stamps
         with self._lock:
             if settings not in self._built:

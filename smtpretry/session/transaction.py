@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiosmtplib
 from aiosmtplib.typing import Default
@@ -30,8 +29,7 @@ _CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, 
 _PERIOD = re.compile(rb"(?m)^\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One command, and the recipient of a RCPT."""
 
     stage: Stage
