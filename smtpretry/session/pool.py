@@ -120,7 +120,7 @@ class Pool(Limits):
         """Take over what another pool knows of the same server."""
         if failures and reason is not None and until > max(self.observer.clock(), self.resumes_at):
             self._tell_paused(self.observer.clock(), until, reason)
-        elif self.failures:
+        elif self.failures and not failures:
             self._tell_resumed()
         self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
         self._serve()
