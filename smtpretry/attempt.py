@@ -271,7 +271,7 @@ class Pass:
         now, decision = self.policy.clock(), ruling.decision
         since = now if connection.let_through_at is None else connection.let_through_at
         until = self.pool.slow_down(now, decision.wait, ruling.said, since)
-        return replace(ruling, decision=replace(decision, wait=max(0.0, until - now)))
+        return ruling._replace(decision=replace(decision, wait=max(0.0, until - now)))
 
     def _learn(self, connection: Connection, ruling: Ruling) -> None:
         """Take in what is true whatever is done about it."""

@@ -293,7 +293,7 @@ class Judge:
         verdict.after = _after(stage, decision)
         if decision.wait > 0 and case.on_credit and stage in _ON_ARRIVAL:
             verdict.too_soon, verdict.after = True, After.CLOSE
-            verdict.rulings.append(replace(ruling, decision=replace(decision, wait=0.0)))
+            verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         elif decision.wait > 0 and case.others and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
