@@ -46,10 +46,13 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
         Whatever the function raises, after the last call, with a note that tells how many calls were made.
     """
     if not isinstance(policy, RetryPolicy):
-        msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
+        msg = f"policy is a RetryPolicy, such as RetryPolicy() or RetryPolicy.interactive(), not {policy!r}"
         raise TypeError(msg)
     if function is None:
         return functools.partial(retry, policy=policy)
+    if isinstance(function, RetryPolicy):
+        msg = "name the policy: @smtpretry.retry(policy=...)"
+        raise TypeError(msg)
     if not callable(function) or isinstance(function, type) or _generates(function):
         msg = f"retry wraps a function, def or async def, not {function!r}"
         raise TypeError(msg)

@@ -169,7 +169,7 @@ class RetryPolicy:
             msg = f"wait gives a negative number of seconds: {self.wait!r}"
             raise ValueError(msg)
         if self.give_up_after is not None and not isinstance(self.give_up_after, timedelta):
-            msg = f"give_up_after is a timedelta or None, not {self.give_up_after!r}"
+            msg = f"give_up_after is a timedelta, such as timedelta(minutes=10), or None, not {self.give_up_after!r}"
             raise TypeError(msg)
         if self.give_up_after is not None and self.give_up_after <= timedelta(0):
             msg = f"give_up_after is a positive timedelta, not {self.give_up_after!r}"

@@ -46,10 +46,10 @@ class Sends(ABC):
 
     def __init__(self, policy: RetryPolicy, defer: Engine | None, max_wait: float, hooks: tuple[Hook, ...]) -> None:
         if not isinstance(policy, RetryPolicy):
-            msg = f"policy is a smtpretry.RetryPolicy, not {type(policy).__name__}"
+            msg = f"policy is a RetryPolicy, such as RetryPolicy() or RetryPolicy.interactive(), not {policy!r}"
             raise TypeError(msg)
         if defer is not None and not callable(getattr(defer, "submit", None)):
-            msg = f"defer is a smtpretry.Engine, which has a method submit, not {defer!r}"
+            msg = f"defer is a smtpretry.Engine, such as smtpretry.queues.sqlite.SQLiteEngine('mail.db'), not {defer!r}"
             raise TypeError(msg)
         if not max_wait >= 0:
             msg = f"max_wait is a number of seconds, not {max_wait!r}"
@@ -110,7 +110,10 @@ class Sends(ABC):
             ValueError, TypeError: an argument is wrong; nothing was sent.
         """
         if not isinstance(message, email.message.Message):
-            msg = f"message is a message object, not {type(message).__name__}: sendmail takes str and bytes"
+            msg = (
+                f"message is an email.message.EmailMessage, not {type(message).__name__}: "
+                "for str or bytes call sendmail(sender, recipients, message)"
+            )
             raise TypeError(msg)
         delivery = prepare(
             message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
@@ -131,7 +134,9 @@ class Sends(ABC):
     ) -> tuple[dict[str, SMTPResponse], str]:
         """Send the bytes of a message; for the rest see `send_message`. A str has to be ASCII."""
         if not isinstance(message, (str, bytes)):
-            msg = f"message is str or bytes, not {type(message).__name__}: send_message takes message objects"
+            msg = (
+                f"message is str or bytes, not {type(message).__name__}: for an EmailMessage call send_message(message)"
+            )
             raise TypeError(msg)
         delivery = prepare(
             message, sender=sender, recipients=recipients, mail_options=mail_options, rcpt_options=rcpt_options
@@ -189,6 +194,9 @@ class Sends(ABC):
         A loop that is left early (`break`) breaks off what is under way as soon as the generator is closed:
         ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is pending then.
         """
+        if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
+            msg = "messages is an iterable of messages: for a single one call send_message or deliver"
+            raise TypeError(msg)
         concurrency = _MANY if concurrency is None else concurrency
         check_number("concurrency", concurrency)
         return Bulk(self.deliver, self._room, concurrency).run(messages)

@@ -144,6 +144,17 @@ class Dial(NamedTuple):
         return f"{self.client.hostname or 'localhost'} on port {self.port}"
 
 
+def unreachable(error: BaseException) -> str | None:
+    """What to check where there is no such host, or nothing listens there."""
+    match error.__cause__:
+        case socket.gaierror():
+            return "check hostname="
+        case ConnectionRefusedError():
+            return "nothing listens there: check hostname= and port="
+        case _:
+            return None
+
+
 def _address(family: int, where: Sequence[Any]) -> Address:
     host, port, *more = where
     scope = more[1] if more else 0  # of a link-local IPv6 address

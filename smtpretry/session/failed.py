@@ -23,7 +23,9 @@ class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never 
         self.said, self.final = said, final
 
     @classmethod
-    def silently(cls, stage: Stage, error: Exception, *, final: bool = False, cure: str | None = None) -> Failed:
-        """No reply came; the error says what did. A cure makes it final, too."""
-        why = getattr(error, "message", str(error)) or type(error).__name__
+    def silently(
+        cls, stage: Stage, error: Exception, *, final: bool = False, cure: str | None = None, hint: str = ""
+    ) -> Failed:
+        """No reply came; the error says what did, and a hint what to check. A cure makes it final, too."""
+        why = "; ".join(filter(None, [getattr(error, "message", str(error)) or type(error).__name__, hint]))
         return cls(Said(stage, Reply.of(NO_REPLY, why), error), cure or (why if final else None))

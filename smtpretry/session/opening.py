@@ -18,7 +18,7 @@ from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
 from smtpretry.replies.stage import Stage
 
 from .conversation import Conversation, Timeout
-from .dial import Dial
+from .dial import Dial, unreachable
 from .failed import Failed
 from .line import Line
 from .tls import SETTINGS, wrong_port
@@ -137,18 +137,21 @@ class Opening(Conversation):
                     self.needs.address, self.seconds(timeout)
                 )
             except aiosmtplib.SMTPException as error:
-                self._heed_mismatch(error)
+                self._advise(error)
                 raise
         self._line, banner, self.needs.address = dialled
         client.loop, client.protocol, client.transport = asyncio.get_running_loop(), self._line, self._line.transport
         self.needs.mismatches, self._greeted = 0, False
         return banner
 
-    def _heed_mismatch(self, error: Exception) -> None:
-        cure = wrong_port(self.client, error)
-        self.needs.mismatches += cure is not None
-        if cure is not None and self.needs.mismatches >= _MISMATCHES:
-            raise Failed.silently(Stage.CONNECT, error, cure=cure) from error
+    def _advise(self, error: aiosmtplib.SMTPException) -> None:
+        """Raise `Failed` with what to check on this side, where the error tells; final where it is no accident."""
+        mismatch = wrong_port(self.client, error)
+        self.needs.mismatches += mismatch is not None
+        if mismatch is not None and self.needs.mismatches >= _MISMATCHES:
+            raise Failed.silently(Stage.CONNECT, error, cure=mismatch) from error
+        if hint := mismatch or unreachable(error):
+            raise Failed.silently(Stage.CONNECT, error, hint=hint) from error
 
     @property
     def _port(self) -> int:
@@ -248,5 +251,8 @@ class Opening(Conversation):
 def check_client(client: object) -> None:
     """Raise TypeError where it is no client."""
     if not isinstance(client, SMTP):
-        msg = f"client is an aiosmtplib.SMTP, or a function that makes one, not {client!r}"
+        msg = (
+            "client is an aiosmtplib.SMTP, such as aiosmtplib.SMTP(hostname='smtp.example.com', port=587), "
+            f"or a function that makes one, not {client!r}"
+        )
         raise TypeError(msg)

@@ -506,3 +506,27 @@ def test_every_socket_is_closed_at_once(verb: bytes) -> None:
             while held:
                 held.pop().close()
     assert server.connections >= 4
+
+
+@pytest.mark.parametrize(
+    ("client", "hint"),
+    [
+        ({"hostname": "nowhere.invalid", "port": 587}, "check hostname="),
+        ({"hostname": "127.0.0.1", "port": 1}, "nothing listens there: check hostname= and port="),
+        ({"use_tls": True}, "use_tls=True is for port 465"),
+    ],
+)
+@virtually
+async def test_the_first_warning_says_what_to_check(
+    client: dict[str, Any], hint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A wrong host, a wrong port and TLS where there is none are named at once, in the log and in the note alike."""
+    async with ScriptedServer() as server:
+        smtp = RetryingSMTP(server.client(**client), once())
+        with pytest.raises(aiosmtplib.SMTPConnectError) as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+    [warning, *_] = caplog.messages
+    assert warning.startswith("smtp has no connection to ")
+    assert hint in warning
+    assert hint in caught.value.__notes__[0]
+    assert hint not in str(caught.value), "it is aiosmtplib's own"

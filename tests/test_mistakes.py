@@ -1,0 +1,61 @@
+"""What a newcomer gets wrong: the message names the cause, and what to write instead."""
+
+from __future__ import annotations
+
+import re
+from email.message import EmailMessage
+from typing import TYPE_CHECKING, Any
+
+import aiosmtplib
+import pytest
+
+import smtpretry
+from smtpretry import RetryingSMTP, RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CLIENT = aiosmtplib.SMTP(hostname="smtp.example.com")
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a host name in place of a client": (
+        lambda: RetryingSMTP("smtp.example.com"),
+        "aiosmtplib.SMTP(hostname='smtp.example.com', port=587)",
+    ),
+    "a class of policies": (lambda: RetryingSMTP(CLIENT, RetryPolicy), "such as RetryPolicy()"),
+    "a policy that was not called": (lambda: RetryingSMTP(CLIENT, RetryPolicy.queue), "RetryPolicy.interactive()"),
+    "a file in place of an engine": (lambda: RetryingSMTP(CLIENT, defer="mail.db"), "SQLiteEngine('mail.db')"),
+    "seconds in place of a timedelta": (lambda: RetryPolicy(give_up_after=60), "timedelta(minutes=10)"),
+    "a policy without its name": (lambda: smtpretry.retry(RetryPolicy()), "@smtpretry.retry(policy=...)"),
+    "a single message for many": (
+        lambda: RetryingSMTP(CLIENT).send_many(EmailMessage()),
+        "for a single one call send_message or deliver",
+    ),
+}
+
+
+@pytest.mark.parametrize(("mistake", "cure"), MISTAKES.values(), ids=MISTAKES)
+def test_a_wrong_argument_says_what_to_write(mistake: Callable[[], Any], cure: str) -> None:
+    """It is a TypeError at once, before anything is sent."""
+    with pytest.raises(TypeError, match=re.escape(cure)):
+        mistake()
+
+
+async def _send(mistake: str) -> None:
+    smtp: Any = RetryingSMTP(CLIENT)
+    if mistake == "dict":
+        await smtp.send_message({"From": "app@example.com"})
+    else:
+        await smtp.sendmail("app@example.com", "ann@example.com", EmailMessage())
+
+
+@pytest.mark.parametrize(
+    ("mistake", "cure"),
+    [
+        ("dict", "an email.message.EmailMessage, not dict: for str or bytes call sendmail("),
+        ("object", "str or bytes, not EmailMessage: for an EmailMessage call send_message("),
+    ],
+)
+def test_each_way_to_send_names_the_other(mistake: str, cure: str) -> None:
+    """What the one does not take is for the other, with its arguments."""
+    with pytest.raises(TypeError, match=re.escape(cure)):
+        _send(mistake).send(None)
