@@ -43,7 +43,7 @@ else:
 
 _WHEN_USED = {"Blocking": ".blocking", "Failover": ".failover", "retry": ".decorator"}
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "DEFAULT_RULES",

@@ -234,7 +234,7 @@ class Blocking:
     def _forget(self) -> None:
         """Let go of the connections, which are the parent's, and begin anew."""
         for connection in self._smtp._pool.connections:  # noqa: SLF001 - next door
-            transport = connection.client.transport
+            transport = connection.transport
             theirs = None if transport is None else transport.get_extra_info("socket")
             if theirs is not None and (number := theirs.fileno()) >= 0:
                 _close_copy(number)

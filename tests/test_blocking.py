@@ -253,7 +253,7 @@ def test_send_many_raises_what_the_messages_raise(server: ThreadedServer) -> Non
         assert list(smtp.send_many([])) == []
         with pytest.raises(ValueError, match="concurrency"):
             smtp.send_many([], concurrency=0)
-        with pytest.raises(TypeError):
+        with pytest.raises(ExceptionGroup, match="1 message could not be sent"):
             list(smtp.send_many([5]))  # type: ignore[list-item]
         with pytest.raises(TypeError):
             smtp.send_many(5)  # type: ignore[arg-type]

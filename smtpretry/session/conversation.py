@@ -48,6 +48,11 @@ class Conversation:
         return self._client
 
     @property
+    def transport(self) -> asyncio.BaseTransport | None:
+        """What the bytes go through; None where there was no connection yet."""
+        return None if self._client is None else self._client.transport
+
+    @property
     def is_open(self) -> bool:
         """Whether there is a connection, as far as this side knows."""
         return self._client is not None and self._client.is_connected
