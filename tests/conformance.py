@@ -90,7 +90,7 @@ async def windows(make_engine: Callable[[], AbstractAsyncContextManager[Any]], s
 async def check(name: str, make_engine: Callable[[str, float], AbstractAsyncContextManager[Any]]) -> None:
     """Print the figures of one engine, made by a name and the seconds until a worker is taken for dead."""
     began = time.monotonic()
-    report = await check_engine(functools.partial(make_engine, "conformance", 2.0), deliveries=200, kills=5)
+    report = await check_engine(functools.partial(make_engine, "conformance", 5.0), deliveries=200, kills=5)
     print(f"{name}, 2 workers, 200 deliveries, 5 kills, in {time.monotonic() - began:.0f} s: {report}")
     for title, (size, number) in SIZES.items():
         seconds = await windows(functools.partial(make_engine, f"window{size}", 30.0), size, number)
