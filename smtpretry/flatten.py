@@ -12,8 +12,9 @@ import random
 import re
 import sys
 from email import headerregistry
+from email._header_value_parser import TokenList
 from email.generator import BytesGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -29,6 +30,16 @@ _READ_WHOLE = {  # kinds of headers whose text is the whole of what was read
     headerregistry.MIMEVersionHeader,
     headerregistry.ContentTypeHeader,
     headerregistry.ContentTransferEncodingHeader,
+}
+_WORDS = r"[\w+'-]+(?:\.[\w+'-]+)*"
+_MAILBOX = rf"{_WORDS}@[\w-]+(?:\.[\w-]+)*"
+_PLAIN_ADDRESS = rf"(?:(?:[\w'-]+ )+<{_MAILBOX}>|{_MAILBOX})"
+_PLAIN_ADDRESSES = re.compile(rf"{_PLAIN_ADDRESS}(?:, {_PLAIN_ADDRESS})*", re.ASCII)
+_ADDRESSES = {
+    headerregistry.AddressHeader,
+    headerregistry.UniqueAddressHeader,
+    headerregistry.SingleAddressHeader,
+    headerregistry.UniqueSingleAddressHeader,
 }
 _MULTIPART = re.compile(r"multipart/(?!signed)[\w.+-]+ *(?:;|\Z)", re.IGNORECASE | re.ASCII)
 _OTHER_THAN_A_LEAF = re.compile("multipart|message", re.IGNORECASE)
@@ -107,18 +118,60 @@ def _line(name: str, value: object, plain: int, end: bytes) -> bytes | None:
     if hasattr(value, "name"):
         name = value.name
         kind = type(value).__bases__[0]
-        if (kind not in _READ_WHOLE or getattr(value, "defects", True)) and str(
-            getattr(value, "_parse_tree", None)
-        ) != text:
+        if (kind not in _READ_WHOLE or getattr(value, "defects", True)) and _given(value) != text:
             return None  # what is written is the tree: the comments of addresses are in it alone
     return f"{name}: {text}".encode("ascii") + end if name.isprintable() else None
 
 
+def _given(value: object) -> str:
+    """The text that a header was parsed from: `str` of its tree, in less time."""
+    tree: Any = getattr(value, "_parse_tree", None)
+    backwards, left = list[str](), [tree]
+    while left:
+        token = left.pop()
+        kind: Any = type(token)
+        if kind.__str__ is TokenList.__str__:
+            left += token
+        elif kind.__str__ is str.__str__:
+            backwards.append(token)
+        else:
+            return str(tree)
+    return "".join(reversed(backwards))
+
+
 def _folded(name: str, value: str, policy: EmailPolicy | Compat32) -> bytes:
-    folded = policy.fold_binary(name, value)
+    folded = _addresses(value, policy) or policy.fold_binary(name, value)
     if _STRAY_LINE.search(folded):
         raise _NotCertainError  # newer versions of Python refuse it
     return folded
+
+
+def _addresses(value: str, policy: EmailPolicy | Compat32) -> bytes | None:
+    """A header of plain addresses, folded: on one line after the name, or as many on each line as fit. None for others.
+
+    Where a comma alone does not fit, the versions of Python differ.
+    """
+    if type(value).__bases__[0] not in _ADDRESSES or policy.max_line_length is None:
+        return None
+    text, name, longest = _given(value), getattr(value, "name", ""), policy.max_line_length
+    if not name.isprintable() or len(name) + 2 > longest or not _PLAIN_ADDRESSES.fullmatch(text):
+        return None
+    lines = [f"{name}:"]
+    for piece in (f" {text}",) if len(text) < longest else _pieces(text):
+        room = longest - len(lines[-1]) - len(piece)
+        if room >= 0:
+            lines[-1] += piece
+        elif room < -1 and len(piece) < longest:
+            lines.append(piece)
+        else:
+            return None
+    return "".join(line + policy.linesep for line in lines).encode("ascii")
+
+
+def _pieces(text: str) -> list[str]:
+    """Each address with the space before it and the comma after it."""
+    *others, last = text.split(", ")
+    return [*(f" {address}," for address in others), f" {last}"]
 
 
 def _text(text: str, policy: EmailPolicy | Compat32) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from smtpretry.flatten import _as_the_library_does, flatten
+from smtpretry.flatten import _addresses, _as_the_library_does, _line, flatten
 
 POLICIES = [
     email.policy.SMTP.clone(cte_type="7bit"),
@@ -158,3 +158,50 @@ def test_the_same_bytes_as_the_standard_library(block: int, policy: int) -> None
     for seed in range(block * 500, block * 500 + 500):
         expected = written(_as_the_library_does, seed, POLICIES[policy])
         assert written(flatten, seed, POLICIES[policy]) == expected, seed
+
+
+def people(some: random.Random) -> str:
+    """A list of addresses: nearly always plain, of any length, now and then with something else in it."""
+    count, longest = some.choice([1, 1, 2, 3, 10, 60]), some.choice([3, 9, 30, 70])
+    found = list[str]()
+    for _ in range(count):
+        local = "u" * some.randrange(1, longest) + some.choice(["", ".x", "+x", "o'x", "-", "_"])
+        mailbox = f"{local}@{some.choice(HOSTS)}"
+        name = " ".join(some.choices(["Ann", "van-der", "O'Neill", "x_1"], k=some.randrange(1, 4)))
+        found.append(some.choice([mailbox, mailbox, f"{name} <{mailbox}>"]))
+    if some.random() < 0.1:
+        found.insert(
+            some.randrange(count),
+            some.choice([*PEOPLE, *ODD, "a@x.example (x)", "A. B. <a@x.example>", "<a@x.example>", " a @x.example"]),
+        )
+    return some.choice([", ", ", ", ", ", ",", ",  "]).join(found)
+
+
+ODD = [
+    "=?us-ascii?q?Ann?= <a@x.example>",
+    "=?us-ascii?q?Ann?= =?us-ascii?q?Ann?= <a@x.example>",
+    "=?us-ascii?q?a?=@x.example",
+]
+HOSTS = ["example.com", "x.example", "localhost", f"{'long-' * 9}name.example"]
+
+
+@pytest.mark.parametrize("name", ["To", "Cc", "From", "Reply-To", "Resent-To", "Sender", "TO", "To" * 30])
+@pytest.mark.parametrize("policy", POLICIES[:3])
+def test_lists_of_addresses_are_folded_as_the_standard_library_does(policy: Any, name: str) -> None:
+    """Lists of every length come out the same, with lines of each length up to the longest, and few are left to it."""
+    lengths, fast, count, some = set[int](), 0, 500, random.Random(name)  # noqa: S311
+    for _ in range(count):
+        message = EmailMessage()
+        try:
+            message[name] = people(some)
+        except Exception:  # noqa: BLE001, S112 - Sender takes one
+            continue
+        value = message[name]
+        written = _line(name, value, 76, b"\r\n") or _addresses(value, policy)
+        if written is not None:
+            assert written == policy.fold_binary(name, value)
+            fast += 1
+            lengths |= {len(line) for line in written.split(b"\r\n")}
+    if name not in ("Sender", "To" * 30):
+        assert lengths >= set(range(60, 79))
+        assert fast > count // 3

@@ -166,6 +166,8 @@ _UNDECODED = "[\ud800-\udfff]"
 
 def _clean(text: str) -> str:
     """Text that can neither steer a terminal nor forge a line of a log, and that any codec can write."""
+    if text.isascii() and text.isprintable():
+        return text.strip()
     text = compiled(_ESCAPES).sub("", text)
     text = compiled(_UNDECODED).sub("\ufffd", compiled(_INVISIBLE).sub("", compiled(_CONTROLS).sub(" ", text)))
     return "\n".join(line.strip() for line in text.strip().split("\n"))
