@@ -149,29 +149,24 @@ def _folded(name: str, value: str, policy: EmailPolicy | Compat32) -> bytes:
 def _addresses(value: str, policy: EmailPolicy | Compat32) -> bytes | None:
     """A header of plain addresses, folded: on one line after the name, or as many on each line as fit. None for others.
 
-    Where a comma alone does not fit, the versions of Python differ.
+    A comma stays behind its address, even where it is one character too many.
     """
     if type(value).__bases__[0] not in _ADDRESSES or policy.max_line_length is None:
         return None
     text, name, longest = _given(value), getattr(value, "name", ""), policy.max_line_length
     if not name.isprintable() or len(name) + 2 > longest or not _PLAIN_ADDRESSES.fullmatch(text):
         return None
+    addresses = [text] if len(text) < longest else text.split(", ")
+    if max(map(len, addresses)) > longest - 1 - (len(addresses) > 1):
+        return None
     lines = [f"{name}:"]
-    for piece in (f" {text}",) if len(text) < longest else _pieces(text):
-        room = longest - len(lines[-1]) - len(piece)
-        if room >= 0:
-            lines[-1] += piece
-        elif room < -1 and len(piece) < longest:
-            lines.append(piece)
+    for address in addresses:
+        if len(lines[-1]) + 1 + len(address) <= longest:
+            lines[-1] += f" {address},"
         else:
-            return None
+            lines.append(f" {address},")
+    lines[-1] = lines[-1][:-1]
     return "".join(line + policy.linesep for line in lines).encode("ascii")
-
-
-def _pieces(text: str) -> list[str]:
-    """Each address with the space before it and the comma after it."""
-    *others, last = text.split(", ")
-    return [*(f" {address}," for address in others), f" {last}"]
 
 
 def _text(text: str, policy: EmailPolicy | Compat32) -> bytes:
