@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from types import FrameType
 
-CASES = {  # recipients, bytes, sends in a block
-    "1 KB, one recipient": (1, 1024, 32),
-    "100 KB, one recipient": (1, 100 * 1024, 8),
-    "1 KB, 50 recipients": (50, 1024, 4),
+CASES = {  # recipients, bytes, sends in a block, and the share of the bare client's CPU time that it may take
+    "1 KB, one recipient": (1, 1024, 32, 0.6),
+    "100 KB, one recipient": (1, 100 * 1024, 8, 0.3),
+    "1 KB, 50 recipients": (50, 1024, 4, 0.3),
 }
-LIMIT = 1.03
 BARE = "aiosmtplib.SMTP"
 
 
@@ -95,7 +94,7 @@ async def measure(port: int, *, rounds: int) -> tuple[Table, Table]:
         "Calls of Python functions, and resumptions of coroutines, in one such send: the same in every run, on any machine.",
         ("message", "sent by", "calls", "ratio", "calls into tenacity, stamina or the rules"),
     )
-    for case, (recipients, size, block) in CASES.items():
+    for case, (recipients, size, block, limit) in CASES.items():
         async with contenders(port, recipients, size) as sends:
             costs = await race(sends, rounds=rounds, block=block)
             called = {name: await calls(send) for name, send in sends.items()}
@@ -108,10 +107,8 @@ async def measure(port: int, *, rounds: int) -> tuple[Table, Table]:
             figures = called[name]
             count.rows.append((case, name, figures["all"], figures["all"] / called[BARE]["all"], figures["retrying"]))
             if name == "smtpretry":
-                for what, figure in (("CPU", cpu[0]), ("wall", wall[0])):
-                    times.targets[f"{case}: at most {LIMIT} of the bare client's {what} time ({figure:.3f})"] = (
-                        figure <= LIMIT
-                    )
+                what = f"{case}: at most {limit:g} of the bare client's CPU time ({cpu[0]:.3f})"
+                times.targets[what] = cpu[0] <= limit
                 built = figures["retrying"]
                 count.targets[f"{case}: nothing of the retry machinery is touched ({built} calls)"] = built == 0
     return times, count

@@ -64,7 +64,7 @@ def draw_memory(tables: Sequence[Table]) -> Figure:
 
 
 def draw_throughput(tables: Sequence[Table]) -> Figure:
-    one_by_one, connections = tables
+    one_by_one, connections, _ = tables
     figure = Figure(figsize=(8, 7 if connections.rows else 4))
     cases = list(throughput.CASES)
     axes = figure.subplot_mosaic([*([case] for case in cases), *([["network"]] * 2 if connections.rows else [])])

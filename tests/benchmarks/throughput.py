@@ -15,7 +15,7 @@ import trustme
 
 from smtpretry import RetryingSMTP
 
-from .harness import Table, letter, race, ratio
+from .harness import Cost, Table, letter, race, ratio
 from .sink import HOST, sink
 
 if TYPE_CHECKING:
@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 CASES = {"in the clear": 2.0, "STARTTLS and AUTH": 5.0}  # how many times faster it is to be
 DELAY = 0.02  # seconds before each reply
+ROUND_TRIPS = {1: 1.9, 50: 20.0}  # recipients, and how many times faster it is to be over such a network
 CONNECTIONS = (1, 2, 4, 8, 16)
 SHARE = 0.9  # of N times one connection's rate
+BARE, SMTPRETRY = "aiosmtplib.SMTP", "smtpretry"
 USUAL = "aiosmtplib.send for each"
 LEAN = "aiosmtplib.send, one TLS context"
 AT_ONCE = 8  # messages, where there is no network
@@ -120,5 +122,36 @@ def with_connections(*, quick: bool) -> Table:
     return table
 
 
+async def one_at_a_time(port: int, recipients: int, *, rounds: int) -> dict[str, list[Cost]]:
+    message = letter(*(f"user{number}@example.com" for number in range(recipients)))
+    where: dict[str, Any] = {"hostname": HOST, "port": port, "local_hostname": "client.example"}
+    async with aiosmtplib.SMTP(**where) as bare, RetryingSMTP(aiosmtplib.SMTP(**where)) as smtp:
+        contenders = {BARE: lambda: bare.send_message(message), SMTPRETRY: lambda: smtp.send_message(message)}
+        return await race(contenders, rounds=rounds, block=1)
+
+
+def over_one_connection(*, rounds: int) -> Table:
+    table = Table(
+        "Messages a second over a network, over one connection",
+        f"1 KB, in the clear, one after the other; the server answers after {DELAY * 1000:g} ms, and offers PIPELINING.",
+        ("recipients", "sent with", "messages/s", "ratio", "±"),
+    )
+    for recipients, aim in ROUND_TRIPS.items():
+        with sink(delay=DELAY) as port:
+            costs = asyncio.run(one_at_a_time(port, recipients, rounds=rounds))
+        times = {name: [cost.wall for cost in each] for name, each in costs.items()}
+        for name, mine in times.items():
+            table.rows.append((recipients, name, 1 / statistics.median(mine), *ratio(times[BARE], mine)))
+        figure, _ = ratio(times[BARE], times[SMTPRETRY])
+        table.targets[
+            f"over one connection, recipients: {recipients}: at least {aim:g} times as fast ({figure:.2f})"
+        ] = figure >= aim
+    return table
+
+
 def run(*, quick: bool) -> list[Table]:
-    return [against_the_usual(rounds=4 if quick else 100), with_connections(quick=quick)]
+    return [
+        against_the_usual(rounds=4 if quick else 100),
+        with_connections(quick=quick),
+        over_one_connection(rounds=4 if quick else 20),
+    ]
