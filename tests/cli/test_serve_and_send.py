@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import smtplib
 import ssl
@@ -153,7 +154,7 @@ def test_send_tells_the_story_as_it_goes() -> None:
         assert (code, complained) == (0, "")
         lines = said.splitlines()
         assert "RCPT: 450 4.2.0 Greylisted for 1 second -> RETRY in 1 s" in lines
-        assert "attempt 2 in 1 s: bob@example.com" in lines
+        assert any(re.fullmatch(r"attempt 2 in [01] s: bob@example\.com", line) for line in lines)
         assert [line.split(": ")[:2] for line in lines[-2:]] == [[BOB, "accepted"], [ANN, "accepted"]]
         assert [message.recipients for message in server.messages] == [[ANN], [BOB]]
         assert server.messages[0].content.endswith(MAIL.replace(b"Bcc: ann@example.com\r\n", b""))
