@@ -27,6 +27,11 @@ _LISTED = 200  # attempts that a schedule lists at most: a policy may know no en
 
 # Where a reply stands in a line of a mail log or of a traceback, and what tells the stage there.
 _IN_LOGS = (
+    # smtpretry: smtp reply decided: RCPT: 450 4.2.0 Greylisted -> RETRY in 300 s (delivery 3f2a, to bob@example.com)
+    re.compile(
+        r"\bsmtp [a-z].{0,400}?: (?:\S{1,255} says )?(?P<stage>CONNECT|EHLO|STARTTLS|AUTH|MAIL|RCPT|DATA|END_OF_DATA): "
+        r"(?P<reply>\d{3}[ -].*?)(?: -> [A-Z_]+(?: in \S+ s)?)?(?: \(delivery [^()]*\))?$"
+    ),
     # Postfix: (host mx[192.0.2.1] said: 450 4.2.0 Greylisted (in reply to RCPT TO command))
     re.compile(r"\bsaid: (?P<reply>\d{3}[ -].*?)(?: \(in reply to (?P<stage>[\w ]+?)(?: command)?\))?\)*$"),
     re.compile(r"\b(?P<stage>refused to talk to me): (?P<reply>\d{3}[ -].*?)\)*$"),
@@ -54,7 +59,7 @@ _STAGES = {
     "rcpt to": Stage.RCPT,
     "data": Stage.DATA,
     "end of data": Stage.END_OF_DATA,
-}
+} | {stage.value.lower(): stage for stage in Stage}
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -110,6 +110,8 @@ def test_a_stage_that_nobody_tells_is_guessed(explain, reply, stage):
 
 
 POSTFIX = "Nov 24 09:00:00 mx postfix/smtp[42]: 4F1: to=<bob@example.com>, relay=mx[192.0.2.1]:25, delay=1, status="
+OURS = "WARNING:smtpretry:smtp "
+TO = "(delivery 3f2a, to bob@example.com)"
 EXIM = "1qXy-0004 == bob@example.com R=dnslookup T=remote_smtp defer (-44): SMTP error from remote mail server after "
 
 
@@ -126,11 +128,21 @@ EXIM = "1qXy-0004 == bob@example.com R=dnslookup T=remote_smtp defer (-44): SMTP
         ("aiosmtplib.errors.SMTPDataError: (554, '5.7.1 Spam\\n5.7.1 no')", "554 5.7.1 Spam 5.7.1 no", None),
         ("smtplib.SMTPSenderRefused: (530, b'5.7.0 Log in', 'a@b')", "530 5.7.0 Log in", None),
         ("refused by the server: 550 5.1.1 User unknown", "550 5.1.1 User unknown", None),
+        (f"{OURS}reply decided: RCPT: 550 5.1.1 <e@x>: who? -> FAIL {TO}", "550 5.1.1 <e@x>: who?", "RCPT"),
+        (f"{OURS}send waits 300 s, until 2026-11-25 23:04:56: MAIL: 451 a (b) {TO}", "451 a (b)", "MAIL"),
+        (
+            f"{OURS}server left alone for 60 s, until 23:00: mx:25 says CONNECT: 421 4.3.2 Busy",
+            "421 4.3.2 Busy",
+            "CONNECT",
+        ),
     ],
-    ids=["rcpt", "data", "banner", "exim", "exim-mail", "exim-data", "sendmail", "aiosmtplib", "smtplib", "any"],
+    ids=[
+        *("rcpt", "data", "banner", "exim", "exim-mail", "exim-data", "sendmail", "aiosmtplib", "smtplib", "any"),
+        *("ours-decided", "ours-waits", "ours-paused"),
+    ],
 )
 def test_a_reply_is_found_in_a_line_of_a_log(explain, line, reply, stage):
-    """Postfix, Exim, sendmail and Python each wrap it in their own way, and most tell the stage."""
+    """Postfix, Exim, sendmail, Python and smtpretry wrap it in their own ways, and most tell the stage."""
     (fact,) = facts(explain, stdin=line + "\n")
     assert fact["reply"] == reply
     assert (fact["stage"], fact["stage_is"]) == (stage, "told") if stage else fact["stage_is"] == "guessed"
