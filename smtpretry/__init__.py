@@ -1,7 +1,8 @@
-"""A retry-policy middleware for aiosmtplib: it maps SMTP replies to actions, and carries them out.
+"""Retries for aiosmtplib: it reads each SMTP reply, and does what the reply asks for.
 
-Wrap the client that you have in `RetryingSMTP`; or call `send` in place of `aiosmtplib.send`; or put `retry` around any
-other send call. A `RetryPolicy` says what each `Reply` means, and a `Delivery` what became of each recipient.
+Wrap your client in `RetryingSMTP`, or call `send` in place of `aiosmtplib.send`, or put `retry` around any other
+function that sends. A `RetryPolicy` decides what each `Reply` means. A `Delivery` tells what happened to each
+recipient.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The client for code without an event loop: `Blocking`. Its loop runs in a thread, one for all of the process."""
+"""The client for code without an event loop: `Blocking`. Its loop runs in a thread, one for the whole process."""
 
 from __future__ import annotations
 
@@ -129,15 +129,15 @@ def _waiting_for(
 
 
 class Blocking:
-    """A `RetryingSMTP` for code without an event loop: the same methods, which return when all is done.
+    """A `RetryingSMTP` for code without an event loop: the same methods, without `await`.
 
-    Make one for the process, and call it from any number of threads: they share its connections and its pauses. All of
-    them share one event loop, in a daemon thread that begins with the first call. After a fork the child begins anew,
-    with connections of its own.
+    Make one for the process, and call it from any thread: all threads share its connections and its pauses. The event
+    loop runs in a daemon thread that starts with the first call. After a fork the child process starts anew, with
+    connections of its own.
 
-    The arguments are those of `RetryingSMTP`, and so are the exceptions. `timeout=` of a method is the patience of the
-    whole call, in seconds: TimeoutError when it is over, with what became of each recipient as `exc.delivery`. Ctrl-C
-    breaks the call off in the same way. Either way the next call works.
+    Arguments and exceptions are those of `RetryingSMTP`. A method's `timeout=` limits the whole call, in seconds. If it
+    is over, the method raises TimeoutError, with the `Delivery` as `exc.delivery`. Ctrl-C breaks a call off in the same
+    way. The next call works in both cases.
 
     Raises:
         RuntimeError: by each method, in a thread that runs an event loop: there, await `RetryingSMTP` itself.

@@ -39,43 +39,44 @@ if TYPE_CHECKING:
 
 
 class RetryingSMTP(Sends):
-    """An `aiosmtplib.SMTP` client that survives "not now", "log in first" and "I am going away".
+    """An `aiosmtplib.SMTP` client that retries, logs in and reconnects when the server asks for it.
 
-    `send_message`, `sendmail`, `connect` and `quit` take, return and raise what the client's own do; what fails carries
-    the `Delivery` as ``exc.delivery``. It connects when there is something to send (``async with`` alone does not), and
-    closes the connection after ten idle seconds. Any number of tasks of one event loop may send at once; a send that
-    waits holds neither the connection nor a lock.
+    `send_message`, `sendmail`, `connect` and `quit` take, return and raise what aiosmtplib's do. Their exceptions have
+    the `Delivery` as ``exc.delivery``. The client connects when there is something to send (``async with`` alone does
+    not), and closes the connection after ten idle seconds. Any number of tasks of one event loop may use it at once. A
+    send that waits holds no connection and no lock.
 
     Args:
-        client: the client to wrap, or a function, plain or coroutine, that makes one; it is called for each connection.
-            Leave connecting and logging in to the wrapper. What it raises for want of a connection (OSError) is tried
-            again; anything else, and what is no new client (TypeError, ValueError), comes out of the send.
+        client: the client to wrap, or a function (plain or coroutine) that makes one; it is called for each connection.
+            Do not connect or log in yourself. If the function raises an OSError, it is called again later; any other
+            exception comes out of the send, and so does a TypeError or ValueError if it returns no new client.
         policy: the rules, the backoff and the limits.
-        username: whom to log in as when the server asks for it (530 and its kin, RFC 4954 §6), and from then on at once
-            on each connection. With the credentials of the client itself, each connection begins with AUTH.
-        password: the password. A refusal (535) to PLAIN or LOGIN is final; a mechanism that does not work here (500 to
-            504, 534; 535 to CRAM-MD5) gives way to the next one that the server offers.
-        oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password; asked again,
-            once, where the server refuses the token. A refused token is never sent again.
-        cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". TLS comes
-            first wherever the server offers it.
+        username: the user to log in as. The client logs in when the server first asks for it (530 and the like,
+            RFC 4954 §6), and from then on at the start of each connection. If the credentials are the wrapped client's
+            own, every connection starts with AUTH.
+        password: the password. If the server refuses it (535) for PLAIN or LOGIN, that is final. If a mechanism does
+            not work (500 to 504, 534; 535 for CRAM-MD5), the next one that the server offers is tried.
+        oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password. It is called
+            again, once, if the server refuses the token. A refused token is never sent again.
+        cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". If the server
+            offers TLS, it is used first.
         idle_timeout: seconds after which an unused connection is closed with QUIT; None for never.
-        max_connections: how many connections there may be at a time. One is opened where all others are in use, and
-            logs in and encrypts on its own; where the server says that there are too many, fewer are used for a while.
-        max_messages_per_connection: after how many messages a connection gives way to a new one; None for no limit. One
-            that the server limits itself (421, or 452 4.5.3 to MAIL) is replaced as well.
-        pace: the speed, where it is known: an asynchronous context manager that waits on entry, such as
+        max_connections: the largest number of connections at a time. A new one is opened when all others are in use. If
+            the server says that there are too many, fewer are used for a while.
+        max_messages_per_connection: after how many messages a connection is replaced; None for no limit. If the server
+            has a limit of its own (421, or 452 4.5.3 to MAIL), the connection is replaced then, too.
+        pace: the speed, if you know it: an asynchronous context manager that waits on entry, such as
             ``aiolimiter.AsyncLimiter(14, 1)``. It is entered once for each transaction, before a connection is asked
-            for, and left when the connection is given back. Without it, the first refusal that says "too fast" tells
-            the speed; with it, such a refusal still lowers it.
-        pipelining: whether MAIL, all RCPT and DATA go out in one write where the server offers that (RFC 2920); the
-            message itself waits for its own 354.
-        defer: a durable queue, an `Engine`. It gets what is pending where the next try is further off than `max_wait`.
-        max_wait: the longest wait in process, in seconds, where there is an engine.
-        on_step: a hook, or several: a plain function of a delivery and a step, told of each reply that decided
-            something (`Step`), each end of a recipient (`Ended`), each send that is broken off, each pause, and each
-            connection that is opened or closed (see `smtpretry.events`). The delivery is None where none is concerned.
-            It runs within the send, so it has to be quick. What it raises is logged once, and reaches no send.
+            for, and left when the connection is given back. Without it, the client measures the speed at the first
+            refusal that says "too fast"; with it, such a refusal still lowers the speed.
+        pipelining: whether MAIL, all RCPT and DATA go out in one write if the server offers it (RFC 2920). The message
+            itself waits for the 354.
+        defer: a durable queue, an `Engine`. It gets the recipients whose next try is further off than `max_wait`.
+        max_wait: the longest wait in this process, in seconds, if there is a queue.
+        on_step: a hook, or several: a plain function of a delivery and an event (see `smtpretry.events`). It is called
+            for each reply that decided something (`Step`), each end of a recipient (`Ended`), each send that is broken
+            off, each pause, and each connection that is opened or closed; the delivery is None if the event concerns
+            none. It runs within the send, so it has to be quick. If it raises, that is logged once; the send goes on.
 
     Raises:
         TypeError: `client` is neither an aiosmtplib.SMTP nor a function, `policy` no RetryPolicy, `defer` no Engine,
@@ -131,15 +132,15 @@ class RetryingSMTP(Sends):
     async def attempt(
         self, delivery: Delivery, save: Save | None = None, *, timeout: Timeout = Default.token
     ) -> Delivery:
-        """Make one pass over the recipients that are due, with all of its repairs and without any waiting.
+        """Try once for the recipients that are due, and do not wait. Log-in, TLS and reconnects are done at once.
 
-        Afterwards `delivery.next_at` says when to come again; None: every recipient has its end.
+        Afterwards `delivery.next_at` says when to try again. If it is None, every recipient has its end.
 
         Args:
             delivery: the delivery; it is changed, and returned.
-            save: a coroutine function of the delivery which stores it. It is awaited before each transaction, and
-                after each that gave a recipient its end. What it raises comes out, and nothing more is sent: `NotOurs`,
-                where another worker has taken the delivery over.
+            save: a coroutine function that stores the delivery. It is awaited before each transaction, and after each
+                one in which a recipient got its end. If it raises, nothing more is sent, and the exception comes out;
+                an engine raises `NotOurs` if another worker has the delivery now.
             timeout: seconds for each command, in place of the client's own.
         """
         with delivery.sent_by(asyncio.current_task()):

@@ -28,13 +28,13 @@ def retry(function: Callable[P, T], /) -> Callable[P, T]: ...
 @overload
 def retry(*, policy: RetryPolicy = ...) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
 def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = RetryPolicy()) -> Any:  # noqa: B008
-    """Call a function again where the SMTP error that it raises says "not now".
+    """Call a function again if it raises an SMTP error that may pass.
 
-    ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``, around a coroutine function or a plain one, which waits
-    with `time.sleep`. The error itself is looked at, then what it was raised from (`__cause__`, `__context__`). It can
-    call again and it can give up: it cannot log in, and it cannot know which of several recipients were accepted, as
-    `RetryingSMTP` does. A connection that was lost at a moment that the error does not tell may have been lost after
-    the message was taken: `on_uncertain` of the policy decides. An OSError counts where smtplib raised it in
+    ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``, around a coroutine function or a plain one; a plain one
+    waits with `time.sleep`. The error is looked at, and the errors that it was raised from (`__cause__`,
+    `__context__`). `retry` can call again and give up. It cannot log in, and it does not know which of several
+    recipients were accepted; `RetryingSMTP` does both. If a connection was lost and the error does not tell when, the
+    server may have the message: the policy's `on_uncertain` decides. An OSError counts if smtplib raised it while
     connecting.
 
     Args:

@@ -1,4 +1,4 @@
-"""One message on its way and what became of each recipient: `Delivery`. Plain values, no I/O."""
+"""One message on its way, and what happened to each recipient: `Delivery`. Plain values, no I/O."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _LATE: Final = 7200.0  # seconds: so late an attempt may come, as one does that 
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message on its way: the envelope, the bytes that every attempt sends, and what became of each recipient.
+    """One message on its way: the envelope, the bytes that every attempt sends, and what happened to each recipient.
 
     Attributes:
-        id: a name for this delivery, unique, made once.
+        id: the unique name of this delivery.
         sender: the reverse-path (RFC 5321 §4.1.1.2), as given.
         outcomes: an `Outcome` for each recipient, by the address as given, in the order of the envelope.
         message: the bytes, with CRLF line ends, Message-ID and Date.
         submitted_at: when it was handed over to be sent, in seconds since the epoch: what the limits count from.
-        expires_in: seconds after which it is not to be sent any more, counted from then.
+        expires_in: seconds after `submitted_at` from which on it is not sent any more.
         expires_at: the same as a time, in seconds since the epoch.
         began_at: when it was first tried, in seconds since the epoch.
         excused: seconds that do not count as its own, for it waited for a server that was taking others.
@@ -101,7 +101,7 @@ class Delivery:
 
     @property
     def uncertain(self) -> list[str]:
-        """The recipients for whom nobody knows: the line broke after the final dot, before the reply."""
+        """The recipients that may have it or not: the connection broke after the final dot, before the reply."""
         return self._with(Status.UNCERTAIN)
 
     @property
@@ -212,10 +212,10 @@ class Delivery:
         return "; ".join(parts)
 
     def dsn(self, *, reporting_mta: str | None = None) -> Message:
-        """A delivery status notification (RFC 3464) for the sender: who got it, who did not, and why. It is not sent.
+        """A bounce (RFC 3464) for the sender: who got the message, who did not, and why. This does not send it.
 
-        Send it with the null sender, ``send_message(delivery.dsn(), sender="")``, as RFC 5321 §4.5.5 asks. A recipient
-        for whom nobody knows is reported as failed, and the words say that it may have arrived.
+        Send it with the null sender, ``send_message(delivery.dsn(), sender="")``, as RFC 5321 §4.5.5 asks. An uncertain
+        recipient is reported as failed, and the text says that the message may have arrived.
 
         Args:
             reporting_mta: the name of the host that reports; None for this one's.
@@ -228,9 +228,9 @@ class Delivery:
         return notify(self, reporting_mta=reporting_mta)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON has it, for a file or a queue; `from_dict` reads it. No credential is in it.
+        """The delivery as JSON values, for a file or a queue; `from_dict` reads it. No credential is in it.
 
-        The mutable part is `state`: what is stored once may be kept, and updated with it (``stored | state``).
+        Attempts change only what `state` returns: store this once, and update it with ``stored | state``.
         """
         return {
             "id": self.id,

@@ -41,17 +41,16 @@ def prepare(
     id: str | None = None,  # noqa: A002 - as the delivery has it
     expires: timedelta | datetime | None = None,
 ) -> Delivery:
-    """Make a `Delivery` of a message and aiosmtplib's arguments, without sending it; `deliver` and `attempt` take it.
+    """Make a `Delivery` from a message and aiosmtplib's arguments, without sending it; `deliver` and `attempt` send it.
 
     Sender and recipients default to the message's headers: Sender, or From; every address of To, Cc and Bcc (of their
     Resent- forms where there is a Resent-Date). The null sender is "" or "<>".
 
-    A message object is written as 7-bit MIME, which every server takes; only a parsed body of 8 bits that no charset
-    is declared for keeps its bytes. Its lines of more than 998 octets are encoded. Bytes and str go as they are, long
-    lines too: they may be signed, and a server may take more than RFC 5321 §4.5.3.1.6 asks of it. What a mailbox file
-    puts before the header ("From ...") does not go out. Line ends become CRLF, and a Message-ID (its domain is the
-    sender's) and a Date are put in front where there are none (RFC 6409 §8.2-8.3), once: every attempt sends the same
-    bytes.
+    A message object is written as 7-bit MIME, which every server takes, and lines of more than 998 octets are encoded.
+    (A parsed 8-bit body without a declared charset keeps its bytes.) Bytes and str are sent as they are, long lines
+    too: they may be signed, and a server may take longer lines than RFC 5321 §4.5.3.1.6 asks for. The "From ..." line
+    that a mailbox file puts before the header is left out. Line ends become CRLF. A missing Message-ID (with the
+    sender's domain) or Date is added (RFC 6409 §8.2-8.3). All this is done once: every attempt sends the same bytes.
 
     Args:
         message: the message.
@@ -59,10 +58,10 @@ def prepare(
         recipients: whom to send it to; None for the message's To, Cc and Bcc.
         mail_options: ESMTP parameters of MAIL.
         rcpt_options: ESMTP parameters of each RCPT.
-        id: the delivery's name, such as "order-17", at most 255 characters; None for a new one. A queue takes the same
-            name once.
-        expires: when the message is not to be sent any more: a time with its time zone, or how long after it was handed
-            over. Who has not got it by then is refused.
+        id: the delivery's name, such as "order-17", at most 255 characters; None for a new, unique one. A queue takes
+            the same name once.
+        expires: when to stop sending it: a datetime with a time zone, or a timedelta from when it is handed over.
+            Recipients that have not got it by then are refused.
 
     Raises:
         ValueError: no sender, no recipient, a header with anything but addresses, an address, an option or an id with a

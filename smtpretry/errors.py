@@ -1,7 +1,7 @@
-"""What the caller gets to catch: aiosmtplib's own exceptions, and the few that it has no name for.
+"""The exceptions of a send: aiosmtplib's own, and the few that it has no name for.
 
     aiosmtplib.SMTPException
-     ├─ UncertainDelivery             the line broke after the final dot; each is the aiosmtplib error that happened:
+     ├─ UncertainDelivery             the connection broke after the final dot; each is also aiosmtplib's error:
      │   ├─ UncertainDisconnected       (SMTPServerDisconnected)
      │   ├─ UncertainTimeout            (SMTPReadTimeoutError)
      │   └─ UncertainResponse           (SMTPDataError)
@@ -11,7 +11,7 @@
     Exception
      └─ NotOurs                       raised by a queue's engine, at an attempt: the delivery is another worker's now
 
-Whatever comes out of a send carries the `Delivery` as `exc.delivery`, and its story as a note (PEP 678).
+Every exception of a send has the `Delivery` as `exc.delivery`, and its story as a note (PEP 678).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NOT_CONNECTED = "please run connect() first"  # smtplib's words for a mistake o
 
 
 class UncertainDelivery(aiosmtplib.SMTPException):
-    """Nobody knows whether the message was taken, and the policy says not to send it again (RFC 1047)."""
+    """The server may have the message or not, and the policy says not to send it again (RFC 1047)."""
 
     delivery: Delivery
 
@@ -57,19 +57,19 @@ class UncertainResponse(UncertainDelivery, aiosmtplib.SMTPDataError):
 
 
 class ClientClosed(aiosmtplib.SMTPServerDisconnected):
-    """The client was closed before every recipient had its end: `exc.delivery` holds what is pending."""
+    """The client was closed while the send was waiting. `exc.delivery` tells who is pending."""
 
     delivery: Delivery
 
 
 class QueueSilent(aiosmtplib.SMTPException):
-    """The queue may have what is pending, and does not answer: ask it for `exc.delivery.id` before sending it again."""
+    """The queue does not answer, and may have the delivery: look for `exc.delivery.id` in it before you send again."""
 
     delivery: Delivery
 
 
 class NotOurs(Exception):  # noqa: N818 - not a fault: what the fence of a queue says
-    """Another worker has the delivery now. The `save` of an engine raises it, and the attempt sends nothing more."""
+    """Another worker has the delivery now. An engine's `save` raises this, and the attempt sends nothing more."""
 
 
 def tell(error: BaseException, delivery: Delivery, now: float) -> None:
@@ -79,15 +79,15 @@ def tell(error: BaseException, delivery: Delivery, now: float) -> None:
 
 
 def delivery_of(error: BaseException) -> Delivery | None:
-    """The delivery that an exception out of a send carries, or None; the first one of several (`deliveries_of`)."""
+    """The delivery of an exception that a send raised, or None; the first of several (see `deliveries_of`)."""
     return next(iter(deliveries_of(error)), None)
 
 
 def deliveries_of(error: BaseException) -> list[Delivery]:
-    """The deliveries that an exception carries, each once: several in an ExceptionGroup, such as a TaskGroup's.
+    """The deliveries of an exception, each once. An ExceptionGroup, such as a TaskGroup's, may have several.
 
-    Looks at what it was raised from as well: asyncio.timeout's TimeoutError and a KeyboardInterrupt come from the
-    cancellation that carries it.
+    The exceptions that it was raised from are searched, too: a TimeoutError of asyncio.timeout and a KeyboardInterrupt
+    are raised from the cancellation that has the delivery.
     """
     found = dict[int, Delivery]()
     for link in _chain(error):

@@ -1,4 +1,4 @@
-"""`Failover`: the sending methods over several servers, of which one is in trouble now and then."""
+"""`Failover`: the sending methods for several servers. If one is in trouble, the next one sends."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 class Failover(Sends):
-    """Sends through the first server; through the next one at once where that is in trouble.
+    """Sends through the first server. If that one is in trouble, sends through the next one at once.
 
-    In trouble is a server that cannot be reached, that does not let the client log in, or whose reply concerns the
-    whole client (a row of `Scope.SERVER`: 421, a quota that is used up). It is left alone as long as a single
-    `RetryingSMTP` would leave it; then one message finds out whether it works, and all go back to it.
+    A server is in trouble if it cannot be reached, does not let the client log in, or gives a reply that concerns the
+    whole client (a row of `Scope.SERVER`: 421, a quota that is used up). It is left alone for as long as a single
+    `RetryingSMTP` would leave it alone. Then one message tries it, and if it works, all messages go back to it.
 
-    Nobody who was accepted is offered the message again, and who was refused stays refused. A recipient of whom nobody
-    knows moves only where the policy says "resend". A recipient that one server refuses for now (450: greylisting knows
-    the client) waits for that server, and moves when the policy's patience is over.
+    A recipient that was accepted is never offered the message again, and one that was refused stays refused. An
+    uncertain recipient moves to the next server only if the policy says "resend". A recipient that one server refuses
+    for now (450: greylisting knows the client) waits for that server, and moves when that server's policy gives up.
 
-    What concerns no single server, such as what a queue took, the hooks of all the clients are told (`on_step=`); a
-    hook that several of them have is told once.
+    Events of no single server, such as a delivery that the queue took, go to the hooks (`on_step=`) of all clients; a
+    hook that several clients have is called once.
 
     Args:
         servers: a `RetryingSMTP` for each, the preferred one first; each has its own credentials, connections and

@@ -50,11 +50,11 @@ async def send(
     sock: socket.socket | None = None,
     policy: RetryPolicy = RetryPolicy(),  # noqa: B008 - a frozen value
 ) -> tuple[dict[str, SMTPResponse], str]:
-    """Connect, send one message until every recipient has its end, disconnect: `aiosmtplib.send` with a policy.
+    """Connect, send one message with retries, disconnect: `aiosmtplib.send` with a policy.
 
-    Arguments, return value and exceptions are aiosmtplib's; see `RetryingSMTP.send_message` for what retrying adds.
-    With a username each connection begins with AUTH, over TLS or loopback only. The final dot has its own time-out,
-    600 seconds (RFC 5321 §4.5.3.2.6), unless another than the default is given.
+    Arguments, return value and exceptions are aiosmtplib's; see `RetryingSMTP.send_message` for what retries add. If
+    you give a username, each connection starts with AUTH, over TLS or loopback only. The reply to the final dot may
+    take 600 seconds (RFC 5321 §4.5.3.2.6), unless you give a `timeout` of your own.
 
     Raises:
         aiosmtplib.SMTPException: nobody was accepted.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Status(Enum):
-    """What became of a recipient. All but PENDING are ends, and there is no other."""
+    """Where a recipient stands. All but PENDING are ends, and there is no other end."""
 
     PENDING = "PENDING"  # not settled yet
     ACCEPTED = "ACCEPTED"  # the server took the message for it

@@ -127,17 +127,17 @@ class RetryPolicy:
 
     Args:
         rules: the table, first match wins. Put your own rows in front: ``(Rule(...), *DEFAULT_RULES)``.
-        wait: any tenacity wait: the backoff in seconds by the number of the attempt, where neither the server nor the
-            row names a delay. A row's own `wait` wins, also where it is shorter, and grows towards this one. The
-            default (60 s, doubling to 15 min, up to 6 s of jitter) is made for greylisting (RFC 6647 §5: a retry after
-            a minute to an hour passes; RFC 5321 §4.5.4.1 asks for patience).
-        stop: any tenacity stop, on top of the two limits below; None for these alone.
-        give_up_after: how long after the message was handed over, to the client or to the queue, the last attempt may
-            begin; None for no limit. A computed wait is cut so that the last attempt falls on it; a delay that the
-            server names beyond it ends the wait at once.
+        wait: the backoff, any tenacity wait. It is used if neither the server nor the row names a delay. A row's own
+            `wait` wins, also if it is shorter, and grows towards this one. The default (60 s, doubling to 15 min, up to
+            6 s of jitter) is made for greylisting (RFC 6647 §5: a retry after a minute to an hour passes; RFC 5321
+            §4.5.4.1 asks for patience).
+        stop: any tenacity stop, in addition to the two limits below; None for these alone.
+        give_up_after: the last attempt starts at most so long after the message was handed over to the client or the
+            queue; None for no limit. The last wait is shortened to end at that time. If the server names a delay past
+            it, the policy gives up at once.
         max_attempts: how many attempts each recipient gets; None for no limit.
-        on_uncertain: what to do where the line broke after the final dot and before the reply. "resend" is what
-            RFC 5321 §4.5.3.2.6 and RFC 1047 ask of a client (at least once); "raise" is at most once.
+        on_uncertain: what to do if the connection breaks after the final dot and before the reply. "resend" sends the
+            message again (at least once), as RFC 5321 §4.5.3.2.6 and RFC 1047 ask. "raise" does not (at most once).
         sleep: how to wait, a coroutine function of seconds; None for the event loop's own. For tests.
         clock: what time it is, in seconds since the epoch. For tests.
 
@@ -196,7 +196,7 @@ class RetryPolicy:
         """For a request handler: waits of seconds (1, 2, 4, 8 and so on with jitter), half a minute in all.
 
         Args:
-            overrides: fields of the policy that shall be others, such as ``give_up_after=timedelta(seconds=10)``.
+            overrides: fields of the policy to change, such as ``give_up_after=timedelta(seconds=10)``.
         """
         from tenacity import wait_exponential, wait_random  # noqa: PLC0415 - a tenth of the time of our import
 
@@ -210,7 +210,7 @@ class RetryPolicy:
         """For a durable queue (RFC 5321 §4.5.4.1): two more tries in an hour, then every 2 to 3 h, for five days.
 
         Args:
-            overrides: fields of the policy that shall be others, such as ``give_up_after=timedelta(days=2)``.
+            overrides: fields of the policy to change, such as ``give_up_after=timedelta(days=2)``.
         """
         from tenacity import wait_chain, wait_random  # noqa: PLC0415 - a tenth of the time of our import
 

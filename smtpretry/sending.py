@@ -87,7 +87,7 @@ class Sends(ABC):
         rcpt_options: Iterable[str] | None = None,
         timeout: Timeout = Default.token,
     ) -> tuple[dict[str, SMTPResponse], str]:
-        """Send a message object until every recipient has its end.
+        """Send a message object, with retries, until every recipient is accepted, refused, uncertain or deferred.
 
         Args:
             message: the message; its Bcc header is not sent.
@@ -98,15 +98,16 @@ class Sends(ABC):
             timeout: seconds for each command, in place of the client's own.
 
         Returns:
-            The recipients that were not accepted, each with the last reply that concerned it (its code is -1 where none
-            came), and the text of the server's acceptance. Who was handed over to a queue (`defer`) is not among them;
-            the text says until when.
+            The recipients that were not accepted, each with its last reply (the code is -1 if the server did not
+            answer), and the text of the server's acceptance. Recipients that the queue took (`defer`) are not among
+            them; the text says until when they wait.
 
         Raises:
             aiosmtplib.SMTPException: nobody was accepted. It is what aiosmtplib raises for the last failure, with
                 `delivery` and a note that tells what was tried.
-            UncertainDelivery: nobody was certainly accepted, and the line broke after the final dot.
-            ClientClosed: `aclose` was called meanwhile.
+            UncertainDelivery: the connection broke after the final dot, nobody else was accepted, and the policy says
+                "raise".
+            ClientClosed: `aclose` was called while the send was waiting.
             ValueError, TypeError: an argument is wrong; nothing was sent.
         """
         if not isinstance(message, email.message.Message):
@@ -132,7 +133,7 @@ class Sends(ABC):
         rcpt_options: Iterable[str] | None = None,
         timeout: Timeout = Default.token,
     ) -> tuple[dict[str, SMTPResponse], str]:
-        """Send the bytes of a message; for the rest see `send_message`. A str has to be ASCII."""
+        """Send a message that is bytes, or a str in ASCII. Everything else is as in `send_message`."""
         if not isinstance(message, (str, bytes)):
             msg = (
                 f"message is str or bytes, not {type(message).__name__}: for an EmailMessage call send_message(message)"
@@ -157,10 +158,10 @@ class Sends(ABC):
         expires: timedelta | datetime | None = None,
         timeout: Timeout = Default.token,
     ) -> Delivery:
-        """Send as `send_message` does, and return the whole story instead; no refusal raises.
+        """Send as `send_message` does, but return the `Delivery`, and raise for no refusal.
 
-        A `Delivery` that was broken off goes on to those who are pending, with the same bytes; the other arguments are
-        its own. For `id` and `expires` see `prepare`.
+        If you pass a `Delivery` that was broken off, the same bytes go to the recipients that are still pending; leave
+        out the other arguments then. For `id` and `expires` see `prepare`.
         """
         if not isinstance(message, Delivery):
             message = prepare(
@@ -179,20 +180,20 @@ class Sends(ABC):
     ) -> AsyncGenerator[Delivery, None]:
         """Send many messages, and yield a `Delivery` for each, in the order in which they end.
 
-        ``async for delivery in smtp.send_many(messages)``. A message is drawn when it can be sent, so that the
-        messages may be a generator of any length; one that waits for its next try does not hold up the others.
+        ``async for delivery in smtp.send_many(messages)``. A message is drawn when it can be sent, so the messages may
+        be a generator of any length. A message that waits for its next try does not hold up the others.
 
         Args:
-            messages: an iterable or asynchronous iterable of message objects, or of what `prepare` makes.
-            concurrency: how many messages may be under way at a time, those that wait among them; None for 10,000.
+            messages: an iterable or asynchronous iterable of message objects, or of what `prepare` returns.
+            concurrency: how many messages may be under way at a time, including those that wait; None for 10,000.
 
         Raises:
             ValueError: `concurrency` is below one.
             Whatever a message or the iterable raises, such as a ValueError for a message without recipients. Nothing
             more is drawn then, and it is raised when the messages under way have ended, and have been yielded.
 
-        A loop that is left early (`break`) breaks off what is under way as soon as the generator is closed:
-        ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is pending then.
+        If you leave the loop early (`break`), close the generator, and what is under way is broken off:
+        ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is still pending.
         """
         if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
             msg = "messages is an iterable of messages: for a single one call send_message or deliver"
@@ -214,23 +215,23 @@ class Sends(ABC):
         expires: timedelta | datetime | None = None,
         connection: Any = None,  # noqa: ANN401 - each engine's own
     ) -> Delivery:
-        """Hand a message over to the queue at once, without a first try.
+        """Put a message into the queue at once, without trying it first.
 
         Args:
-            message: as `deliver` takes it; a `Delivery` too, that was broken off, or whose submission was rolled back.
+            message: what `deliver` takes, also a `Delivery` that was broken off or whose transaction was rolled back.
             sender: the reverse-path; None for the message's Sender or From.
             recipients: whom to send it to; None for the message's To, Cc and Bcc.
             mail_options: ESMTP parameters of MAIL.
             rcpt_options: ESMTP parameters of each RCPT.
-            id: the delivery's name, such as "order-17": the queue takes the same one once. That is no promise that it
-                is never sent twice.
-            expires: a timedelta or a datetime with its time zone; who has not got it by then is refused, and `on_end`
-                of the worker is called.
-            connection: a database connection of the application, where the engine can submit in its transaction: what
-                is rolled back is not sent.
+            id: the delivery's name, such as "order-17". The queue takes the same name once. This does not promise that
+                the message is never sent twice.
+            expires: a timedelta, or a datetime with a time zone. Recipients that have not got the message by then are
+                refused, and the worker's `on_end` is called.
+            connection: your database connection, if the message is to be part of your transaction: if you roll it back,
+                nothing is sent.
 
         Returns:
-            The delivery; it is durable, and everybody in it is `deferred` who has no end yet.
+            The delivery. It is stored, and its pending recipients are `deferred`.
 
         Raises:
             ValueError, TypeError: an argument is wrong, or the client has no `defer`.

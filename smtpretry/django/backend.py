@@ -44,11 +44,11 @@ _clients: dict[tuple[object, ...], Blocking] = {}
 
 
 class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no types
-    """Django's own SMTP backend, with its settings, return values and exceptions; what may pass is tried again.
+    """Django's SMTP backend with retries. Its settings, return values and exceptions are Django's.
 
-    All backends of a process with the same settings share one client: its connections, which stay open for ten idle
-    seconds, and its pauses. So `open` and `close` cost nothing where there is a connection already. `open` tries for as
-    long as the policy has patience, and logs in.
+    All backends of a process with the same settings share one client, its connections and its pauses. A connection
+    stays open for ten idle seconds, so `open` and `close` cost nothing if there is one. `open` connects and logs in; it
+    retries until the policy gives up.
 
     The arguments are Django's, those of `RetryingSMTP`, such as `max_connections`, and
 
@@ -61,8 +61,8 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
     They stand in ``MAILERS[...]["OPTIONS"]`` (Django 6.1), in ``get_connection(...)``, or in the setting ``SMTPRETRY``,
     a dictionary.
 
-    A message counts as sent where the server took it for one recipient at least, or the queue did. For whom it was not
-    taken is logged, and stands in ``message.delivery``, a `Delivery`. Where nobody is left, the exception is the one
+    A message counts as sent if the server took it for at least one recipient, or the queue did. Recipients that did
+    not get it are logged, and are in ``message.delivery``, a `Delivery`. If nobody got it, the exception is the one
     that smtplib would have raised, after all messages were tried.
     """
 

@@ -99,27 +99,27 @@ class Engine(Protocol):
     """
 
     async def submit(self, delivery: Delivery, /, *, connection: Any = None) -> None:  # noqa: ANN401 - each engine's own
-        """Take a delivery over, to be tried at `delivery.next_at`.
+        """Store a delivery, to be tried at `delivery.next_at`.
 
-        It is durable when this returns; a second time with the same `delivery.id` changes nothing.
+        When this returns, the delivery is stored durably. A second call with the same `delivery.id` changes nothing.
 
         Args:
-            delivery: what is pending in it is to be sent.
-            connection: a database connection of the application, to submit in its transaction.
+            delivery: the delivery; its pending recipients are to be sent to.
+            connection: a database connection of the application, to store it in its transaction.
 
         Raises:
-            TypeError: it cannot do so with that `connection`.
-            Whatever else kept it from taking the delivery.
+            TypeError: the engine cannot use that `connection`.
+            Any other exception: the engine did not take the delivery.
         """
 
     async def work(self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None) -> None:
         """Be a worker: make the attempts that are due, until stopped or cancelled.
 
-        A delivery whose worker dies is taken up by another one. The policy of `smtp` alone decides when to come again
-        and when to give up.
+        If a worker dies, another one takes up its deliveries. The policy of `smtp` decides when to try again and when
+        to give up.
 
         Args:
             smtp: the client to send with.
             on_end: a coroutine function, called with each delivery that has ended with recipients refused, uncertain or
-                expired. It may be called twice, where the worker dies just then; where it raises, it is called again.
+                expired. If it raises, it is called again. It may be called twice if the worker dies at that moment.
         """

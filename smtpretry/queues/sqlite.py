@@ -1,8 +1,8 @@
 """The embedded queue: one SQLite file, no server, any number of processes of one machine. Needs no extra.
 
-A delivery is a row; its message is a row of another table, so that no save writes it again. Who takes a delivery moves
-its time on by the lease, and a heartbeat moves it on further: where a worker dies, its time comes again. `taken` counts
-who took it: what a worker writes holds only as long as nobody else has taken it since.
+A delivery is a row. Its message is a row of another table, so no save writes it again. A worker that takes a delivery
+moves its due time on by the lease, and a heartbeat moves it on further; if the worker dies, the delivery becomes due
+again. `taken` counts how often it was taken: a worker's writes count only if nobody has taken it since.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of th
 
 
 class SQLiteEngine:
-    """An `Engine` in a file. It is made when it is first used; `aclose`, or `async with`, closes it.
+    """An `Engine` in a file. The file is made when it is first used; `aclose`, or `async with`, closes it.
 
-    It never blocks the event loop: a thread writes, and what comes meanwhile is committed together (WAL,
-    synchronous=FULL: what was submitted survives a power loss).
+    It never blocks the event loop: a thread writes, and commits together what arrives in the meantime. What was
+    submitted survives a power loss (WAL, synchronous=FULL).
 
     Args:
         path: the file. Its folder has to be on a local disk, and writable: SQLite makes two files beside it.
-        lease: seconds without a sign of life after which a worker is taken for dead; two at least.
-        concurrency: how many deliveries a worker has under way.
-        keep: how long a delivery that has ended is remembered, without its message; its id is not taken again.
+        lease: seconds without a heartbeat after which a worker counts as dead; at least two.
+        concurrency: how many deliveries a worker sends at a time.
+        keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
 
     Raises:
         ValueError: a database in memory, a lease or a concurrency that is too small.
@@ -114,13 +114,13 @@ class SQLiteEngine:
     async def work(
         self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None, on_progress: OnProgress | None = None
     ) -> None:
-        """See `Engine`. Ends with SIGINT or SIGTERM: what is under way then gets the seconds of the lease to end.
+        """See `Engine`. SIGINT or SIGTERM ends it: attempts that are under way get the seconds of the lease to finish.
 
         Args:
             smtp: the client to send with.
             on_end: see `Engine`.
-            on_progress: called every minute with how many wait, are due, are under way and have ended; the log says
-                it, too.
+            on_progress: called every minute with the number of deliveries that are waiting, due, under way and ended;
+                the log says it, too.
 
         Raises:
             QueueError: the file cannot be used, and that will not pass by itself.

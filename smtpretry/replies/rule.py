@@ -52,23 +52,23 @@ class Rule:
             the line feeds of a multi-line reply count as spaces.
         unless: a regular expression that must not be found there ("too many recipients", unless "this hour").
         stages: when it was said, any iterable of `Stage`.
-        token: True for sessions that log in with an OAuth token only.
-        login: True for sessions that could log in and have not done so only: what is final for all others.
-        fewer: True where the server has too many connections of this client: while others are open, their number stays
-            below that for the time of the wait, and nothing else waits.
-        slower: True where the server says that this client sends too fast: the client lowers its pace.
-        scope: whom it concerns; None for the server where it is `slower`, else for the stage's own (RCPT: the
+        token: True: only for sessions that log in with an OAuth token.
+        login: True: only for sessions that could log in and have not done so.
+        fewer: True: the server has too many connections of this client. As long as others are open, the client uses
+            fewer of them for the time of the wait, and nothing else waits.
+        slower: True: this client sends too fast. The client lowers its pace.
+        scope: what the reply concerns; None: the server if the row is `slower`, else what the stage concerns (RCPT: the
             recipient; CONNECT, EHLO, STARTTLS, AUTH: the server; else the message).
         wait: seconds before the second attempt. It wins over the policy's `wait`, longer or shorter. With each further
-            refusal it doubles, up to 15 minutes or the policy's `wait`, whichever is longer. 0 where there is nothing
-            to wait for; None for the policy's `wait`. A delay that the server names wins over both.
-        patience: seconds after which this kind of refusal is given up, counted from the first attempt, where the
-            policy itself is more patient; None for the policy's `give_up_after`.
-        otherwise: what to do where the session cannot do `action`: RETRY, RECONNECT or FAIL; None for FAIL for a 5xx,
-            RETRY else.
+            refusal it doubles, up to 15 minutes or the policy's `wait`, whichever is longer. 0: retry at once; None:
+            the policy's `wait`. A delay that the server names wins over both.
+        patience: seconds from the first attempt after which this kind of refusal is given up, if that is sooner than
+            the policy's `give_up_after`; None for that one alone.
+        otherwise: what to do if the session cannot do `action`: RETRY, RECONNECT or FAIL; None: FAIL for a 5xx, else
+            RETRY.
         name: a short name in lower case, words joined by hyphens ("greylisted"): for metrics, logs and `explain`.
         why: the reason, one sentence for a ticket.
-        cure: what a person can do where the refusal lasts, one sentence; for the note on the exception.
+        cure: what a person can do if the refusal lasts, one sentence; for the note on the exception.
         source: who says so: the RFC and section, or the page of the provider.
 
     Raises:
