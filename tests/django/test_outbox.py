@@ -76,8 +76,10 @@ def test_within_a_transaction_it_is_an_outbox(server: ThreadedServer, database: 
     assert server.commands == []
 
 
-def test_the_worker_sends_what_the_queue_holds(server: ThreadedServer, database: Path) -> None:
-    """`manage.py smtpretry_worker` sends what was queued, once, and ends with SIGTERM."""
+def test_the_worker_sends_what_the_queue_holds(
+    server: ThreadedServer, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`manage.py smtpretry_worker` says what it works on, sends what was queued, once, and ends with SIGTERM."""
     with transaction.atomic():
         mail.send_mail("hello", "text", None, [ANN])
         mail.send_mail("hello", "text", None, [BOB])
@@ -93,6 +95,7 @@ def test_the_worker_sends_what_the_queue_holds(server: ThreadedServer, database:
     stopping.start()
     call_command("smtpretry_worker")
     stopping.join()
+    assert f"Sending what {database} holds." in capsys.readouterr().out
     assert {who: len(messages) for who, messages in server.mailboxes.items()} == {ANN: 1, BOB: 1}
 
 

@@ -37,6 +37,7 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no types
             msg = 'there is no queue: set the option queue of smtpretry.django.EmailBackend, such as "mail.db"'
             raise CommandError(msg)
         log.say(logging.INFO, "smtp worker sends what %s holds", backend.queue)
+        self.stdout.write(f"Sending what {backend.queue} holds. Ctrl-C stops.")
         asyncio.run(self._work(backend))
 
     async def _work(self, backend: EmailBackend) -> None:
