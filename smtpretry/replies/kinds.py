@@ -26,14 +26,14 @@ class Kind:
 KINDS: Final = (
     Kind(
         "Greylisting",
-        "Offered again after the delay that the server names, else after the backoff",
-        "Greylisting takes a message that is offered again after some minutes (RFC 6647)",
+        "Retried after the delay that the server names, else after the backoff",
+        "The server takes the message if it comes again after some minutes (RFC 6647)",
         ("greylisted",),
     ),
     Kind(
         "Log-in required",
         "Logs in and sends the envelope again; without credentials a 5xx fails",
-        "Waiting does not log in; a 4xx may be a mistake that somebody is about to mend",
+        "Waiting does not log in. A 4xx is retried for a while: somebody may be fixing it",
         (
             "auth-required",
             "auth-required-words",
@@ -45,7 +45,7 @@ KINDS: Final = (
     Kind(
         "TLS required",
         "Encrypts the connection and sends the envelope again",
-        "Mail and passwords that the server wants encrypted go encrypted",
+        "The server takes mail and passwords over TLS only",
         ("tls-required", "tls-required-status", "tls-required-code", "closing-without-tls"),
     ),
     Kind(
@@ -63,7 +63,7 @@ KINDS: Final = (
     Kind(
         "Rate limit",
         "The whole client waits, and sends more slowly",
-        "A limit per second or minute passes at once; to try harder makes it worse",
+        "A limit per second or minute passes soon, and more tries prolong it",
         (
             "rate-per-second",
             "rate-per-minute",
@@ -76,18 +76,18 @@ KINDS: Final = (
     Kind(
         "Quota of an hour or a day",
         "The whole client waits, and sends more slowly",
-        "It fills again, bit by bit or at its end",
+        "It fills up again, gradually or all at once",
         ("quota", "closing-quota"),
     ),
     Kind(
         "Too many connections",
-        "Goes on with the connections that are open",
-        "There are enough; to open more is refused again",
+        "Continues with the connections that are open",
+        "The server would refuse more of them",
         ("crowded", "closing-crowded"),
     ),
     Kind(
         "Connection used up",
-        "Goes on over a new connection, at once",
+        "Continues over a new connection, at once",
         "Nothing is wrong with the message or with a new connection",
         (
             "session-used-up",
@@ -100,14 +100,14 @@ KINDS: Final = (
     ),
     Kind(
         "Too many recipients",
-        "Those taken so far get it now, the rest in further transactions, at once",
-        "The limit is one of the transaction (RFC 5321 §4.5.3.1.10)",
+        "Sends to those accepted so far, then to the rest in further transactions, at once",
+        "The limit is per transaction (RFC 5321 §4.5.3.1.10)",
         ("transaction-full", "transaction-full-status", "transaction-full-code"),
     ),
     Kind(
         "Mailbox full or busy, for now",
         "That recipient waits, the others get it",
-        "Its owner clears it in hours or days, or the limit passes",
+        "Its owner clears it within hours or days, or the limit passes",
         (
             "mailbox-full",
             "mailbox-full-status",
@@ -120,13 +120,13 @@ KINDS: Final = (
     Kind(
         "No such user, with a 4xx",
         "That recipient waits for a while, the others get it",
-        "The first digit says that it may change: a lookup fails, or a server is being moved",
+        "A 4xx may change: a lookup fails, or a server is being moved",
         ("no-such-user-yet", "status-says-final"),
     ),
     Kind(
         "Mailbox unknown or full for good",
         "That recipient fails, the others get it",
-        "The server says that no later attempt is taken",
+        "The server says that this is final",
         (
             "no-such-recipient",
             "no-such-user",
@@ -139,7 +139,7 @@ KINDS: Final = (
     Kind(
         "Client blocked",
         "Fails at 5xx; at 4xx and 421 the whole client waits",
-        "It concerns the address of the sending host; whoever keeps the list removes it",
+        "The sending host is on a block list; ask whoever keeps the list",
         ("blocked", "blocked-or-spam", "blocked-for-now", "rate-by-reputation", "closing-reputation"),
     ),
     Kind(
@@ -151,13 +151,13 @@ KINDS: Final = (
     Kind(
         "Message too big",
         "Fails",
-        "It is as big the next time",
+        "It is just as big the next time",
         ("too-big", "too-big-status"),
     ),
     Kind(
         "Sender, content or policy refused",
-        "Fails; at 421 it is offered again over a new connection",
-        "SPF, DKIM, DMARC, spam filters and rules about senders say the same the next time",
+        "Fails; at 421 it is retried over a new connection",
+        "SPF, DKIM, DMARC, spam filters and sender rules give the same answer the next time",
         (
             "sender-unproven",
             "sender-unproven-status",
@@ -171,8 +171,8 @@ KINDS: Final = (
     ),
     Kind(
         "Server busy, full or closing",
-        "The whole client waits where it concerns the server, else the message does",
-        "Such trouble passes; a struggling server is left alone",
+        "The whole client waits if it concerns the server, else only the message",
+        "Such trouble passes, and more connections make it worse",
         (
             "closing",
             "closing-in-words",
@@ -186,14 +186,14 @@ KINDS: Final = (
     ),
     Kind(
         "Connection lost, or no SMTP",
-        "Offered again over a new connection",
-        "Nobody has refused the message",
+        "Retried over a new connection",
+        "The server has not refused the message",
         ("no-reply",),
     ),
     Kind(
-        "Never to be mended by waiting",
+        "Waiting does not help",
         "Fails",
-        "A certificate that does not verify, a command or bytes that the server does not take, stay as they are",
+        "The certificate does not verify, or the server does not take the command or the bytes",
         (
             "bad-certificate",
             "unknown-command",
@@ -206,8 +206,8 @@ KINDS: Final = (
     ),
     Kind(
         "Final code, words that say “later”",
-        "Offered again",
-        "The words were written for this case, the code for all",
+        "Retried",
+        "The words are about this case; the code is general",
         ("for-now-in-words",),
     ),
 )
