@@ -4,7 +4,7 @@
     python -m tests.benchmarks overhead manners   # these two
     python -m tests.benchmarks --quick            # all, once, at a small size: the figures mean little
     python -m tests.benchmarks --json             # for machines
-    python -m tests.benchmarks --plot examples    # draws throughput, memory and manners as SVG
+    python -m tests.benchmarks --plot examples    # draws what throughput, memory and manners measure, as SVG
 
 Every figure is a ratio, or stands beside what it is to be compared with, out of the same run: the contenders take turns.
 The server is `sink.py`, for rates `relay.py`, in a process of its own; for manners a `ScriptedServer` in virtual time.

@@ -64,38 +64,45 @@ def draw_memory(tables: Sequence[Table]) -> Figure:
 
 
 def draw_throughput(tables: Sequence[Table]) -> Figure:
-    one_by_one, connections, _ = tables
-    figure = Figure(figsize=(8, 7 if connections.rows else 4))
-    cases = list(throughput.CASES)
-    axes = figure.subplot_mosaic([*([case] for case in cases), *([["network"]] * 2 if connections.rows else [])])
-    for case in cases:
-        names, rates = zip(*[row[1:3] for row in one_by_one.rows if row[0] == case], strict=True)
-        bars(axes[case], f"Messages a second, {case}", names, rates, [f"{rate:,.0f}" for rate in rates])
-    if connections.rows:
-        numbers, ours, _, others, _ = zip(*connections.rows, strict=True)
-        network = axes["network"]
-        network.plot(numbers, ours, color=OURS, marker="o", label="RetryingSMTP, max_connections=N")
-        network.plot(numbers, others, color=OTHERS, marker="o", label="aiosmtplib.send for each, N tasks")
-        network.set_title("Messages a second, with 20 ms of network delay", loc="left")
-        network.set_xticks(numbers)
-        network.set_xlabel("N")
-        network.set_ylim(bottom=0)
-        network.grid(axis="y", color=FAINT)
-        network.legend()
+    figure = Figure(figsize=(8, 4))
+    for axes, case in zip(figure.subplots(len(throughput.CASES)), throughput.CASES, strict=True):
+        names, rates = zip(*[row[1:3] for row in tables[0].rows if row[0] == case], strict=True)
+        bars(axes, f"Messages a second, {case}", names, rates, [f"{rate:,.0f}" for rate in rates])
     return figure
 
 
-def draw_manners(tables: Sequence[Table]) -> Figure:
-    """Sends to a busy server; and, under it, when a mail is offered to a greylisting one, until it is taken."""
-    figure = Figure(figsize=(9.5, 5.6))
-    axes = figure.subplot_mosaic([["busy"] * 3, manners.WINDOWS], height_ratios=(2, 3))
+def draw_network(tables: Sequence[Table]) -> Figure | None:
+    if not tables[1].rows:
+        return None
+    figure = Figure(figsize=(8, 3.4))
+    numbers, ours, _, others, _ = zip(*tables[1].rows, strict=True)
+    axes = figure.subplots()
+    axes.plot(numbers, ours, color=OURS, marker="o", label="RetryingSMTP, max_connections=N")
+    axes.plot(numbers, others, color=OTHERS, marker="o", label="aiosmtplib.send for each, N tasks")
+    axes.set_title("Messages a second, with 20 ms of network delay", loc="left")
+    axes.set_xticks(numbers)
+    axes.set_xlabel("connections (N)")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color=FAINT)
+    axes.legend()
+    return figure
+
+
+def draw_busy(tables: Sequence[Table]) -> Figure:
+    figure = Figure(figsize=(8, 2.4))
     names, refused, _, taken, *_ = zip(*tables[0].rows, strict=True)
     title = f"{tables[0].title} for a minute: connections that it refused"
     labels = [f"{one:,} ({mails or 'no'} mails in)" for one, mails in zip(refused, taken, strict=True)]
-    bars(axes["busy"], title, names, refused, labels)
+    bars(figure.subplots(), title, names, refused, labels)
+    return figure
+
+
+def draw_greylisting(_: Sequence[Table]) -> Figure:
+    """When a mail is offered to a greylisting server, until it is taken."""
+    figure = Figure(figsize=(9.5, 3.4))
     ways = [name for name in manners.WAYS if name not in (manners.RECIPE, manners.STAMINA)]
-    for window in manners.WINDOWS:
-        panel, end = axes[window], window / 60
+    for panel, window in zip(figure.subplots(1, len(manners.WINDOWS)), manners.WINDOWS, strict=True):
+        end = window / 60
         panel.axvspan(0, end, color=FAINT, linewidth=0)
         for row, name in enumerate(ways):
             courses = manners.courses(name, window, 1)
@@ -112,7 +119,12 @@ def draw_manners(tables: Sequence[Table]) -> Figure:
     return figure
 
 
-DRAWINGS = {"throughput": draw_throughput, "memory": draw_memory, "manners": draw_manners}
+DRAWINGS = {
+    "throughput": {"throughput": draw_throughput, "network": draw_network},
+    "memory": {"memory": draw_memory},
+    "manners": {"busy": draw_busy, "greylisting": draw_greylisting},
+}
+"""The pictures of each question, one idea each."""
 
 
 def draw(directory: Path, tables: Mapping[str, Sequence[Table]]) -> list[Path]:
@@ -120,8 +132,9 @@ def draw(directory: Path, tables: Mapping[str, Sequence[Table]]) -> list[Path]:
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     with mpl.rc_context(STYLE):
-        for name, drawing in DRAWINGS.items():
-            if name in tables:
-                paths.append(directory / f"{name}.svg")
-                drawing(tables[name]).savefig(paths[-1], transparent=True, metadata={"Date": None})
+        for question in tables:
+            for name, drawing in DRAWINGS.get(question, {}).items():
+                if (figure := drawing(tables[question])) is not None:
+                    paths.append(directory / f"{name}.svg")
+                    figure.savefig(paths[-1], transparent=True, metadata={"Date": None})
     return paths
