@@ -212,8 +212,8 @@ class Ledger:
                 outcome.server = (self.turn.number or 0) + 1
                 del self.todo[who]
             elif gives_up:
-                why = f"gave up: {limit} another {seconds:g} s"
-                self.delivery.cure = self.delivery.cure or (rule and rule.cure) or why
+                why = f"{limit} another {seconds:.0f} s"
+                self.delivery.cure = self.delivery.cure or (rule and rule.cure) or f"gave up: {why}"
                 log.gave_up(self.delivery.id, who, why, last.stage, last.reply)
                 self.settle([who], Status.REFUSED, last)
             else:
