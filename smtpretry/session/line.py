@@ -21,7 +21,7 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from smtpretry.replies.reply import NO_REPLY
 
-from .reader import Beyond, Replies
+from .reader import LONGEST_LINE, Beyond, Replies
 
 if TYPE_CHECKING:
     import ssl
@@ -68,7 +68,7 @@ class _Deadline:
             self._missed()
 
 
-class Line(SMTPProtocol):
+class Line(SMTPProtocol, asyncio.BufferedProtocol):
     """One connection's bytes and replies. A line that is broken says so at `receive`, after what came before.
 
     An aiosmtplib client works over it as over its own protocol. Of that protocol it uses nothing but `transport`,
@@ -84,6 +84,7 @@ class Line(SMTPProtocol):
         self._replies = Replies(due)
         self._broken: Exception | None = None
         self._full = False  # what was written waits on this side
+        self._room = memoryview(bytearray(LONGEST_LINE))  # asyncio's own, 256 KB for each read, costs more than reading
         self._waiting: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()  # for the methods that aiosmtplib has
         self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)))
@@ -184,8 +185,16 @@ class Line(SMTPProtocol):
         self.transport = transport
         cast("asyncio.WriteTransport", transport).set_write_buffer_limits(high=1, low=0)  # at 0, TLS never resumes
 
+    def get_buffer(self, _: int) -> memoryview:
+        """Where to put what comes."""
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Something came, and was put there."""
+        self.data_received(bytes(self._room[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
-        """Something came."""
+        """Something came; uvloop says so itself."""
         self._replies.feed(data)
         if self._replies.fault is not None:
             self._break(self._replies.fault)

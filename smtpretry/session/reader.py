@@ -18,6 +18,7 @@ LONGEST_REPLY: Final = 4 * LONGEST_LINE  # bytes; generous over any reply to EHL
 SPEAKS_TLS: Final = "the server speaks TLS where SMTP in the clear was expected"
 
 _BEGIN = re.compile(rb"(\d{3})(?!\d)(-?)")
+_WHOLE = re.compile(rb"([2-5]\d\d) ([ -~]{,998})\r\n")  # a reply of one line, as nearly all are
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 §5.1)
 
 
@@ -82,7 +83,14 @@ class Replies:
 
     def feed(self, data: bytes) -> None:
         """Take in what came."""
-        self._buffer += data
+        place = 0
+        if not (self._buffer or self._lines or self._stray):
+            while self.due and (whole := _WHOLE.match(data, place)):
+                self._complete(SMTPResponse(int(whole[1]), whole[2].strip(b" ").decode("ascii")))
+                place = whole.end()
+        if place == len(data):
+            return
+        self._buffer += data[place:]
         while self.fault is None and (end := self._buffer.find(b"\n") + 1):
             line = bytes(self._buffer[:end])
             del self._buffer[:end]
