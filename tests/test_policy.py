@@ -335,7 +335,7 @@ async def test_any_tenacity_wait_can_be_given(wait: Any, expected: list[float]) 
     [
         tenacity.wait_random(10, 20),
         tenacity.wait_random_exponential(multiplier=10, max=20, min=10),
-        tenacity.wait_exponential_jitter(multiplier=10, max=20, jitter=1),
+        tenacity.wait_fixed(9) + tenacity.wait_exponential_jitter(max=11, jitter=1),
     ],
 )
 @virtually
