@@ -350,11 +350,15 @@ async def test_a_wait_may_look_at_the_error() -> None:
     """A tenacity wait that goes by the exception gets one."""
     seen = list[BaseException]()
 
-    def wait(error: BaseException) -> float:
-        seen.append(error)
-        return 5
+    class ByError(tenacity.wait.wait_base):
+        def __call__(self, retry_state: tenacity.RetryCallState) -> float:
+            assert retry_state.outcome is not None
+            error = retry_state.outcome.exception()
+            assert error is not None
+            seen.append(error)
+            return 5
 
-    policy = patient(wait=tenacity.wait_exception(wait), max_attempts=2)
+    policy = patient(wait=ByError(), max_attempts=2)
     seen.clear()
     await waits_of(policy)
     assert all(isinstance(error, BaseException) for error in seen)

@@ -33,10 +33,10 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 def put(self, queue, payload, **_):  # kombu's own can be read before it is written
-    path = f"{self.data_folder_out}/{time.monotonic_ns()}_{uuid.uuid4()}.{queue}.msg"
+    path = f"{self.data_folder_out}/{time.monotonic_ns()}_{uuid.uuid4()}.{queue}"
     with open(f"{path}.new", "w") as file:
         file.write(dumps(payload))
-    os.rename(f"{path}.new", path)
+    os.rename(f"{path}.new", f"{path}.msg")
 
 filesystem.Channel._put = put
 folder = os.path.dirname(__file__)
