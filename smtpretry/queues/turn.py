@@ -51,7 +51,7 @@ class Turn:
             delivery = self._hold.load()
             await self._attempt(delivery)
         except NotOurs:
-            log.say(logging.WARNING, "smtp job %s: another worker has it now", self._hold.name, job=self._hold.name)
+            log.say(logging.WARNING, "smtp %s: another worker has it now", self._hold.name, job=self._hold.name)
         except asyncio.CancelledError:
             await self._hold.again(delivery, 0.0)
             raise

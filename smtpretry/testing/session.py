@@ -85,6 +85,7 @@ class Session(aiosmtpd.SMTP):
         self._tls = self._over = self._more_came = False
         self._pipelining = server.pipelining
         self.welcome = True
+        self._mail_refused = False  # the last one
         self._argument = ""
         self._reply = b""
         self._script: Script | None = None
@@ -198,10 +199,15 @@ class Session(aiosmtpd.SMTP):
             except _InsteadError as instead:
                 self._script = instead.script
         self._more_came = bool(self._buffer) and verb != "STARTTLS"  # whose answer went out before TLS
+        if verb == "MAIL":
+            said = self._script.reply if self._script is not None else None
+            self._mail_refused = (self._reply if said is None else said).startswith((b"4", b"5"))
         await self._answer(self._reply)
 
     def _take(self, verb: str) -> Script | None:
-        """Return the script for this place, and count it as reached."""
+        """Return the script for this place, and count it as reached. Behind a refused MAIL there is none for RCPT."""
+        if verb == "RCPT" and self._mail_refused:
+            return None
         subjects = [self._argument.partition(" ")[0]]
         if verb in {"MAIL", "RCPT"}:
             address, _ = self._getaddr(self._argument.partition(":")[2].strip())

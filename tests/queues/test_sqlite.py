@@ -139,9 +139,8 @@ async def test_a_submission_wakes_the_worker(path: Path) -> None:
             await asyncio.sleep(0.3)
             loop = asyncio.get_running_loop()
             for submitting in (engine, other):
-                began = loop.time()
+                began, count = loop.time(), len(server.messages)
                 await submitting.submit(smtpretry.prepare(letter(ANN)))
-                count = len(server.messages)
                 await programs.until(lambda count=count: len(server.messages) > count)
                 assert loop.time() - began < 0.2
 

@@ -22,7 +22,7 @@ import pytest
 import virtual
 from support import virtually
 
-from smtpretry import testing
+from smtpretry import RetryingSMTP, testing
 from smtpretry.policy import RetryPolicy
 from smtpretry.replies.stage import Stage
 from smtpretry.testing import ScriptedServer, no_wait
@@ -575,6 +575,17 @@ async def test_a_refusal_in_a_pipeline_has_its_consequences(verb: str) -> None:
     async with ScriptedServer() as server:
         server.on(verb, "451 4.3.0 later")
         assert codes_after_ehlo(await together(server, *PIPELINE, "QUIT")) == [*expected[verb], 221]
+
+
+@virtually
+async def test_a_script_waits_for_a_transaction() -> None:
+    """Behind a refused MAIL a RCPT that was sent ahead gets 503, and its script is kept for the next transaction."""
+    async with ScriptedServer(auth=("app", "secret")) as server:
+        server.on("RCPT", "bob@*", "450 4.2.0 greylisted, retry in 30 seconds", times=1)
+        policy = no_wait()
+        async with RetryingSMTP(server.client(), policy, username="app", password="secret") as smtp:
+            await smtp.sendmail("app@example.com", "bob@example.com", "Subject: hello\n\nHello.")
+        assert policy.waits == [30.0]
 
 
 @virtually
