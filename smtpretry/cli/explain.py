@@ -8,8 +8,9 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from smtpretry.policy import OWN_REFUSAL
 from smtpretry.replies.patterns import caseless
-from smtpretry.replies.reply import READ, Reply
+from smtpretry.replies.reply import NO_REPLY, READ, Reply
 from smtpretry.replies.rule import Action, Rule
 from smtpretry.replies.rules import usual_stage
 from smtpretry.replies.stage import Stage
@@ -25,13 +26,18 @@ if TYPE_CHECKING:
 _WAITING = (Action.RETRY, Action.RECONNECT)
 _LISTED = 200  # attempts that a schedule lists at most: a policy may know no end
 
+_OUR_OWN = (
+    r"\bsmtp [a-z].{0,400}?: (?:\S{1,255} says )?(?P<stage>CONNECT|EHLO|STARTTLS|AUTH|MAIL|RCPT|DATA|END_OF_DATA): "
+)
+_OUR_END = r"(?: -> (?P<action>[A-Z_]+)(?: in \S+ s)?)?(?: \(delivery [^()]*\))?$"
+
+# smtpretry, where no reply came: smtp has no connection to ... yet, ...: CONNECT: no reply (Connection refused)
+_SILENCE = re.compile(rf"(?:^\s*|{_OUR_OWN})no reply \((?P<why>.*?)\){_OUR_END}")
+
 # Where a reply stands in a line of a mail log or of a traceback, and what tells the stage there.
 _IN_LOGS = (
     # smtpretry: smtp reply decided: RCPT: 450 4.2.0 Greylisted -> RETRY in 300 s (delivery 3f2a, to bob@example.com)
-    re.compile(
-        r"\bsmtp [a-z].{0,400}?: (?:\S{1,255} says )?(?P<stage>CONNECT|EHLO|STARTTLS|AUTH|MAIL|RCPT|DATA|END_OF_DATA): "
-        r"(?P<reply>\d{3}[ -].*?)(?: -> [A-Z_]+(?: in \S+ s)?)?(?: \(delivery [^()]*\))?$"
-    ),
+    re.compile(rf"{_OUR_OWN}(?P<reply>\d{{3}}[ -].*?){_OUR_END}"),
     # Postfix: (host mx[192.0.2.1] said: 450 4.2.0 Greylisted (in reply to RCPT TO command))
     re.compile(r"\bsaid: (?P<reply>\d{3}[ -].*?)(?: \(in reply to (?P<stage>[\w ]+?)(?: command)?\))?\)*$"),
     re.compile(r"\b(?P<stage>refused to talk to me): (?P<reply>\d{3}[ -].*?)\)*$"),
@@ -98,24 +104,27 @@ def _explain(options: argparse.Namespace) -> int:
         if not line.strip() and not options.reply:
             continue
         try:
-            reply, told = _read(line)
+            reply, told, fails = _read(line)
         except ValueError as error:
             sys.stdout.flush()
             print(f"{'argument' if options.reply else 'line'} {number}: {error}", file=sys.stderr)
             code = UNREADABLE
             continue
         stage, stage_is = _when(options.stage, told, reply)
-        facts = _facts(options.policy, reply, stage, stage_is)
+        facts = _facts(options.policy, reply, stage, stage_is, fails=fails)
         if options.schedule and facts["action"]:
             facts["schedule"], facts["then"] = _schedule(options.policy, reply, stage)
         print(json.dumps(facts, ensure_ascii=False) if options.json else "\n".join(_lines(facts)))
     return code
 
 
-def _read(line: str) -> tuple[Reply, Stage | None]:
-    """The reply that a line is or holds, and the stage where the line tells it."""
+def _read(line: str) -> tuple[Reply, Stage | None, bool]:
+    """The reply that a line is or holds, the stage where the line tells it, and whether this side has given up."""
+    if silence := _SILENCE.search(line.rstrip()):
+        stage = _STAGES.get((silence["stage"] or "").lower())
+        return Reply.of(NO_REPLY, silence["why"]), stage, silence["action"] == Action.FAIL.value
     try:
-        return Reply.parse(line), None
+        return Reply.parse(line), None, False
     except ValueError:
         for pattern in _IN_LOGS:
             if (found := pattern.search(line.rstrip())) is None:
@@ -123,7 +132,7 @@ def _read(line: str) -> tuple[Reply, Stage | None]:
             groups = found.groupdict()
             text = groups.get("reply") or f"{groups['code']} " + groups["text"].replace("\\n", f"\n{groups['code']} ")
             try:
-                return Reply.parse(text), _STAGES.get((groups.get("stage") or "").lower())
+                return Reply.parse(text), _STAGES.get((groups.get("stage") or "").lower()), False
             except ValueError:
                 continue
         raise
@@ -159,7 +168,7 @@ def _schedule(policy: RetryPolicy, reply: Reply, stage: Stage) -> tuple[list[int
     return times, "and so on"
 
 
-def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str) -> dict[str, Any]:
+def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str, *, fails: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "reply": str(reply),
         "code": reply.code,
@@ -168,9 +177,11 @@ def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str) -> dict[s
         "stage": stage.name,
         "stage_is": told,
     }
-    if reply.code < 400:  # noqa: PLR2004 - RFC 5321 §4.2.1
+    if NO_REPLY < reply.code < 400:  # noqa: PLR2004 - RFC 5321 §4.2.1
         return facts | {"action": None, "why": "The server accepts: nothing to do.", "source": "RFC 5321 §4.2.1"}
     decision = policy.decide(reply, stage)
+    if fails and decision.action is not Action.FAIL:
+        decision = OWN_REFUSAL
     rule, said = decision.rule, reply.text[:READ].replace("\n", " ")
     return facts | {
         "action": decision.action.name,

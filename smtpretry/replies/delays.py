@@ -86,6 +86,8 @@ _BARE = r"(\d{1,7})(?=\s?(?:$|[.,;:)\]}\"']))"  # a number of seconds without a 
 _CUES = (  # what says that the duration behind it is a delay
     # try again in 5 minutes; resend after an hour; come back in 00:05:00; try later (300 seconds)
     rf"(?<!many )\b{_AGAIN}\b{_GAP}{_IN}",
+    # later in 7 seconds
+    r"\blater\s(?:in|after)",
     # dans 10 minutes; через 5 минут
     r"\b(?:dans|через|tra|fra)",
     # greylisted for 300 seconds; you are being graylisted and will pass in 5 min

@@ -148,6 +148,23 @@ def test_a_reply_is_found_in_a_line_of_a_log(explain, line, reply, stage):
     assert (fact["stage"], fact["stage_is"]) == (stage, "told") if stage else fact["stage_is"] == "guessed"
 
 
+@pytest.mark.parametrize(
+    ("line", "stage", "action", "row"),
+    [
+        ("no reply (Connection lost)", "RCPT", "RECONNECT", "no-reply"),
+        (f"{OURS}has no connection to mx:25 yet, and tries again in 1 s, at 2026-11-26 03:00:00: CONNECT: no reply (timed out)", "CONNECT", "RECONNECT", "no-reply"),
+        (f"{OURS}server left alone for 60 s, until 2026-11-26 03:00:00: mx:25 says CONNECT: no reply (Connection lost)", "CONNECT", "RECONNECT", "no-reply"),
+        (f"{OURS}reply decided: END_OF_DATA: no reply (lost after 451 4.3.0 wait) -> RECONNECT in 3 s {TO}", "END_OF_DATA", "RECONNECT", "no-reply"),
+        (f"{OURS}reply decided: STARTTLS: no reply (certificate verify failed) -> FAIL {TO}", "STARTTLS", "FAIL", "bad-certificate"),
+        (f"{OURS}reply decided: STARTTLS: no reply (the server offers no TLS) -> FAIL {TO}", "STARTTLS", "FAIL", "own-refusal"),
+    ],
+)  # fmt: skip
+def test_a_line_about_a_silence_is_explained(explain, line, stage, action, row):
+    """Where our own log says that no reply came, it is explained what that leads to, and what this side has given up."""
+    (said,) = facts(explain, line)
+    assert (said["code"], said["stage"], said["action"], said["name"]) == (-1, stage, action, row)
+
+
 def test_many_replies_come_from_standard_input(explain):
     """One a line; empty lines do not count."""
     replies = facts(explain, stdin=f"{GREYLISTED}\n\n530 Authentication required\r\n421 bye")

@@ -297,6 +297,7 @@ def test_a_hostile_text_costs_next_to_nothing(text):
         ("throttled; retry_after=300", 300),
         ("retry in 250 ms", 0.25),
         ("please come back in 00:05:00", 300),
+        ("too many connections, later in 7 seconds", 7),
         ("Please Come Back in 00:02:00 [minutes]", 120),
         ("resend in 4:30 minutes", 270),
         # compound, ranges, fractions
