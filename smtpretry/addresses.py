@@ -135,7 +135,7 @@ def show_in_ascii(message: Message) -> tuple[Message, bool]:
 def a_label(domain: str) -> str:
     """The domain as its A-label (RFC 5890); itself where it has none.
 
-    By the package `idna` where it is installed (``pip install smtpretry[idna]``): IDNA 2008 after the mapping of
+    By the package `idna` where it is installed (the extra `idna`): IDNA 2008 after the mapping of
     UTS 46, as browsers do. Else by Python's codec, which is IDNA 2003, but not where that would name another domain.
     """
     try:

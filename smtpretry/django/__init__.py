@@ -6,7 +6,7 @@ Needs the extra ``django``. With it in INSTALLED_APPS, ``manage.py smtpretry_wor
 try:
     import django as _django  # noqa: F401 - the first that would fail
 except ImportError as error:
-    _message = "smtpretry.django needs Django: pip install 'smtpretry[django]'"
+    _message = "smtpretry.django needs Django: install smtpretry with its extra 'django'"
     raise ImportError(_message, name=error.name) from error
 
 from .backend import EmailBackend

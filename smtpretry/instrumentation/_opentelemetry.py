@@ -11,7 +11,7 @@ try:
     from opentelemetry.metrics import Observation
     from opentelemetry.trace import SpanKind, Status, StatusCode
 except ImportError as error:
-    _message = "this hook needs opentelemetry-api: pip install 'smtpretry[opentelemetry]'"
+    _message = "this hook needs opentelemetry-api: install smtpretry with its extra 'opentelemetry'"
     raise ImportError(_message, name=error.name) from error
 
 from smtpretry.events import BrokenOff, Ended

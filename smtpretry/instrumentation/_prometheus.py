@@ -9,7 +9,7 @@ try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
     from prometheus_client.core import GaugeMetricFamily
 except ImportError as error:
-    _message = "this hook needs prometheus_client: pip install 'smtpretry[prometheus]'"
+    _message = "this hook needs prometheus_client: install smtpretry with its extra 'prometheus'"
     raise ImportError(_message, name=error.name) from error
 
 from ._metrics import ACCEPTANCE, BUCKETS, COUNTERS, GAUGES, Clients, acceptance, counts, gauges

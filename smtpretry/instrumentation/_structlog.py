@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 try:
     import structlog
 except ImportError as error:
-    _message = "this hook needs structlog: pip install 'smtpretry[structlog]'"
+    _message = "this hook needs structlog: install smtpretry with its extra 'structlog'"
     raise ImportError(_message, name=error.name) from error
 
 from smtpretry.events import BrokenOff, Closed, Ended, Event, Opened, Paused, Resumed

@@ -20,7 +20,7 @@ try:
     import trustme
     from aiosmtpd import smtp as aiosmtpd
 except ImportError as error:
-    _message = "smtpretry.testing needs aiosmtpd and trustme: pip install 'smtpretry[testing]'"
+    _message = "smtpretry.testing needs aiosmtpd and trustme: install smtpretry with its extra 'testing'"
     raise ImportError(_message, name=error.name) from error
 
 from .scripts import IN_A_TRANSACTION, WHOLE, ReceivedMessage, Script, wire

@@ -211,4 +211,4 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded, message = json.loads(done.stdout)
     assert not loaded
-    assert f"pip install 'smtpretry[{extra}]'" in message
+    assert f"install smtpretry with its extra '{extra}'" in message
