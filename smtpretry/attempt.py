@@ -8,6 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from aiosmtplib.typing import Default
+
 from .delivery import Delivery
 from .ledger import Ledger, Turn
 from .outcome import Status
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 Save = Callable[[Delivery], Awaitable[None]]
 
 _LINGERS = 1.0  # seconds for which a server may go on counting a connection that has ended
+_A_CHANCE = 10.0  # seconds that a server gets to answer, also in the last attempt
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -130,13 +133,19 @@ class Pass:
         before = connection.authenticated
         slow = None if connection.is_open else self.pool.warn_if_slow()
         try:
-            await connection.prepare(self.timeout)
+            await connection.prepare(self._time_to_connect(connection))
         finally:
             if slow is not None:
                 slow.cancel()
             self.delivery.attempts[-1].server = self.pool.look_at(connection)
         if connection.authenticated is not None and connection.authenticated is not before:
             self.ledger.note(Said(Stage.AUTH, connection.authenticated), None, self.ledger.todo)
+
+    def _time_to_connect(self, connection: Connection) -> Timeout:
+        """The time-out of each step before MAIL: no longer than the policy's patience, where none was given."""
+        limit = max(self.policy.patience - self.ledger.elapsed(), _A_CHANCE)
+        own = connection.seconds(self.timeout)
+        return limit if self.timeout is Default.token and own is not None and limit < own else self.timeout
 
     @property
     def _is_stale(self) -> bool:

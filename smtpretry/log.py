@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LONG: Final = 30.0
 """Seconds; a longer wait is worth a warning."""
 
+SOON: Final = 5.0
+"""Seconds that a connection may take where there never was one: perhaps host, port or TLS are wrong."""
+
 _log = logging.getLogger("smtpretry")
 
 
@@ -120,10 +123,13 @@ def pauses(server: str, stage: Stage, reply: Reply, *, wait: float, until: float
     say(logging.WARNING, message, wait, at(until), server or "it", stage.value, reply, **fields)
 
 
-def still_connecting(server: str) -> None:
+def still_connecting(server: str, seconds: float) -> None:
     """A server does not answer."""
-    message = "smtp connection to %s is not there after %.0f s; it is given up after the client's timeout"
-    say(logging.WARNING, message, server or "the server", LONG, server=server)
+    message = (
+        "smtp connection to %s is not there after %.0f s; where it stays so, check hostname= and port=, and "
+        "use_tls=True for a port that begins with TLS, such as 465"
+    )
+    say(logging.WARNING, message, server or "the server", seconds, server=server)
 
 
 def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:

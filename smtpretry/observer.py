@@ -94,10 +94,10 @@ class Observer:
             warn = log.never_connected if first else log.pauses
             warn(server, said.stage, said.reply, wait=until - now, until=until)
 
-    def still_connecting(self, server: str) -> None:
-        """A connection has not been opened in time."""
+    def still_connecting(self, server: str, seconds: float) -> None:
+        """A connection has not been opened in so many seconds."""
         if self._is_news("connecting", until=self.clock() + log.LONG):
-            log.still_connecting(server)
+            log.still_connecting(server, seconds)
 
     def resumed(self, server: str) -> None:
         """The server works again."""

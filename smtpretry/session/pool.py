@@ -169,8 +169,10 @@ class Pool(Limits):
 
     def warn_if_slow(self) -> asyncio.TimerHandle:
         """Say so where a connection is not opened in time; to be cancelled when it is, or has failed."""
-        loop = asyncio.get_running_loop()
-        return loop.call_later(log.LONG, lambda: self.observer.still_connecting(self.server))
+        seconds = log.LONG if self._register.has_opened else log.SOON
+        return asyncio.get_running_loop().call_later(
+            seconds, lambda: self.observer.still_connecting(self.server, seconds)
+        )
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""
