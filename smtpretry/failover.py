@@ -70,6 +70,7 @@ class Failover(Sends):
         See `RetryingSMTP.attempt`.
         """
         with delivery.sent_by(asyncio.current_task()):
+            self._forget_servers(delivery)
             ready = [number for number, server in enumerate(self.servers) if server.is_ready]
             order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number].resumes_at)]
             for place, number in enumerate(order, start=1):
@@ -85,9 +86,17 @@ class Failover(Sends):
         """Whether a server comes after that one, for whom its patience is over."""
         return number + 1 < len(self.servers)
 
+    def _forget_servers(self, delivery: Delivery) -> None:
+        """Let those who wait for a server that is no longer there wait for any: there were more of them once."""
+        for who in delivery.pending:
+            if (delivery.outcomes[who].server or 0) >= len(self.servers):
+                delivery.outcomes[who].server = None
+
     def _come_back(self, delivery: Delivery) -> None:
-        """Let those who wait for any server wait for the first that may work again."""
+        """Where all servers are left alone, let those who wait for any wait for the first that may work again."""
         soonest = min(server.resumes_at for server in self.servers)
+        if soonest <= self.policy.clock():
+            return
         for who in delivery.pending:
             if delivery.outcomes[who].server is None:
                 delivery.outcomes[who].next_at = min(delivery.outcomes[who].next_at, soonest)

@@ -40,6 +40,7 @@ class Limits(ABC):
         self.pace = Pace(longest=min(LONGEST, patience))
         self.took_at = -math.inf
         self._patience = patience
+        self._lost: str | None = None
         self._widener: asyncio.TimerHandle | None = None
 
     @property
@@ -84,6 +85,11 @@ class Limits(ABC):
         self.failures = self.strike(now)
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
+    def loses(self, delivery: str) -> bool:
+        """Its connection was lost; return whether another delivery's was before, with no message taken in between."""
+        before, self._lost = self._lost, delivery
+        return before not in (None, delivery)
+
     def resume(self) -> None:
         """The server works: the next pause begins from a short one again."""
         if self.failures:
@@ -101,6 +107,7 @@ class Limits(ABC):
 
     def took(self, now: float) -> None:
         """The server has taken a message."""
+        self._lost = None
         self.took_at, alone = now, self.pace.probing and not self.failures
         self.pace.taken(now)
         self.resume()
