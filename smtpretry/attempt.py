@@ -277,7 +277,7 @@ class Pass:
         """Take in what is true whatever is done about it."""
         said, rule = ruling.said, ruling.decision.rule
         if ruling.decision.scope is not Scope.SERVER and said.reply.code != NO_REPLY:
-            self.pool.resume()
+            self.pool.resume(self.policy.clock())
         about_log_ins = rule.stages is not None and rule.action in (Action.FAIL, Action.REFRESH_TOKEN)
         if said.stage is Stage.AUTH and about_log_ins:
             connection.remember(said.reply, final=ruling.decision.action is Action.FAIL)

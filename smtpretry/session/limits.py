@@ -90,9 +90,9 @@ class Limits(ABC):
         before, self._lost = self._lost, delivery
         return before not in (None, delivery)
 
-    def resume(self) -> None:
-        """The server works: the next pause begins from a short one again."""
-        if self.failures:
+    def resume(self, now: float) -> None:
+        """The server works: the next pause begins from a short one again. An answer during a pause ends none."""
+        if self.failures and now >= self.resumes_at:
             self._tell_resumed()
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
@@ -110,8 +110,8 @@ class Limits(ABC):
         self._lost = None
         self.took_at, alone = now, self.pace.probing and not self.failures
         self.pace.taken(now)
-        self.resume()
-        if alone:
+        self.resume(now)
+        if alone and not self.pace.probing:
             self._tell_resumed()
             self._serve()
 
