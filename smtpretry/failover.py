@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 class Failover(Sends):
     """Sends through the first server. If that one is in trouble, sends through the next one at once.
 
-    A server is in trouble if it cannot be reached, does not let the client log in, or gives a reply that concerns the
-    whole client (a row of `Scope.SERVER`: 421, a quota that is used up). It is left alone for as long as a single
-    `RetryingSMTP` would leave it alone. Then one message tries it, and if it works, all messages go back to it.
+    A server is in trouble if it cannot be reached, does not let the client log in, gives a reply that concerns the
+    whole client (a row of `Scope.SERVER`: 421, a quota that is used up), or breaks the connections of two messages in a
+    row. It is left alone for as long as a single `RetryingSMTP` would leave it alone. Then one message tries it, and if
+    it works, all messages go back to it.
 
     A recipient that was accepted is never offered the message again, and one that was refused stays refused. An
-    uncertain recipient moves to the next server only if the policy says "resend". A recipient that one server refuses
+    uncertain recipient moves to the next server, at once, only if the policy says "resend". One that a server refuses
     for now (450: greylisting knows the client) waits for that server, and moves when that server's policy gives up.
 
     Events of no single server, such as a delivery that the queue took, go to the hooks (`on_step=`) of all clients; a
