@@ -71,6 +71,7 @@ class Failover(Sends):
         See `RetryingSMTP.attempt`.
         """
         with delivery.sent_by(asyncio.current_task()):
+            delivery.take_up(self.policy.clock(), late=True)
             self._forget_servers(delivery)
             ready = [number for number, server in enumerate(self.servers) if server.is_ready]
             order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number].resumes_at)]

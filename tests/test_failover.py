@@ -253,6 +253,17 @@ async def test_it_goes_on_in_the_next_process() -> None:
 
 
 @virtually
+async def test_it_is_taken_up_whatever_clock_stored_it() -> None:
+    """Where a queue's worker has a clock that is a day behind, nobody waits for that day."""
+    async with two() as (first, _, smtp):
+        first.on("RCPT", ANN, GREYLISTED, times=1)
+        delivery = await smtp.attempt(prepare(letter(ANN)))
+        delivery.shift(86400)
+        assert (await smtp.deliver(delivery)).accepted == [ANN]
+        assert now() < 100
+
+
+@virtually
 async def test_a_server_that_is_no_longer_there() -> None:
     """Who waits for a third server, and finds only two after a restart, is offered to those."""
     async with two() as (first, _, smtp):
