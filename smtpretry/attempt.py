@@ -176,7 +176,7 @@ class Pass:
             pending=lambda: self.delivery.pending,
             decide=partial(self._decide, connection),
             reused=lambda: connection.reused,
-            others=self.pool.others > 0,
+            others=lambda: self.pool.others > 0,
             on_credit=connection.credit > 0,
             repaired=self._replaced,
             alone=lambda who: outcomes[who].alone,
@@ -286,21 +286,28 @@ class Pass:
         """Take in what is true whatever is done about it."""
         said, rule = ruling.said, ruling.decision.rule
         if ruling.decision.scope is not Scope.SERVER and said.reply.code != NO_REPLY:
-            self.pool.resume()
+            self.pool.resume(self.policy.clock())
         about_log_ins = rule.stages is not None and rule.action in (Action.FAIL, Action.REFRESH_TOKEN)
         if said.stage is Stage.AUTH and about_log_ins:
             connection.remember(said.reply, final=ruling.decision.action is Action.FAIL)
 
     def _defer(self, ruling: Ruling) -> None:
-        """Let them wait; let the whole client wait where the reply concerns the server."""
+        """Let them wait; let the whole client wait where the reply concerns the server.
+
+        Where another server is ready they go there at once, if it is this one's trouble. A lost connection is, too; it
+        takes two messages in a row to tell that from a message that the server trips over.
+        """
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
-        paced = _is_about_the_pace(ruling)
+        paced, lost = _is_about_the_pace(ruling), ruling.said.reply.code == NO_REPLY
         wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
-        if not paced and (decision.scope is Scope.SERVER or self._moves_on(ruling)):
+        moves_on = self._moves_on(ruling)
+        failover = moves_on or (lost and self.turn.others_are_ready)
+        in_trouble = decision.scope is Scope.SERVER or moves_on or (failover and self.pool.loses(self.delivery.id))
+        if in_trouble and not paced:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
-        whom = self.ledger.leave(ruling.recipients) if self._moves_on(ruling) else ruling.recipients
-        tied = decision.scope is not Scope.SERVER
+        whom = self.ledger.leave(ruling.recipients) if failover else ruling.recipients
+        tied = decision.scope is not Scope.SERVER and not lost
         self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
 
     async def _clean_up(self, connection: Connection, verdict: Verdict) -> None:

@@ -26,12 +26,13 @@ if TYPE_CHECKING:
 class Failover(Sends):
     """Sends through the first server. If that one is in trouble, sends through the next one at once.
 
-    A server is in trouble if it cannot be reached, does not let the client log in, or gives a reply that concerns the
-    whole client (a row of `Scope.SERVER`: 421, a quota that is used up). It is left alone for as long as a single
-    `RetryingSMTP` would leave it alone. Then one message tries it, and if it works, all messages go back to it.
+    A server is in trouble if it cannot be reached, does not let the client log in, gives a reply that concerns the
+    whole client (a row of `Scope.SERVER`: 421, a quota that is used up), or breaks the connections of two messages in a
+    row. It is left alone for as long as a single `RetryingSMTP` would leave it alone. Then one message tries it, and if
+    it works, all messages go back to it.
 
     A recipient that was accepted is never offered the message again, and one that was refused stays refused. An
-    uncertain recipient moves to the next server only if the policy says "resend". A recipient that one server refuses
+    uncertain recipient moves to the next server, at once, only if the policy says "resend". One that a server refuses
     for now (450: greylisting knows the client) waits for that server, and moves when that server's policy gives up.
 
     Events of no single server, such as a delivery that the queue took, go to the hooks (`on_step=`) of all clients; a
@@ -70,6 +71,8 @@ class Failover(Sends):
         See `RetryingSMTP.attempt`.
         """
         with delivery.sent_by(asyncio.current_task()):
+            delivery.take_up(self.policy.clock(), late=True)
+            self._forget_servers(delivery)
             ready = [number for number, server in enumerate(self.servers) if server.is_ready]
             order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number].resumes_at)]
             for place, number in enumerate(order, start=1):
@@ -85,9 +88,17 @@ class Failover(Sends):
         """Whether a server comes after that one, for whom its patience is over."""
         return number + 1 < len(self.servers)
 
+    def _forget_servers(self, delivery: Delivery) -> None:
+        """Let those who wait for a server that is no longer there wait for any: there were more of them once."""
+        for who in delivery.pending:
+            if (delivery.outcomes[who].server or 0) >= len(self.servers):
+                delivery.outcomes[who].server = None
+
     def _come_back(self, delivery: Delivery) -> None:
-        """Let those who wait for any server wait for the first that may work again."""
+        """Where all servers are left alone, let those who wait for any wait for the first that may work again."""
         soonest = min(server.resumes_at for server in self.servers)
+        if soonest <= self.policy.clock():
+            return
         for who in delivery.pending:
             if delivery.outcomes[who].server is None:
                 delivery.outcomes[who].next_at = min(delivery.outcomes[who].next_at, soonest)

@@ -160,6 +160,7 @@ class Ledger:
         self.mark(recipients, uncertain=True)
         for who in recipients:
             outcomes[who].doubts += 1
+            outcomes[who].server = None  # the one that it waited for has taken its RCPT
         self.changed |= bool(recipients)
         resends = 0 if self.policy.on_uncertain == "raise" else _RESENDS
         self.settle([who for who in recipients if outcomes[who].doubts > resends], Status.UNCERTAIN, said)

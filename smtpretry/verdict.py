@@ -84,7 +84,7 @@ class Case(NamedTuple):
         pending: everybody who has no end yet.
         decide: asks the policy.
         reused: whether the connection had been used before: it may have died since.
-        others: whether other connections can go on with the work.
+        others: whether other connections can go on with the work: some may have failed meanwhile.
         on_credit: whether it is no failure of the server's that it does not take this connection yet.
         repaired: the rules for which this pass has reconnected at once.
         alone: the recipients whose RCPT ended a connection before.
@@ -96,7 +96,7 @@ class Case(NamedTuple):
     pending: Callable[[], Sequence[str]]
     decide: Decide
     reused: Callable[[], bool] = lambda: False
-    others: bool = False
+    others: Callable[[], bool] = lambda: False
     on_credit: bool = False
     repaired: Collection[object] = ()
     alone: Callable[[str], bool] = lambda _: False
@@ -294,7 +294,7 @@ class Judge:
         if decision.wait > 0 and case.on_credit and stage in _ON_ARRIVAL:
             verdict.too_soon, verdict.after = True, After.CLOSE
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
-        elif decision.wait > 0 and case.others and (decision.rule.fewer or stage is Stage.CONNECT):
+        elif decision.wait > 0 and case.others() and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         elif decision.action is Action.RECONNECT and self._may_go_on(stage, decision):

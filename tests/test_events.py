@@ -171,6 +171,26 @@ async def test_a_pause_begins_once_and_ends_once() -> None:
         assert len(told.of(Opened)) == 1  # a banner of 421 opens nothing
 
 
+@pytest.mark.parametrize("busy", ["451 4.3.2 System busy", "454 4.7.0 Daily message quota exceeded"])
+@virtually
+async def test_what_was_asked_before_a_pause_does_not_end_it(busy: str) -> None:
+    """An acceptance that comes during a pause is no news of the server: hooks and stats go on telling of the pause."""
+    told = Told()
+    async with ScriptedServer() as server:
+        server.fail_at("END_OF_DATA", "late", times=1, delay=5)
+        async with RetryingSMTP(server.client, patient(), max_connections=2, on_step=told) as smtp:
+            before = asyncio.ensure_future(smtp.send_message(letter(ANN)))
+            await asyncio.sleep(1)
+            server.on("MAIL", f"{busy}, try again in 60 seconds", times=1)
+            waiting = asyncio.ensure_future(smtp.send_message(letter(BOB)))
+            await before
+            assert (len(told.of(Paused)), len(told.of(Resumed))) == (1, 0)
+            assert (smtp.stats().paused_until or 0) > virtual.clock()
+            await waiting
+            assert (len(told.of(Paused)), len(told.of(Resumed))) == (1, 1)
+            assert smtp.stats().paused_until is None
+
+
 @virtually
 async def test_each_connection_is_opened_and_closed() -> None:
     """By the client, by the server, after an idle time or to begin anew: who counts gets the number that are open."""

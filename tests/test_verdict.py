@@ -170,7 +170,7 @@ def test_one_connection_too_many() -> None:
     given: dict[str, Any] = {"decide": lambda said, _, **__: policy.decide(said.reply, said.stage)}
     alone = verdict_of(BYE, [], case=given)
     assert (alone.one_too_many, waiting(alone)) == (None, GROUP)
-    one_of_two = verdict_of(BYE, [], case=given | {"others": True})
+    one_of_two = verdict_of(BYE, [], case=given | {"others": lambda: True})
     assert one_of_two.one_too_many is not None
     assert waiting(one_of_two) == []
 
@@ -219,7 +219,7 @@ def test_a_server_that_says_so_is_left_alone_also_where_the_answers_do_not_fit()
 @pytest.mark.parametrize("stage", [Stage.CONNECT, Stage.EHLO])
 def test_the_successor_of_a_used_up_connection_may_fail_to_connect(stage: Stage) -> None:
     """That is no word about the others, and nobody waits for it elsewhere: not even where there are no others."""
-    for others in (True, False):
+    for others in (lambda: True, lambda: False):
         case = Case(group=GROUP, todo=GROUP, pending=lambda: GROUP, decide=decide, others=others, on_credit=True)
         verdict = judge([answer(stage, "421 4.7.0 Too many connections")], case)
         assert verdict.too_soon

@@ -40,6 +40,7 @@ class Limits(ABC):
         self.pace = Pace(longest=min(LONGEST, patience))
         self.took_at = -math.inf
         self._patience = patience
+        self._lost: str | None = None
         self._widener: asyncio.TimerHandle | None = None
 
     @property
@@ -84,9 +85,14 @@ class Limits(ABC):
         self.failures = self.strike(now)
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
-    def resume(self) -> None:
-        """The server works: the next pause begins from a short one again."""
-        if self.failures:
+    def loses(self, delivery: str) -> bool:
+        """Its connection was lost; return whether another delivery's was before, with no message taken in between."""
+        before, self._lost = self._lost, delivery
+        return before not in (None, delivery)
+
+    def resume(self, now: float) -> None:
+        """The server works: the next pause begins from a short one again. An answer during a pause ends none."""
+        if self.failures and now >= self.resumes_at:
             self._tell_resumed()
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
@@ -101,10 +107,11 @@ class Limits(ABC):
 
     def took(self, now: float) -> None:
         """The server has taken a message."""
+        self._lost = None
         self.took_at, alone = now, self.pace.probing and not self.failures
         self.pace.taken(now)
-        self.resume()
-        if alone:
+        self.resume(now)
+        if alone and not self.pace.probing:
             self._tell_resumed()
             self._serve()
 

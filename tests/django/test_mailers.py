@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PROJECT = """
@@ -47,10 +48,9 @@ with ThreadedServer(auth=("app", "secret")) as server:
 """
 
 
-def test_mailers_with_options(tmp_path: Path) -> None:
+def test_mailers_with_options(tmp_path: Path, pip: Callable[..., None]) -> None:
     """OPTIONS take Django's names and ours; a misspelt one and a missing host are told as Django tells it."""
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--ignore-requires-python", "--target", tmp_path]
-    subprocess.run([*pip, "django>=6.1,<6.2"], check=True, timeout=300)
+    pip("install", "-q", "--no-deps", "--ignore-requires-python", "--target", tmp_path, "django>=6.1,<6.2")
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", PROJECT, tmp_path],
         check=False,

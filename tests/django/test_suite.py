@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import django
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 NOT_OURS = {  # what does not apply, and why
@@ -38,10 +39,9 @@ print(result.testsRun, len(result.skipped), *sorted(failed))
 """
 
 
-def test_djangos_own_tests_pass(tmp_path: Path) -> None:
+def test_djangos_own_tests_pass(tmp_path: Path, pip: Callable[..., None]) -> None:
     """All tests of Django's SMTP backend pass with ours, but for the named ones that look into smtplib."""
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", tmp_path]
-    subprocess.run([*pip, f"django=={django.__version__}"], check=True, timeout=300)
+    pip("download", "-q", "--no-deps", "--no-binary", ":all:", "-d", tmp_path, f"django=={django.__version__}")
     [sdist] = tmp_path.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter="data")

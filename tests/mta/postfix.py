@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import mailbox
 import os
 import re
 import shutil
+import signal
+import stat
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .server import HOME, MailServer, count_mails, free_ports, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from .server import Service
 
@@ -102,6 +106,10 @@ postlog    unix-dgram n - n - 1 postlogd
         """Stop Postfix and the processes that it started."""
         self._control("stop")
 
+    def kill(self) -> None:
+        """Kill it with all of its processes, as the end of its machine would; `start` starts it again."""
+        os.killpg(int((self._queue / "pid" / "master.pid").read_text()), signal.SIGKILL)
+
     def port(self, service: str) -> int:
         """Return the port of a service."""
         return self._ports[service]
@@ -120,6 +128,15 @@ postlog    unix-dgram n - n - 1 postlogd
         wait_until(self._idle, "Postfix to deliver what it has accepted")
         return count_mails(self._mail / recipient, message_id)
 
+    def acceptances(self, recipient: str) -> Counter[str]:
+        """Count how often it accepted each message for a recipient.
+
+        Where it was killed it may itself deliver a message again; that has the same Received header.
+        """
+        wait_until(self._idle, "Postfix to deliver what it has accepted")
+        mails = mailbox.Maildir(self._mail / recipient)
+        return Counter(message_id for message_id, _ in {(mail["Message-ID"], mail["Received"]) for mail in mails})
+
     def _entry(self, service: Service) -> str:
         """Return the lines of master.cf; the service's settings are of main.cf."""
         options = "".join(f"  -o {{ {key} = {value} }}\n" for key, value in service.settings.items())
@@ -134,7 +151,8 @@ postlog    unix-dgram n - n - 1 postlogd
 
     def _idle(self) -> bool:
         queues = (self._queue / name for name in ("incoming", "active", "deferred"))
-        return not any(files for queue in queues for _, _, files in os.walk(queue))
+        files = (Path(folder, name) for queue in queues for folder, _, names in os.walk(queue) for name in names)
+        return not any(map(_is_whole, files))
 
     def _control(self, verb: str) -> None:
         done = run("postfix", "-c", str(self._configuration), verb)
@@ -142,3 +160,11 @@ postlog    unix-dgram n - n - 1 postlogd
             log = self.log.read_text() if self.log.exists() else ""
             message = f"postfix {verb}: {done.stderr}{log}"
             raise RuntimeError(message)
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a queue file is that of an accepted message: until all of it has come, its mode is 0600."""
+    try:
+        return bool(file.stat().st_mode & stat.S_IXUSR)
+    except FileNotFoundError:  # delivered meanwhile
+        return False

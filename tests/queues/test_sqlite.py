@@ -25,7 +25,7 @@ from programs import in_real_time
 from support import ANN, APP, BOB, EVE, letter, patient, virtually
 
 import smtpretry
-from smtpretry import Delivery, RetryingSMTP, RetryPolicy
+from smtpretry import Delivery, Failover, RetryingSMTP, RetryPolicy
 from smtpretry.queues.engine import Progress
 from smtpretry.queues.file import network_file_system
 from smtpretry.queues.sqlite import QueueError, SQLiteEngine
@@ -113,6 +113,27 @@ async def test_five_days_of_refusals(tmp_path: Path) -> None:
     assert virtual.clock() - virtual.EPOCH == pytest.approx(5 * 86400, abs=1300)
     assert ended[0].outcomes[ANN].attempts > 40
     assert len(json.dumps(ended[0].state())) < 20_000
+
+
+@virtually
+async def test_two_servers(tmp_path: Path) -> None:
+    """What both servers refuse for now goes to the queue; its worker sends it through the one that works."""
+    down = "421 4.3.2 Service shutting down"
+    async with (
+        SQLiteEngine(tmp_path / "mail.db") as engine,
+        ScriptedServer() as first,
+        ScriptedServer() as second,
+        Failover(*(RetryingSMTP(each.client(), patient()) for each in (first, second)), defer=engine) as smtp,
+    ):
+        first.on("CONNECT", down)
+        second.on("CONNECT", down, times=1)
+        assert (await smtp.deliver(letter(ANN))).deferred == [ANN]
+        async with working(engine, smtp):
+            while not second.messages:
+                await asyncio.sleep(10)
+        assert (len(second.received(ANN)), first.messages) == (1, [])
+        assert virtual.clock() - virtual.EPOCH < 200
+        first.clear()
 
 
 @in_real_time
