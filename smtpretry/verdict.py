@@ -151,12 +151,19 @@ def judge(answers: Sequence[Answer], case: Case) -> Verdict:
 
 
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
-    """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL."""
+    """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL.
+
+    Behind a MAIL that was taken no RCPT is unknown or unexpected, nor is DATA behind a RCPT that was taken: something
+    in between that says so cannot follow several commands at once.
+    """
     silent = any(answer.failure and answer.failure.reply.code == NO_REPLY for answer in answers)
     if len(answers) != len(commands) or silent:
         return False
-    refused = commands[0] is Stage.MAIL and answers[0].failure is not None
-    return not refused or all(answer.failure for answer in answers)
+    if commands[0] is Stage.MAIL and answers[0].failure is not None:
+        return all(answer.failure for answer in answers)
+    taken = any(answer.recipient is not None and answer.failure is None for answer in answers)
+    due = [answer for answer in answers if answer.recipient is not None or (answer.stage is Stage.DATA and taken)]
+    return not any(answer.failure and answer.failure.reply.is_unexpected for answer in due)
 
 
 class Judge:

@@ -129,6 +129,10 @@ async def test_many_recipients_go_in_parts() -> None:
         "250 ok|354 go on|250 ok|250 ok|354 go on",
         "250 ok|250 ok|what is this|250 ok|354 go on",
         "250 ok|550 5.1.1 who?|250 ok",
+        "250 ok|250 ok|502 5.5.2 Error: command not recognized|502 5.5.2 Error: command not recognized|354 go on",
+        "250 ok|500 what?|250 ok|250 ok|354 go on",
+        "250 ok|250 ok|250 ok|503 5.5.1 Bad sequence of commands|503 5.5.1 Bad sequence of commands",
+        "250 ok|250 ok|250 ok|250 ok|503 5.5.1 Bad sequence of commands",
         "",
     ],
 )
