@@ -182,13 +182,13 @@ class Opening(Conversation):
                 await self._encrypt(timeout)
 
     async def _greet(self, timeout: Timeout) -> None:
-        """EHLO; HELO only where the server does not know EHLO (RFC 5321 §3.2), never where it is just busy."""
+        """EHLO; HELO where the server does not take that command (RFC 5321 §3.2), never where it is just busy."""
         name, client = await self._own_name(), self.client
         client.esmtp_extensions, client.server_auth_methods, client.supports_esmtp = {}, [], False  # RFC 3207 §4.2
         try:
             client.last_ehlo_response = await self.command(Stage.EHLO, b"EHLO", name, timeout=timeout)
         except Failed as failed:
-            if not failed.said.reply.is_unknown_command:
+            if not failed.said.reply.is_about_syntax or self._start_tls or self.needs.tls:  # HELO offers no TLS
                 raise
             try:
                 client.last_helo_response = await self.command(Stage.EHLO, b"HELO", name, timeout=timeout)

@@ -402,6 +402,25 @@ async def test_one_context_for_all_connections(tmp_path: Path, monkeypatch: pyte
 # The name of this side
 
 
+@pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
+@virtually
+async def test_a_server_that_does_not_take_ehlo_is_said_helo(code: int) -> None:
+    """Some that know nothing but HELO say that EHLO is out of sequence, or not implemented."""
+    async with talk() as (server, smtp):
+        server.on("EHLO", f"{code} 5.5.1 what is that?")
+        assert await smtp.sendmail(APP, [ANN], BODY) == ({}, "2.0.0 Ok: queued as 1")
+        assert [verb for verb in server.verbs if verb in ("EHLO", "HELO")] == ["EHLO", "HELO"]
+
+
+@virtually
+async def test_where_tls_is_wanted_helo_is_no_way_out() -> None:
+    """HELO offers none: it stays at what was said to EHLO."""
+    async with talk(client={"start_tls": True}) as (server, smtp):
+        server.on("EHLO", "503 5.5.1 not now")
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).refused[ANN].text == "not now"
+        assert "HELO" not in server.verbs
+
+
 @pytest.mark.parametrize("name", ["büro-pc", "rechner im büro", "日本"])
 @pytest.mark.parametrize(
     "family", [ScriptedServer, pytest.param(LoopbackSix, marks=pytest.mark.skipif(not six(), reason="no ::1"))]
