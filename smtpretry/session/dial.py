@@ -113,17 +113,23 @@ class Dial(NamedTuple):
                     await line.encrypt(self.context, self.client.hostname, seconds, replies=1)
                 late = "Timed out waiting for server ready message"
                 banner = await line.receive()
-            if not accepts(Stage.CONNECT, banner.code):
-                raise SMTPConnectResponseError(*banner)  # noqa: TRY301
+            self._check(banner)
         except BaseException as error:
             line.abort()
             if isinstance(error, TimeoutError):
+                with suppress(aiosmtplib.SMTPServerDisconnected):
+                    self._check(await line.receive())  # a refusal whose end is missing
                 raise SMTPConnectTimeoutError(late) from error
             if isinstance(error, OSError) and not isinstance(error, SMTPConnectResponseError):
                 msg = f"Error connecting to {self._where}: {error}"
                 raise SMTPConnectError(msg) from error
             raise
         return line, banner
+
+    @staticmethod
+    def _check(banner: SMTPResponse) -> None:
+        if not accepts(Stage.CONNECT, banner.code):
+            raise SMTPConnectResponseError(*banner)
 
     async def _connect(self, address: Address, line: Line) -> None:
         loop, client = asyncio.get_running_loop(), self.client

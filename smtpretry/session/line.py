@@ -269,6 +269,7 @@ class Line(SMTPProtocol):
         """Close; from now on `receive` raises the first of such errors, after a goodbye that nobody has read."""
         if self._broken is None:
             self._broken = error
+            self._replies.end()
             if self.beyond.goodbye is not None:
                 self._replies.ready.append(self.beyond.goodbye)
         self._deadline.cancel()

@@ -18,6 +18,7 @@ LONGEST_REPLY: Final = 4 * LONGEST_LINE  # bytes; generous over any reply to EHL
 SPEAKS_TLS: Final = "the server speaks TLS where SMTP in the clear was expected"
 
 _BEGIN = re.compile(rb"(\d{3})(?!\d)(-?)")
+_REFUSAL = re.compile(rb"[45]\d\d(?!\d)")
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 §5.1)
 
 
@@ -63,6 +64,7 @@ class Replies:
         self.fault: SMTPResponseException | None = None
         self._buffer = bytearray()
         self._lines = list[bytes]()  # of the reply that has begun
+        self._code = b""  # of the last of them that has one
         self._size = 0  # of these lines
         self._stray = False  # what has begun came before anything was asked
 
@@ -92,6 +94,15 @@ class Replies:
         elif len(self._buffer) > LONGEST_LINE:
             self._too_long()
 
+    def end(self) -> None:
+        """Nothing more comes. A refusal counts although its end is missing; a success has to be whole."""
+        begun = _REFUSAL.match(self._buffer)
+        code = begun[0] if begun else self._code if self._lines else b""
+        if self.fault is None and _REFUSAL.match(code):
+            rest = self._buffer[4:] if begun else self._buffer
+            self._buffer = bytearray()
+            self._read(code + b" " + bytes(rest))
+
     @property
     def _is_due(self) -> bool:
         return self.due > 0 and not self._stray
@@ -103,6 +114,7 @@ class Replies:
             self._too_long()
         elif begin is not None and (not self._lines or int(begin[1]) in CODES):
             self._lines.append(line[4:].strip(b" \t\r\n"))
+            self._code = begin[1]
             if not begin[2]:
                 text = b"\n".join(self._lines).decode(errors="surrogateescape")
                 self._lines.clear()

@@ -52,7 +52,7 @@ class Fault:
     name: str
     kind: Literal["none", "lost", "421", "4xx", "5xx"]
     how: str = ""
-    reply: str = ""
+    reply: str | bytes = ""
     close: Literal["fin", "rst"] | bool | None = None
     acts: bool = False
     delay: float = 1.5
@@ -84,8 +84,10 @@ FAULTS: tuple[Fault, ...] = (
     *_both("stall", "stall"),
     *_both("garbage", "garbage"),
     *_both("garbage and FIN", "garbage", "fin"),
-    *_both("half a reply", "half"),
-    *_both("half a reply and FIN", "half", "fin"),
+    Fault("half a refusal", "4xx", "half"),
+    Fault("half a success", "lost", "half", acts=True),
+    Fault("half a refusal and FIN", "4xx", "half", close="fin"),
+    Fault("half a success and FIN", "lost", "half", close="fin", acts=True),
     Fault("one-byte pieces", "none", "bytewise", acts=True),
     Fault("slow", "none", "late", acts=True, delay=0.8),
     Fault("late", "lost", "late", acts=True),
@@ -97,8 +99,10 @@ FAULTS: tuple[Fault, ...] = (
     Fault("421 and open", "421", reply=BYE, close=False),
     Fault("4xx", "4xx", reply=LATER),
     Fault("4xx and FIN", "4xx", reply=LATER, close="fin"),
+    Fault("4xx without its line end, and FIN", "4xx", reply=LATER.encode(), close="fin"),
     Fault("5xx", "5xx", reply=NEVER),
     Fault("5xx and FIN", "5xx", reply=NEVER, close="fin"),
+    Fault("5xx without its line end, and FIN", "5xx", reply=NEVER.encode(), close="fin"),
 )
 _WHOLE = ("bytewise", "late", "unasked", "unasked_before", "noise")
 

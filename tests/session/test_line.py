@@ -79,6 +79,38 @@ def test_what_began_before_the_question_is_no_answer() -> None:
     assert replies.beyond.further == {250}
 
 
+@pytest.mark.parametrize("size", [1, None])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"454 4.3.0 Try again later", [(454, "4.3.0 Try again later")]),
+        (b"550", [(550, "")]),
+        (b"550-no\r\n550 such us", [(550, "no\nsuch us")]),
+        (b"550-no\r\n", [(550, "no\n")]),
+        (b"450-not\r\n now", [(450, "not\nnow")]),
+        (b"250 2.0.0 Ok: que", []),
+        (b"250-ok\r\n", []),
+        (b"354 go", []),
+        (b"45", []),
+        (b"4500", []),
+        (b"error", []),
+    ],
+)
+def test_a_refusal_needs_no_end(data: bytes, expected: list[tuple[int, str]], size: int | None) -> None:
+    """Where the line ends in the midst of a reply, a refusal is told. A success is none yet: the server was not done."""
+    replies = read(data, 1, size)
+    assert not replies.ready
+    replies.end()
+    assert list(replies.ready) == expected
+
+
+def test_a_goodbye_needs_no_end() -> None:
+    """Nor does what a server says of its own accord."""
+    replies = read(b"250 first\r\n421 4.4.2 Idle")
+    replies.end()
+    assert replies.beyond.goodbye == (421, "4.4.2 Idle")
+
+
 @pytest.mark.parametrize(
     "data",
     [
