@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aiosmtplib.protocol import SMTPProtocol
 
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_A_WHILE = 5.0  # seconds for a server to say in the clear why it takes no connection
 _PATIENCE = 300.0  # seconds for one of several addresses, where the client has no time-out (RFC 5321 §4.5.3.2.1)
 
 
@@ -48,12 +49,14 @@ class Dial(NamedTuple):
         port: where to connect to on each address.
         context: for TLS from the first byte; None for none.
         lost: called when the connection is lost.
+        wary: whether the server seems to speak no TLS.
     """
 
     client: SMTP
     port: int
     context: ssl.SSLContext | None
     lost: Callable[[SMTPProtocol], None]
+    wary: bool
 
     async def open(self, favourite: Address | None, timeout: float | None) -> tuple[Line, SMTPResponse, Address]:
         """Connect to the first address that greets with 220 (RFC 5321 §5.1); return the line, the banner, the address.
@@ -108,8 +111,7 @@ class Dial(NamedTuple):
             async with asyncio.timeout(seconds):
                 await self._connect(address, line)
                 if self.context is not None:
-                    if line.has_reply:
-                        raise ConnectionError(SPEAKS_CLEAR)  # noqa: TRY301 - as any other failure below
+                    await self._hear_in_clear(line)
                     await line.encrypt(self.context, self.client.hostname, seconds, replies=1)
                 late = "Timed out waiting for server ready message"
                 banner = await line.receive()
@@ -125,6 +127,17 @@ class Dial(NamedTuple):
                 raise SMTPConnectError(msg) from error
             raise
         return line, banner
+
+    async def _hear_in_clear(self, line: Line) -> None:
+        """Fail with what is said where TLS is due: some refuse a connection before they begin with TLS.
+
+        A handshake would lose it. So the next time it waits for a while.
+        """
+        if self.wary or line.has_reply:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_A_WHILE):
+                    self._check(await line.receive())
+                    raise ConnectionError(SPEAKS_CLEAR)
 
     @staticmethod
     def _check(banner: SMTPResponse) -> None:

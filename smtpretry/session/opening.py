@@ -9,7 +9,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import aiosmtplib
 from aiosmtplib import SMTP, SMTPResponse
@@ -21,7 +21,7 @@ from .conversation import Conversation, Timeout
 from .dial import Dial, unreachable
 from .failed import Failed
 from .line import Line
-from .tls import SETTINGS, wrong_port
+from .tls import SETTINGS, mistaken
 
 if TYPE_CHECKING:
     import ssl
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
 
-_MISMATCHES = 3  # connections in a row after which it is no accident that one side speaks TLS and the other does not
+_MISMATCHES = 3  # connections in a row after which it is no accident that the two sides differ about TLS
 
 
 class Opening(Conversation):
@@ -133,25 +133,31 @@ class Opening(Conversation):
         context = await self._context(Stage.CONNECT) if client.use_tls else None
         with self.at(Stage.CONNECT):
             try:
-                dialled = await Dial(client, self._port, context, self._lost).open(
+                dialled = await Dial(client, self._port, context, self._lost, wary=self.needs.mismatches > 0).open(
                     self.needs.address, self.seconds(timeout)
                 )
             except aiosmtplib.SMTPException as error:
-                self._advise(error)
+                self._advise(Stage.CONNECT, error)
                 raise
         self._line, banner, self.needs.address = dialled
         client.loop, client.protocol, client.transport = asyncio.get_running_loop(), self._line, self._line.transport
-        self.needs.mismatches, self._greeted = 0, False
+        self._greeted = False
         return banner
 
-    def _advise(self, error: aiosmtplib.SMTPException) -> None:
+    def _fail(self, stage: Stage, error: aiosmtplib.SMTPException | OSError) -> NoReturn:
+        if stage in (Stage.STARTTLS, Stage.EHLO):  # where TLS begins, and where its end is noticed
+            self._advise(stage, error)
+        super()._fail(stage, error)
+
+    def _advise(self, stage: Stage, error: Exception) -> None:
         """Raise `Failed` with what to check on this side, where the error tells; final where it is no accident."""
-        mismatch = wrong_port(self.client, error)
+        mismatch = mistaken(self.client, error)
         self.needs.mismatches += mismatch is not None
-        if mismatch is not None and self.needs.mismatches >= _MISMATCHES:
-            raise Failed.silently(Stage.CONNECT, error, cure=mismatch) from error
-        if hint := mismatch or unreachable(error):
-            raise Failed.silently(Stage.CONNECT, error, hint=hint) from error
+        hint = mismatch or (unreachable(error) if stage is Stage.CONNECT else None)
+        if hint is not None:
+            self.abort()
+            cure = mismatch if self.needs.mismatches >= _MISMATCHES else None
+            raise Failed.silently(stage, error, cure=cure, hint="" if cure else hint) from error
 
     @property
     def _port(self) -> int:
@@ -180,6 +186,7 @@ class Opening(Conversation):
             welcome = self._start_tls is None or self.needs.tls
             if self._start_tls or (welcome and self._can_encrypt):
                 await self._encrypt(timeout)
+        self.needs.mismatches = 0
 
     async def _greet(self, timeout: Timeout) -> None:
         """EHLO; HELO where the server does not take that command (RFC 5321 §3.2), never where it is just busy."""

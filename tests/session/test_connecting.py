@@ -351,6 +351,45 @@ async def test_tls_to_a_clear_port_is_told_soon(server: Any, options: Any, cure:
         assert len((await smtp.deliver(BODY, sender=APP, recipients=[ANN])).attempts) == 1
 
 
+@pytest.mark.parametrize(("said", "attempts"), [("550 5.7.1 Your address is blocked", 2), ("421 4.7.0 Too many", None)])
+@virtually
+async def test_what_is_said_in_the_clear_on_a_port_of_tls_is_heard(said: str, attempts: int | None) -> None:
+    """Some servers refuse a connection before they begin with TLS: that is no wrong port, and 421 is not for ever."""
+    async with talk(client={"use_tls": True}) as (server, smtp):
+        server.on("CONNECT", said)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert str(delivery.refused[ANN]) == said
+        assert len(delivery.attempts) == (attempts or 7)
+        assert "leave it out" not in delivery.story(0)
+
+
+@pytest.mark.parametrize(
+    ("alert", "cure"),
+    [(40, "no version or cipher"), (70, "no version or cipher"), (48, "client_cert="), (42, "client_cert=")],
+)
+@pytest.mark.parametrize("implicit", [True, False])
+@virtually
+async def test_a_server_that_wants_other_tls_is_told_soon(alert: int, cure: str, *, implicit: bool) -> None:
+    """An alert that comes again and again is told after three tries, with what to check."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not implicit:
+            for said in (b"220 hello\r\n", b"250-hello\r\n250 STARTTLS\r\n", b"220 go\r\n"):
+                writer.write(said)
+                await reader.read(1000)
+        else:
+            await reader.read(1000)
+        writer.write(b"\x15\x03\x03\x00\x02\x02" + bytes([alert]))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        made = client(hostname="127.0.0.1", port=server.sockets[0].getsockname()[1], use_tls=implicit)
+        async with RetryingSMTP(made, patient()) as smtp:
+            delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+    assert len(delivery.attempts) == 3
+    assert cure in delivery.story(0)
+
+
 @virtually
 async def test_smtp_to_a_port_that_answers_with_tls_is_told_soon() -> None:
     """A TLS alert or handshake where the banner is due is told after three tries, with the cure."""
