@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+import ssl
 from contextlib import suppress
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,7 +20,6 @@ from .line import Line
 from .tls import SPEAKS_CLEAR
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
     from aiosmtplib import SMTP, SMTPResponse
@@ -137,7 +137,7 @@ class Dial(NamedTuple):
             with suppress(TimeoutError):
                 async with asyncio.timeout(_A_WHILE):
                     self._check(await line.receive())
-                    raise ConnectionError(SPEAKS_CLEAR)
+                    raise ssl.SSLError(ssl.SSL_ERROR_SSL, SPEAKS_CLEAR)
 
     @staticmethod
     def _check(banner: SMTPResponse) -> None:

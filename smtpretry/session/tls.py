@@ -93,7 +93,7 @@ def mistaken(client: SMTP, error: BaseException) -> str | None:
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    reason = str(cause.reason) if isinstance(cause, ssl.SSLError) else ""
+    reason = str(getattr(cause, "reason", ""))
     if compiled(_NO_COMMON).search(reason):
         return _OTHER_TLS
     if compiled(_NOT_TRUSTED).search(reason):
