@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _LONGEST = 998  # octets in a line, without its CRLF
 _DEEPEST = 100  # parts within parts
+_SIGNATURE = "DKIM-Signature"
 _EMPTY_LINE = rb"\r?\n\r?\n"
 _FOLDED = rb"\n[ \t]"
 _OLD = email.policy.compat32.clone(mangle_from_=False)
@@ -35,9 +36,9 @@ _POLICIES: dict[bool, tuple[Any, Any]] = {  # by whether the headers are in UTF-
 def as_bytes(message: Message) -> tuple[bytes, bool]:
     """The message without its Bcc, and whether its headers are in UTF-8, for they show an address outside ASCII.
 
-    Text is written as 7-bit MIME. The exception is a parsed body of 8 bits whose charset is not said, or is not true:
-    its bytes are kept. A body with a line of more than 998 octets is encoded (quoted-printable, or base64), and so is
-    one with a NUL, or one of 8 bits that is no text.
+    Text is written as 7-bit MIME. The exceptions are a message with a DKIM-Signature, which goes as it writes itself, and
+    a parsed body of 8 bits whose charset is not said, or is not true: its bytes are kept. A body with a line of more
+    than 998 octets is encoded (quoted-printable, or base64), and so is one with a NUL, or one of 8 bits that is no text.
 
     Raises:
         ValueError: it is no message that can be written; text outside ASCII without a charset; a header with a line
@@ -51,9 +52,11 @@ def as_bytes(message: Message) -> tuple[bytes, bool]:
 
 
 def _as_bytes(message: Message) -> tuple[bytes, bool]:
-    message, utf8 = show_in_ascii(message)
+    signed, (shown, utf8) = _SIGNATURE in message, show_in_ascii(message)
+    if not signed:
+        message = shown
     written = _write(message, utf8=utf8)
-    if has_long_line(written) or b"\0" in written or not written.isascii():
+    if has_long_line(written) or (not signed and (b"\0" in written or not written.isascii())):
         message = copy.deepcopy(message)
         _encode_bodies(message)
         written = _write(message, utf8=utf8)
@@ -98,6 +101,9 @@ def has_long_line(message: bytes) -> bool:
 
 def _write(message: Message, *, utf8: bool) -> bytes:
     try:
+        if _SIGNATURE in message:  # of the bytes that the message itself writes
+            own: Any = message.policy.clone(linesep="\r\n", mangle_from_=False)
+            return flatten(message, own)
         if isinstance(message, email.message.EmailMessage):
             return _in_7_bits(message, *_POLICIES[utf8])
         written = flatten(message, _OLD)
@@ -134,7 +140,7 @@ def _encode_bodies(message: Message) -> None:
     """Encode the parts that need it, but none that is signed: that would break the signature (RFC 1847 §2.1)."""
     payload: Any = message.get_payload()
     kind = message.get_content_type()
-    if kind == "multipart/signed":
+    if kind == "multipart/signed" or _SIGNATURE in message:
         return
     if isinstance(payload, list):
         for part in payload:

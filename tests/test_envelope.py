@@ -139,6 +139,31 @@ def test_text_that_nobody_encoded(make: type[Message]) -> None:
     assert not isinstance(caught.value, UnicodeError)
 
 
+SIGNATURE = "v=1; a=rsa-sha256; c=relaxed/simple; h=From : Subject:\n Message-ID:date; bh=x; b=y"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("parsed", [True, False])
+def test_what_dkim_has_signed_is_not_changed(policy: Any, *, parsed: bool) -> None:
+    """A message with a DKIM signature goes out as it writes itself, 8 bits and all."""
+    message: Message = EmailMessage(policy)
+    message["From"], message["Subject"] = APP, "a long one " * 12
+    message.set_payload("Grüße\n", "utf-8")
+    message.replace_header("Content-Transfer-Encoding", "8bit")
+    message.set_payload("Grüße\n".encode().decode("ascii", "surrogateescape"))
+    message["DKIM-Signature"] = SIGNATURE.replace("\n", "")
+    if parsed:
+        message = email.message_from_bytes(message.as_bytes(), policy=policy)
+    assert prepared(message) == message.as_bytes().replace(b"\n", b"\r\n")
+
+
+def test_what_dkim_has_signed_as_missing_is_not_added() -> None:
+    """A signature may say that a field is not there: then it stays away."""
+    raw = b"DKIM-Signature: " + SIGNATURE.replace("\n", "\r\n").encode() + b"\r\nSubject: x\r\n\r\nbody\r\n"
+    assert prepared(raw) == raw
+    assert count(b"Date", prepared(raw.replace(b"date;", b"To;"))) == 1
+
+
 def by_hand() -> dict[str, tuple[Message, str]]:
     made = {
         "a list for a header": (MIMEText("x"), "header X-A is of type list"),
