@@ -92,7 +92,7 @@ class Replies:
         if self._is_due and not self._lines and self._buffer.startswith(_TLS_RECORDS):
             self._fail(SPEAKS_TLS)
         elif len(self._buffer) > LONGEST_LINE:
-            self._too_long()
+            self._too_long(bytes(self._buffer))
 
     def end(self) -> None:
         """Nothing more comes. A refusal counts although its end is missing; a success has to be whole."""
@@ -111,7 +111,7 @@ class Replies:
         begin = _BEGIN.match(line)
         self._size = self._size + len(line) if self._lines else 0
         if len(line) > LONGEST_LINE or self._size > LONGEST_REPLY:
-            self._too_long()
+            self._too_long(line)
         elif begin is not None and (not self._lines or int(begin[1]) in CODES):
             self._lines.append(line[4:].strip(b" \t\r\n"))
             self._code = begin[1]
@@ -146,11 +146,15 @@ class Replies:
         else:
             self._fail(f"Malformed SMTP response line: {line.decode(errors='ignore')}")
 
-    def _too_long(self) -> None:
+    def _too_long(self, line: bytes) -> None:
+        """Read no further. What the line says counts where it began the reply, and was to end it."""
+        begin = _BEGIN.match(line)
         self._buffer.clear()
-        self._lines.clear()
         if self._is_due:
+            if begin is not None and not (begin[2] or self._lines):
+                self._complete(SMTPResponse(int(begin[1]), line[4:LONGEST_LINE].decode(errors="surrogateescape")))
             self._fail("Response too long")
+        self._lines.clear()
         self.beyond = self.beyond._replace(noise=True)
 
     def _fail(self, why: str) -> None:

@@ -142,6 +142,14 @@ def test_a_flood_takes_little_memory(line: bytes, due: int) -> None:
     assert len(replies.ready) <= due
 
 
+def test_a_line_that_is_too_long_still_says_its_code() -> None:
+    """What ends a reply counts, however long it goes on; nothing is read behind it."""
+    for data in (b"250 " + b"x" * 70_000 + b"\r\n", b"250 " + b"x" * 70_000):
+        replies = read(data, 2, 4096)
+        assert [(reply.code, reply.message[:3]) for reply in replies.ready] == [(250, "xxx")]
+        assert replies.fault is not None
+
+
 async def pair(*said: bytes, due: int = 1) -> AsyncIterator[tuple[Line, asyncio.StreamWriter]]:
     """Yield a line, and the server's end of it."""
     accepted: asyncio.Future[asyncio.StreamWriter] = asyncio.get_running_loop().create_future()
