@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 from contextlib import suppress
@@ -122,7 +123,7 @@ class Dial(NamedTuple):
                 with suppress(aiosmtplib.SMTPServerDisconnected):
                     self._check(await line.receive())  # a refusal whose end is missing
                 raise SMTPConnectTimeoutError(late) from error
-            if isinstance(error, OSError) and not isinstance(error, SMTPConnectResponseError):
+            if isinstance(error, (OSError, OverflowError)) and not isinstance(error, SMTPConnectResponseError):
                 msg = f"Error connecting to {self._where}: {error}"
                 raise SMTPConnectError(msg) from error
             raise
@@ -158,7 +159,9 @@ class Dial(NamedTuple):
     @property
     def _where(self) -> str:
         """In aiosmtplib's words."""
-        if self.client.sock is not None or self.client.socket_path is not None:
+        if self.client.socket_path is not None:
+            return os.fsdecode(self.client.socket_path)
+        if self.client.sock is not None:
             return f"{self.client.hostname} on port {self.client.port}"
         return f"{self.client.hostname or 'localhost'} on port {self.port}"
 
@@ -170,6 +173,17 @@ def unreachable(error: BaseException) -> str | None:
             return "check hostname="
         case ConnectionRefusedError():
             return "nothing listens there: check hostname= and port="
+        case _:
+            return None
+
+
+def impossible(error: BaseException) -> str | None:
+    """What is wrong with an argument, where it can lead nowhere."""
+    match error.__cause__:
+        case UnicodeError():
+            return "hostname= is no name that a host can have"
+        case OverflowError():
+            return "port= is a number from 1 to 65535"
         case _:
             return None
 

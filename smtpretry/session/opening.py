@@ -18,7 +18,7 @@ from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
 from smtpretry.replies.stage import Stage
 
 from .conversation import Conversation, Timeout
-from .dial import Dial, unreachable
+from .dial import Dial, impossible, unreachable
 from .failed import Failed
 from .line import Line
 from .tls import SETTINGS, mistaken
@@ -153,10 +153,10 @@ class Opening(Conversation):
         """Raise `Failed` with what to check on this side, where the error tells; final where it is no accident."""
         mismatch = mistaken(self.client, error)
         self.needs.mismatches += mismatch is not None
-        hint = mismatch or (unreachable(error) if stage is Stage.CONNECT else None)
+        cure = mismatch if self.needs.mismatches >= _MISMATCHES else impossible(error)
+        hint = mismatch or cure or (unreachable(error) if stage is Stage.CONNECT else None)
         if hint is not None:
             self.abort()
-            cure = mismatch if self.needs.mismatches >= _MISMATCHES else None
             raise Failed.silently(stage, error, cure=cure, hint="" if cure else hint) from error
 
     @property

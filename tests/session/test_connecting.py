@@ -199,6 +199,31 @@ async def test_the_source_address_is_kept(source: str) -> None:
         assert [session.transport.get_extra_info("peername")[0] for session in server.sessions] == [source]
 
 
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"hostname": "mx..example"}, "hostname="),
+        ({"hostname": "x" * 64 + ".example"}, "hostname="),
+        ({"hostname": "127.0.0.1", "port": 99999}, "port="),
+    ],
+)
+@virtually
+async def test_where_no_host_can_be_is_final(options: dict[str, Any], cure: str) -> None:
+    """What no name and no port can be is told at once."""
+    async with RetryingSMTP(client(**options), patient()) as smtp:
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+    assert len(delivery.attempts) == 1
+    assert cure in str(delivery.cure)
+
+
+@virtually
+async def test_the_path_of_a_socket_is_named(tmp_path: Path) -> None:
+    """Where nothing listens on a path, the path is told."""
+    made = aiosmtplib.SMTP(socket_path=str(tmp_path / "mail.sock"))
+    async with RetryingSMTP(made, once()) as smtp:
+        assert "mail.sock" in str((await smtp.deliver(BODY, sender=APP, recipients=[ANN])).refused[ANN])
+
+
 @virtually
 async def test_a_name_without_an_address() -> None:
     """A name that does not resolve is what aiosmtplib says it is, after the policy's attempts."""
