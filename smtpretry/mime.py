@@ -36,9 +36,10 @@ _POLICIES: dict[bool, tuple[Any, Any]] = {  # by whether the headers are in UTF-
 def as_bytes(message: Message) -> tuple[bytes, bool]:
     """The message without its Bcc, and whether its headers are in UTF-8, for they show an address outside ASCII.
 
-    Text is written as 7-bit MIME. The exceptions are a message with a DKIM-Signature, which goes as it writes itself, and
-    a parsed body of 8 bits whose charset is not said, or is not true: its bytes are kept. A body with a line of more
-    than 998 octets is encoded (quoted-printable, or base64), and so is one with a NUL, or one of 8 bits that is no text.
+    Text is written as 7-bit MIME. The exceptions are a message with a DKIM-Signature, which goes as it writes itself,
+    and a parsed body of 8 bits whose charset is not said, or is not true: its bytes are kept. A body with a line of
+    more than 998 octets is encoded (quoted-printable, or base64), and so is one with a NUL, or one of 8 bits that is no
+    text.
 
     Raises:
         ValueError: it is no message that can be written; text outside ASCII without a charset; a header with a line
