@@ -15,6 +15,7 @@ import aiosmtplib
 from aiosmtplib import SMTP, SMTPResponse
 from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
 
+from smtpretry.replies.patterns import compiled
 from smtpretry.replies.stage import Stage
 
 from .conversation import Conversation, Timeout
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
 
+_DOMAIN = r"(?ai)(?:[a-z0-9-]+\.)*(?!\d+\Z)[a-z0-9-]+"  # whose end is no number: that is an address
 _MISMATCHES = 3  # connections in a row after which it is no accident that the two sides differ about TLS
 
 
@@ -210,13 +212,15 @@ class Opening(Conversation):
             if self.needs.hostname is None:
                 with suppress(OSError, UnicodeError):
                     self.needs.hostname = await asyncio.to_thread(socket.getfqdn)
-            client.local_hostname = self.needs.hostname
-        name = client.local_hostname or ""
+            name = self.needs.hostname or ""
+            client.local_hostname = name if compiled(_DOMAIN).fullmatch(name) else None
+        name, here = client.local_hostname or "", client.get_transport_info("sockname") if self.is_open else None
+        address = here[0].partition("%")[0] if isinstance(here, tuple) else "127.0.0.1"
+        with suppress(ValueError):
+            address, name = str(ipaddress.ip_address(name)), ""  # a name that is one
         if name and name.isascii() and name.isprintable() and " " not in name:
             return name.encode()
-        here = client.get_transport_info("sockname") if self.is_open else None
-        address = ipaddress.ip_address(here[0].partition("%")[0] if isinstance(here, tuple) else "127.0.0.1")
-        return f"[IPv6:{address}]".encode() if address.version == 6 else f"[{address}]".encode()  # noqa: PLR2004
+        return f"[IPv6:{address}]".encode() if ":" in address else f"[{address}]".encode()
 
     async def _encrypt(self, timeout: Timeout) -> None:
         """STARTTLS, and EHLO anew: what was offered before counts no more (RFC 3207 §4.2)."""

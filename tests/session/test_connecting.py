@@ -485,7 +485,7 @@ async def test_where_tls_is_wanted_helo_is_no_way_out() -> None:
         assert "HELO" not in server.verbs
 
 
-@pytest.mark.parametrize("name", ["büro-pc", "rechner im büro", "日本"])
+@pytest.mark.parametrize("name", ["büro-pc", "rechner im büro", "日本", "my_container", "fe80::1%eth0", "10.0.0.5", ""])
 @pytest.mark.parametrize(
     "family", [ScriptedServer, pytest.param(LoopbackSix, marks=pytest.mark.skipif(not six(), reason="no ::1"))]
 )
@@ -503,6 +503,18 @@ async def test_a_host_name_outside_ascii(
         assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
         literal = "[IPv6:::1]" if family is LoopbackSix else "[127.0.0.1]"
         assert set(server.commands[:2]) & {f"EHLO {literal}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("10.0.0.5", "[10.0.0.5]"), ("fe80::1", "[IPv6:fe80::1]"), ("a_b", "a_b"), ("[10.0.0.5]", "[10.0.0.5]")],
+)
+@virtually
+async def test_an_address_for_a_name_is_a_literal(name: str, said: str) -> None:
+    """What is given as the name goes as it is, but for an address, which is none."""
+    async with talk(client={"local_hostname": name}) as (server, smtp):
+        await smtp.sendmail(APP, [ANN], BODY)
+        assert server.commands[0] == f"EHLO {said}"
 
 
 # What stays open
