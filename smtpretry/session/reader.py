@@ -19,6 +19,8 @@ SPEAKS_TLS: Final = "the server speaks TLS where SMTP in the clear was expected"
 
 _BEGIN = re.compile(rb"(\d{3})(?!\d)(-?)")
 _REFUSAL = re.compile(rb"[45]\d\d(?!\d)")
+_MARK = b"\xef\xbb\xbf"  # a byte order mark
+_PADDING = b"\r\0"
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 §5.1)
 
 
@@ -89,6 +91,8 @@ class Replies:
             line = bytes(self._buffer[:end])
             del self._buffer[:end]
             self._read(line)
+        if not self._buffer.strip(_PADDING):
+            self._buffer.clear()  # the end of what was read, or it would seem to be the beginning of a reply
         if self._is_due and not self._lines and self._buffer.startswith(_TLS_RECORDS):
             self._fail(SPEAKS_TLS)
         elif len(self._buffer) > LONGEST_LINE:
@@ -108,6 +112,7 @@ class Replies:
         return self.due > 0 and not self._stray
 
     def _read(self, line: bytes) -> None:
+        line = line.removeprefix(_MARK).lstrip(_PADDING)
         begin = _BEGIN.match(line)
         self._size = self._size + len(line) if self._lines else 0
         if len(line) > LONGEST_LINE or self._size > LONGEST_REPLY:

@@ -36,6 +36,10 @@ IN_ORDER = [
     (b" \t\r\n250 ok\r\n", [(250, "ok")]),
     (EHLO, [(250, "hello\nSIZE 1000\nmore of it\nHELP")]),
     (b"550-see\r\n\r\n100 Main Street\r\n550 bye\r\n", [(550, "see\n\n100 Main Street\nbye")]),
+    (b"\xef\xbb\xbf220 a mark\r\n250 ok\r\n", [(220, "a mark"), (250, "ok")]),
+    (b"220 the other way round\n\r250 ok\n\r", [(220, "the other way round"), (250, "ok")]),
+    (b"220 padded\r\n\x00\x00250 ok\r\n\x00", [(220, "padded"), (250, "ok")]),
+    (b"250-one more\r\r\n250 ok\r\r\n", [(250, "one more\nok")]),
     (b"550-\xff\r\n550 x\r\n", [(550, "\udcff\nx")]),
 ]
 
@@ -79,6 +83,16 @@ def test_what_began_before_the_question_is_no_answer() -> None:
     assert replies.beyond.further == {250}
 
 
+@pytest.mark.parametrize("padding", [b"\r", b"\0", b"\r\n", b"\n\r", b"\0\0"])
+def test_what_pads_a_reply_is_not_the_beginning_of_the_next(padding: bytes) -> None:
+    """What comes behind a reply, and says nothing, puts nobody out of step."""
+    replies = read(b"250 first\r\n" + padding)
+    replies.expect(1)
+    replies.feed(b"550 the answer\r\n")
+    assert list(replies.ready) == [(250, "first"), (550, "the answer")]
+    assert not replies.beyond.ends_it
+
+
 @pytest.mark.parametrize("size", [1, None])
 @pytest.mark.parametrize(
     ("data", "expected"),
@@ -118,7 +132,7 @@ def test_a_goodbye_needs_no_end() -> None:
         b"25 short\r\n",
         b"2500 long\r\n",
         b"-25 sign\r\n",
-        b"\x00\r\n",
+        b"\x00x\r\n",
         b"\x16\x03\x01",
         b"\x15\x03\x03\x00\x02\x02\x46",
     ],
