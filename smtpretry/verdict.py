@@ -305,7 +305,7 @@ class Judge:
         elif decision.wait > 0 and case.others and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
-        elif decision.action is Action.RECONNECT and self._may_go_on(stage, decision, answer.recipient):
+        elif decision.action is Action.RECONNECT and self._may_go_on(said, decision, answer.recipient):
             verdict.repair = decision.rule
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         else:
@@ -328,9 +328,10 @@ class Judge:
             case repair:
                 verdict.repair = repair
 
-    def _may_go_on(self, stage: Stage, decision: Decision, who: str | None) -> bool:
+    def _may_go_on(self, said: Said, decision: Decision, who: str | None) -> bool:
         """Whether a new connection promises something now: nothing is to be waited for, or nobody is left to blame."""
-        case, verdict, of_the_server = self.case, self.verdict, decision.scope is Scope.SERVER
+        case, verdict, stage = self.case, self.verdict, said.stage
+        of_the_server = decision.scope is Scope.SERVER
         used_up, new = decision.wait == 0 == decision.rule.wait, decision.rule not in case.repaired
         at_anybody = who is not None and not of_the_server and case.unruly + (not case.alone(who)) >= _UNRULY
         if not (used_up and new):
@@ -339,7 +340,7 @@ class Judge:
             if verdict.suspect is not None and stage.in_transaction and not of_the_server:
                 verdict.alone.append(verdict.suspect)  # refused, and hung up on: the others go without it
                 return True
-            if not (at_anybody and new and verdict.taken):
+            if not (at_anybody and new and verdict.taken) or said.reply.retry_after is not None:
                 return False
         if who is not None and verdict.taken:
             verdict.batch = len(verdict.taken)  # whoever comes next ends it: it may be their number
