@@ -28,6 +28,7 @@ HUGE = SMALL + (b"x" * 988 + b"\r\n") * 2000  # more than the kernel takes while
 
 LATER = "451 4.3.0 Try again"
 NEVER = "554 5.0.0 No"
+WHAT = "502 5.5.2 Command not recognized"  # as what stands in between says it that cannot follow a pipeline
 BYE = "421 4.3.0 Closing"  # no word of why
 GIVE_UP_AFTER = timedelta(minutes=30)
 PATIENCE = 5400.0  # virtual seconds in which a delivery that gives up after half an hour has certainly ended
@@ -103,6 +104,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault("5xx", "5xx", reply=NEVER),
     Fault("5xx and FIN", "5xx", reply=NEVER, close="fin"),
     Fault("5xx without its line end, and FIN", "5xx", reply=NEVER.encode(), close="fin"),
+    Fault("not understood", "5xx", reply=WHAT),
 )
 _WHOLE = ("bytewise", "late", "unasked", "unasked_before", "noise")
 
@@ -149,6 +151,8 @@ class Place:
             )
         if self.verb == "STARTTLS" and fault.how not in ("", *_WHOLE):
             return not fault.acts  # 220 has been said, and the handshake is what fails
+        if fault.reply == WHAT:
+            return self.verb in ("RCPT", "DATA")
         if self.verb == "CONNECT":
             return not fault.acts or fault.how in _WHOLE  # nothing was asked
         return True
@@ -239,6 +243,8 @@ class Cell:
             return {Status.REFUSED, Status.ACCEPTED}, None  # cut off in the midst of the answers, it is offered again
         if fault.kind == "5xx" and self.behind_a_refused_mail:
             return {Status.ACCEPTED}, 250
+        if fault.reply == WHAT:
+            return ({Status.ACCEPTED}, 250) if self.ahead and not self.ever else ({Status.REFUSED}, 502)
         if fault.kind == "5xx":
             return {Status.REFUSED}, 554
         if not self.ever:
