@@ -169,6 +169,9 @@ def _headers(message: Message, order: dict[str, int]) -> list[tuple[str, Any]]:
 def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Header or a header object
     text = str(value)
     try:
+        if not isinstance(value, (str, email.header.Header)):
+            msg = f"it is of type {type(value).__name__}, not a str"
+            raise ValueError(msg)  # noqa: TRY004, TRY301 - told like the others
         text = _text(value)
         if caseless(_ALL_ENCODED).fullmatch(text):  # addresses and all
             text = str(email.header.make_header(email.header.decode_header(text)))

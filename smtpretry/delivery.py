@@ -79,6 +79,10 @@ class Delivery:
         finally:
             self._sender = before
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        """Without who is sending it: a copy is sent by nobody."""
+        return None, {name: getattr(self, name) for name in self.__slots__} | {"_sender": None}
+
     @property
     def recipients(self) -> list[str]:
         """Everybody in the envelope."""

@@ -47,10 +47,11 @@ def prepare(
     Resent- forms where there is a Resent-Date). The null sender is "" or "<>".
 
     A message object is written as 7-bit MIME, which every server takes, and lines of more than 998 octets are encoded.
-    (A parsed 8-bit body without a declared charset keeps its bytes.) Bytes and str are sent as they are, long lines
-    too: they may be signed, and a server may take longer lines than RFC 5321 §4.5.3.1.6 asks for. The "From ..." line
-    that a mailbox file puts before the header is left out. Line ends become CRLF. A missing Message-ID (with the
-    sender's domain) or Date is added (RFC 6409 §8.2-8.3). All this is done once: every attempt sends the same bytes.
+    (A message with a DKIM-Signature keeps its bytes, and so does a parsed 8-bit body without a declared charset.) Bytes
+    and str are sent as they are, long lines too: they may be signed, and a server may take longer lines than RFC 5321
+    §4.5.3.1.6 asks for. The "From ..." line that a mailbox file puts before the header is left out. Line ends become
+    CRLF. A missing Message-ID (with the sender's domain) or Date is added (RFC 6409 §8.2-8.3), unless a DKIM-Signature
+    names it. All this is done once: every attempt sends the same bytes.
 
     Args:
         message: the message.
@@ -167,15 +168,22 @@ def _identified(message: bytes, domain: str, *, is_object: bool) -> bytes:
         message = message[before.end() :]
     has_header = is_object or re.match(_FIELD, message)
     header = message[: message.find(b"\r\n\r\n") + 2 or None].lower() if has_header else b""
-    added = b""
-    if not _has(b"message-id", header):
+    added, signed = b"", _signed(header)
+    if not _has(b"message-id", header) and b"message-id" not in signed:
         name = email.utils.make_msgid(domain=domain if domain and domain.isascii() else "localhost")
         added += f"Message-ID: {name}\r\n".encode()
-    if not _has(b"date", header):
+    if not _has(b"date", header) and b"date" not in signed:
         added += f"Date: {email.utils.format_datetime(email.utils.localtime())}\r\n".encode()
     if not has_header and added and not message.startswith(b"\r\n"):
         added += b"\r\n"  # a body alone: it needs the empty line before it
     return added + message
+
+
+def _signed(header: bytes) -> set[bytes]:
+    """The fields that DKIM signatures name: one that is named and not there must not come later (RFC 6376 §5.4.2)."""
+    unfolded = re.sub(rb"\r\n[ \t]+", b" ", header) if b"dkim-signature" in header else b""
+    names = re.findall(rb"(?m)^dkim-signature[ \t]*:(?:[^\r\n]*;)?[ \t]*h[ \t]*=([^;\r\n]*)", unfolded)
+    return {name.strip() for one in names for name in one.split(b":")}
 
 
 def _has(name: bytes, header: bytes) -> bool:

@@ -44,7 +44,7 @@ _ADDRESSES = {
 _MULTIPART = re.compile(r"multipart/(?!signed)[\w.+-]+ *(?:;|\Z)", re.IGNORECASE | re.ASCII)
 _OTHER_THAN_A_LEAF = re.compile("multipart|message", re.IGNORECASE)
 _STRAY_LINE = re.compile(rb"[\r\n](?![ \t\n]|\Z)|\A\Z")
-_UNSEEN = ("bcc", "resent-bcc")
+UNSEEN = ("bcc", "resent-bcc")
 
 
 class _NotCertainError(Exception):
@@ -60,7 +60,7 @@ def flatten(message: Message, policy: EmailPolicy | Compat32) -> bytes:
     written = list[bytes]()
     try:
         # A copy, because a boundary that is missing is put into its header.
-        _write(copy.copy(message) if message.is_multipart() else message, policy, written, unseen=_UNSEEN)
+        _write(copy.copy(message) if message.is_multipart() else message, policy, written, unseen=UNSEEN)
     except (_NotCertainError, UnicodeError):
         return _as_the_library_does(message, policy)
     return b"".join(written)
@@ -68,7 +68,7 @@ def flatten(message: Message, policy: EmailPolicy | Compat32) -> bytes:
 
 def _as_the_library_does(message: Message, policy: EmailPolicy | Compat32) -> bytes:
     message = copy.copy(message)
-    for name in _UNSEEN:
+    for name in UNSEEN:
         del message[name]
     written = io.BytesIO()
     BytesGenerator(written, policy=policy).flatten(message)

@@ -8,16 +8,23 @@ import copy
 import email
 import email.message
 import email.policy
+import re
+from email.errors import MessageError
+from email.header import Header
 from typing import TYPE_CHECKING, Any
 
 from .addresses import show_in_ascii
-from .flatten import flatten
+from .flatten import UNSEEN, flatten
 
 if TYPE_CHECKING:
     from email.message import Message
     from email.policy import Compat32, EmailPolicy
 
 _LONGEST = 998  # octets in a line, without its CRLF
+_DEEPEST = 100  # parts within parts
+_SIGNATURE = "DKIM-Signature"
+_EMPTY_LINE = rb"\r?\n\r?\n"
+_FOLDED = rb"\n[ \t]"
 _OLD = email.policy.compat32.clone(mangle_from_=False)
 _OLD_7BIT = _OLD.clone(cte_type="7bit")
 _POLICIES: dict[bool, tuple[Any, Any]] = {  # by whether the headers are in UTF-8
@@ -29,22 +36,57 @@ _POLICIES: dict[bool, tuple[Any, Any]] = {  # by whether the headers are in UTF-
 def as_bytes(message: Message) -> tuple[bytes, bool]:
     """The message without its Bcc, and whether its headers are in UTF-8, for they show an address outside ASCII.
 
-    Text is written as 7-bit MIME. The exception is a parsed body of 8 bits whose charset is not said, or is not true:
-    its bytes are kept. A body with a line of more than 998 octets is encoded (quoted-printable, or base64).
+    Text is written as 7-bit MIME. The exceptions are a message with a DKIM-Signature, which goes as it writes itself,
+    and a parsed body of 8 bits whose charset is not said, or is not true: its bytes are kept. A body with a line of
+    more than 998 octets is encoded (quoted-printable, or base64), and so is one with a NUL, or one of 8 bits that is no
+    text.
 
     Raises:
-        ValueError: text outside ASCII without a charset; a line too long in a header or in a signed part.
+        ValueError: it is no message that can be written; text outside ASCII without a charset; a header with a line
+            break; a line too long in a header or in a signed part.
     """
-    message, utf8 = show_in_ascii(message)
+    try:
+        return _as_bytes(message)
+    except (AttributeError, KeyError, TypeError, RecursionError, MessageError) as error:
+        msg = f"the message cannot be written: {_what_is_wrong(message) or error}"
+        raise ValueError(msg) from error
+
+
+def _as_bytes(message: Message) -> tuple[bytes, bool]:
+    signed, (shown, utf8) = _SIGNATURE in message, show_in_ascii(message)
+    if not signed:
+        message = shown
     written = _write(message, utf8=utf8)
-    if has_long_line(written):
+    if has_long_line(written) or (not signed and (b"\0" in written or not written.isascii())):
         message = copy.deepcopy(message)
-        _encode_long_lines(message)
+        _encode_bodies(message)
         written = _write(message, utf8=utf8)
         if has_long_line(written):
             msg = "the message has a line of more than 998 octets in a header or a signed part (RFC 5322 §2.1.1)"
             raise ValueError(msg)
+    header = re.split(_EMPTY_LINE, b"\n" + written, maxsplit=1)[0]
+    names = [name for name, _ in message.raw_items() if name.lower() not in UNSEEN]
+    if header.count(b"\n") - len(re.findall(_FOLDED, header)) != len(names):
+        msg = "a header of the message has a line break in it, which would begin another one (RFC 5322 §2.2)"
+        raise ValueError(msg)
     return written, utf8 and not written.isascii()
+
+
+def _what_is_wrong(message: object, depth: int = 0) -> str | None:
+    """What no generator writes, where a message was put together by hand."""
+    if not isinstance(message, email.message.Message):
+        return f"a part of it is of type {type(message).__name__}, not a message: attach a MIMEText"
+    if depth > _DEEPEST:
+        return "it is a part of itself"
+    for name, value in message.raw_items():
+        if not isinstance(value, (str, Header)):
+            return f"header {name} is of type {type(value).__name__}, not a str"
+    payload: object = message._payload  # type: ignore[attr-defined] # noqa: SLF001 - as it was given
+    if isinstance(payload, list):
+        return next(filter(None, (_what_is_wrong(part, depth + 1) for part in payload)), None)
+    if payload is not None and not isinstance(payload, str):
+        return f"a body is of type {type(payload).__name__}, not a str: use set_content"
+    return None
 
 
 def has_long_line(message: bytes) -> bool:
@@ -62,6 +104,9 @@ def has_long_line(message: bytes) -> bool:
 
 def _write(message: Message, *, utf8: bool) -> bytes:
     try:
+        if _SIGNATURE in message:  # of the bytes that the message itself writes
+            own: Any = message.policy.clone(linesep="\r\n", mangle_from_=False)
+            return flatten(message, own)
         if isinstance(message, email.message.EmailMessage):
             return _in_7_bits(message, *_POLICIES[utf8])
         written = flatten(message, _OLD)
@@ -94,24 +139,25 @@ def _is_in_a_charset(message: Message) -> bool:
     return True
 
 
-def _encode_long_lines(message: Message) -> None:
+def _encode_bodies(message: Message) -> None:
     """Encode the parts that need it, but none that is signed: that would break the signature (RFC 1847 §2.1)."""
     payload: Any = message.get_payload()
     kind = message.get_content_type()
-    if kind == "multipart/signed":
+    if kind == "multipart/signed" or _SIGNATURE in message:
         return
     if isinstance(payload, list):
         for part in payload:
-            _encode_long_lines(part)
+            _encode_bodies(part)
         return
     text = _payload(message)
     if text is None or kind.startswith(("multipart/", "message/")):
         return
-    if not has_long_line(text.encode("ascii", "surrogateescape")):
+    is_text, raw = kind.startswith("text/"), text.encode("ascii", "surrogateescape")
+    if not (has_long_line(raw) or b"\0" in raw or (not is_text and not raw.isascii())):
         return
     data: Any = message.get_payload(decode=True)
     was = str(message["Content-Transfer-Encoding"]).lower()
-    readable = kind.startswith("text/") and was != "base64" and b"\0" not in data
+    readable = is_text and was != "base64" and b"\0" not in data
     encoded = binascii.b2a_qp(data, istext=True) if readable else base64.encodebytes(data)
     del message["Content-Transfer-Encoding"]
     message.set_payload(encoded.decode("ascii"))

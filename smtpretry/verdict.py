@@ -6,7 +6,8 @@ By the action that the policy decides:
     RETRY          RECIPIENT: that one waits, the rest goes on; MESSAGE: all wait; SERVER: the whole client does
     RECONNECT      close; at once over a new connection where there is nothing to wait for, where a reused connection
                    had died, or where a recipient was refused just before (550 and close); else as RETRY. A recipient
-                   whose RCPT ended a connection is offered alone from then on, after the others
+                   whose RCPT ended a connection is offered alone from then on, after the others. Where another one's
+                   does so next, it may be their number: as many as were taken go at once
     SPLIT          who was taken goes now; the rest in transactions of that size
     STARTTLS, AUTHENTICATE, REFRESH_TOKEN
                    the repair, and the same recipients again: each once a pass
@@ -151,12 +152,19 @@ def judge(answers: Sequence[Answer], case: Case) -> Verdict:
 
 
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
-    """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL."""
+    """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL.
+
+    Behind a MAIL that was taken no RCPT is unknown or unexpected, nor is DATA behind a RCPT that was taken: something
+    in between that says so cannot follow several commands at once.
+    """
     silent = any(answer.failure and answer.failure.reply.code == NO_REPLY for answer in answers)
     if len(answers) != len(commands) or silent:
         return False
-    refused = commands[0] is Stage.MAIL and answers[0].failure is not None
-    return not refused or all(answer.failure for answer in answers)
+    if commands[0] is Stage.MAIL and answers[0].failure is not None:
+        return all(answer.failure for answer in answers)
+    taken = any(answer.recipient is not None and answer.failure is None for answer in answers)
+    due = [answer for answer in answers if answer.recipient is not None or (answer.stage is Stage.DATA and taken)]
+    return not any(answer.failure and answer.failure.reply.is_unexpected for answer in due)
 
 
 class Judge:
@@ -297,7 +305,7 @@ class Judge:
         elif decision.wait > 0 and case.others() and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
-        elif decision.action is Action.RECONNECT and self._may_go_on(stage, decision):
+        elif decision.action is Action.RECONNECT and self._may_go_on(said, decision, answer.recipient):
             verdict.repair = decision.rule
             verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         else:
@@ -320,15 +328,22 @@ class Judge:
             case repair:
                 verdict.repair = repair
 
-    def _may_go_on(self, stage: Stage, decision: Decision) -> bool:
-        """Whether a new connection promises something now: there is nothing to wait for, or nobody left to blame."""
-        if decision.wait == 0 == decision.rule.wait and decision.rule not in self.case.repaired:
-            return True
-        if self.case.reused() and stage in _FIRST_COMMANDS and not decision.rule.slower:
-            return True  # it had died since it was last used
-        if self.verdict.suspect is None or not stage.in_transaction or decision.scope is Scope.SERVER:
-            return False
-        self.verdict.alone.append(self.verdict.suspect)  # refused, and hung up on: the others go without it
+    def _may_go_on(self, said: Said, decision: Decision, who: str | None) -> bool:
+        """Whether a new connection promises something now: nothing is to be waited for, or nobody is left to blame."""
+        case, verdict, stage = self.case, self.verdict, said.stage
+        of_the_server = decision.scope is Scope.SERVER
+        used_up, new = decision.wait == 0 == decision.rule.wait, decision.rule not in case.repaired
+        at_anybody = who is not None and not of_the_server and case.unruly + (not case.alone(who)) >= _UNRULY
+        if not (used_up and new):
+            if case.reused() and stage in _FIRST_COMMANDS and not decision.rule.slower:
+                return True  # it had died since it was last used
+            if verdict.suspect is not None and stage.in_transaction and not of_the_server:
+                verdict.alone.append(verdict.suspect)  # refused, and hung up on: the others go without it
+                return True
+            if not (at_anybody and new and verdict.taken) or said.reply.retry_after is not None:
+                return False
+        if who is not None and verdict.taken:
+            verdict.batch = len(verdict.taken)  # whoever comes next ends it: it may be their number
         return True
 
     def _is_to_blame(self, who: str, decision: Decision) -> bool:

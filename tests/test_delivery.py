@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -134,3 +136,15 @@ async def test_what_is_stored_is_bounded() -> None:
     stored = through_json(many.state())
     assert len(json.dumps(stored["attempts"])) < 250_000
     assert [one["at"] for one in stored["attempts"]] == [0.0, 1.0, *map(float, range(470, 500))]
+
+
+@virtually
+async def test_a_copy_is_sent_by_nobody() -> None:
+    """A delivery can be copied in the midst of a send, by a hook that hands it to another process, say."""
+    delivery = smtpretry.prepare(BODY, sender=APP, recipients=[ANN])
+    with delivery.sent_by(object()):
+        copies = [pickle.loads(pickle.dumps(delivery)), copy.copy(delivery), copy.deepcopy(delivery)]  # noqa: S301 - ours
+    for one in copies:
+        assert one.to_dict() == delivery.to_dict()
+        with one.sent_by(object()):
+            pass

@@ -7,6 +7,7 @@ import email.policy
 import re
 from email.message import EmailMessage, Message
 from email.mime.application import MIMEApplication
+from email.mime.base import MIMEBase
 from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from typing import Any
@@ -136,6 +137,86 @@ def test_text_that_nobody_encoded(make: type[Message]) -> None:
     with pytest.raises(ValueError, match="set_content") as caught:
         prepared(message)
     assert not isinstance(caught.value, UnicodeError)
+
+
+SIGNATURE = "v=1; a=rsa-sha256; c=relaxed/simple; h=From : Subject:\n Message-ID:date; bh=x; b=y"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("parsed", [True, False])
+def test_what_dkim_has_signed_is_not_changed(policy: Any, *, parsed: bool) -> None:
+    """A message with a DKIM signature goes out as it writes itself, 8 bits and all."""
+    message: Message = EmailMessage(policy)
+    message["From"], message["Subject"] = APP, "a long one " * 12
+    message.set_payload("Grüße\n", "utf-8")
+    message.replace_header("Content-Transfer-Encoding", "8bit")
+    message.set_payload("Grüße\n".encode().decode("ascii", "surrogateescape"))
+    message["DKIM-Signature"] = SIGNATURE.replace("\n", "")
+    if parsed:
+        message = email.message_from_bytes(message.as_bytes(), policy=policy)
+    assert prepared(message) == message.as_bytes().replace(b"\n", b"\r\n")
+
+
+def test_what_dkim_has_signed_as_missing_is_not_added() -> None:
+    """A signature may say that a field is not there: then it stays away."""
+    raw = b"DKIM-Signature: " + SIGNATURE.replace("\n", "\r\n").encode() + b"\r\nSubject: x\r\n\r\nbody\r\n"
+    assert prepared(raw) == raw
+    assert count(b"Date", prepared(raw.replace(b"date;", b"To;"))) == 1
+
+
+def by_hand() -> dict[str, tuple[Message, str]]:
+    made = {
+        "a list for a header": (MIMEText("x"), "header X-A is of type list"),
+        "a number for a header": (MIMEText("x"), "header X-A is of type int"),
+        "a str for a part": (MIMEMultipart(), "a part of it is of type str"),
+        "nothing for a part": (MIMEMultipart(), "a part of it is of type NoneType"),
+        "itself for a part": (MIMEMultipart(), "a part of itself"),
+        "a number for a body": (EmailMessage(), "a body is of type int"),
+        "a second header in one": (MIMEText("x"), "embedded header"),
+        "a line break in a header": (MIMEText("x"), "line break"),
+        "an empty line in a header": (MIMEText("x"), "line break"),
+    }
+    made["a list for a header"][0]["X-A"] = ["b"]
+    made["a number for a header"][0]["X-A"] = 5
+    made["a str for a part"][0].attach("text")
+    made["nothing for a part"][0].attach(None)
+    made["itself for a part"][0].attach(made["itself for a part"][0])
+    made["a number for a body"][0].set_payload(5)
+    made["a second header in one"][0]["Subject"] = "a\nBcc: eve@example.com"
+    made["a line break in a header"][0]["Subject"] = "a\nb"
+    made["an empty line in a header"][0]["Subject"] = "a\r\n\r\nb"
+    return made
+
+
+@pytest.mark.parametrize("what", list(by_hand()))
+def test_what_cannot_be_written_is_a_value_error(what: str) -> None:
+    """A message that was put together wrongly is told before anything is sent, and what is wrong with it."""
+    message, said = by_hand()[what]
+    with pytest.raises(ValueError, match=said):
+        prepared(message)
+
+
+@pytest.mark.parametrize("header", [["ann@example.com"], ("ann@example.com", "bob@example.com")])
+def test_a_list_is_no_header(header: Any) -> None:
+    """What Python would show of it may look like a comment, and is nobody."""
+    message = MIMEText("x")
+    message["To"], message["Cc"] = header, "cat@example.com"
+    with pytest.raises(ValueError, match=r"To: .*not a str"):
+        smtpretry.prepare(message, sender=APP)
+
+
+@pytest.mark.parametrize("cte", ["", "8bit", "binary", "7bit"])
+@pytest.mark.parametrize("data", [b"%PDF\xff\r\n\n\x00x", b"\xff\r\n\xfe\n", b"a\0b\n"])
+def test_a_file_that_nobody_encoded_arrives_whole(data: bytes, cte: str) -> None:
+    """Bytes that are no text are encoded, or their line ends would be changed."""
+    message, part = MIMEMultipart(), MIMEBase("application", "pdf")
+    part.set_payload(data)
+    if cte:
+        part["Content-Transfer-Encoding"] = cte
+    message.attach(part)
+    written = prepared(message)
+    assert written.isascii()
+    assert email.message_from_bytes(written).get_payload(0).get_payload(decode=True) == data  # type: ignore[union-attr]
 
 
 def long_lines() -> dict[str, Message]:

@@ -106,6 +106,10 @@ class Conversation:
         """Wait until what was sent has gone, or until a reply has come. Return whether to go on sending."""
         return self._line is not None and await self._line.drain(self.seconds(timeout))
 
+    def hide(self, *sent: bytes) -> None:
+        """Show none of it where the server repeats it."""
+        self._veil.add(*(part.decode(errors="replace") for part in sent))
+
     def reply(self, code: int, message: str) -> Reply:
         """What the server said, without the credentials that some servers repeat."""
         return Reply.of(code, self._veil.over(message))

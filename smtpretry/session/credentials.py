@@ -8,16 +8,19 @@ import hmac
 import inspect
 from typing import TYPE_CHECKING, Final
 
+from smtpretry.replies.patterns import compiled
+
 from .veil import Veil
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Generator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
 
     import aiosmtplib
 
     # Yields the initial response (None for none), then an answer to each challenge. It ends where it has none.
     Dialogue = Generator[bytes | None, bytes, None]
 
+_NO_CHARACTER = "[\ud800-\udc7f\udd00-\udfff]"
 _PASSWORD_PROMPTS = (b"pass", b"kennwort", b"secret", b"token")
 _USERNAME_PROMPTS = (b"user", b"name", b"log", b"mail", b"account", b"benutzer")
 
@@ -44,6 +47,9 @@ class Credentials:
             if value is not None and not isinstance(value, (str, bytes)):
                 msg = f"{name} is str or bytes, not {type(value).__name__}"
                 raise TypeError(msg)
+            if isinstance(value, str) and compiled(_NO_CHARACTER).search(value):
+                msg = f"{name} has a character that no encoding can write"
+                raise ValueError(msg)
         if oauth_token_generator is not None and not callable(oauth_token_generator):
             msg = "oauth_token_generator is a coroutine function that returns a token"
             raise TypeError(msg)
@@ -95,7 +101,10 @@ class Credentials:
     def veil(self, secret: str | bytes) -> Veil:
         """What hides the secret, in every form in which it goes over the line."""
         name, key = _bytes(self.username or ""), _bytes(secret)
-        sent = (key, base64.b64encode(key), *(base64.b64encode(_initial(way, name, key)) for way in _INITIAL))
+        sent = (
+            *(key, key.hex().encode(), *_in_base64(key)),
+            *(base64.b64encode(_initial(way, name, key)) for way in _INITIAL),
+        )
         return Veil(
             (form.decode(errors="replace") for form in sent),
             (form.decode(errors="replace") for form in (name, base64.b64encode(name))),
@@ -103,7 +112,14 @@ class Credentials:
 
 
 def _bytes(text: str | bytes) -> bytes:
-    return text if isinstance(text, bytes) else text.encode()
+    """As UTF-8; bytes that were none, such as those of an environment variable, come back as they were."""
+    return text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
+
+
+def _in_base64(text: bytes) -> Iterator[bytes]:
+    """How a text looks within something in base64, wherever it begins."""
+    for shift in range(3):
+        yield base64.b64encode(bytes(shift) + text)[-(-shift * 4 // 3) :]
 
 
 _INITIAL: Final = {"plain": b"\0%b\0%b", "xoauth2": b"user=%b\1auth=Bearer %b\1\1"}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import socket
+import ssl
 from contextlib import suppress
 from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,13 +21,13 @@ from .line import Line
 from .tls import SPEAKS_CLEAR
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable, Sequence
 
     from aiosmtplib import SMTP, SMTPResponse
     from aiosmtplib.protocol import SMTPProtocol
 
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_A_WHILE = 5.0  # seconds for a server to say in the clear why it takes no connection
 _PATIENCE = 300.0  # seconds for one of several addresses, where the client has no time-out (RFC 5321 §4.5.3.2.1)
 
 
@@ -48,12 +50,14 @@ class Dial(NamedTuple):
         port: where to connect to on each address.
         context: for TLS from the first byte; None for none.
         lost: called when the connection is lost.
+        wary: whether the server seems to speak no TLS.
     """
 
     client: SMTP
     port: int
     context: ssl.SSLContext | None
     lost: Callable[[SMTPProtocol], None]
+    wary: bool
 
     async def open(self, favourite: Address | None, timeout: float | None) -> tuple[Line, SMTPResponse, Address]:
         """Connect to the first address that greets with 220 (RFC 5321 §5.1); return the line, the banner, the address.
@@ -108,22 +112,38 @@ class Dial(NamedTuple):
             async with asyncio.timeout(seconds):
                 await self._connect(address, line)
                 if self.context is not None:
-                    if line.has_reply:
-                        raise ConnectionError(SPEAKS_CLEAR)  # noqa: TRY301 - as any other failure below
+                    await self._hear_in_clear(line)
                     await line.encrypt(self.context, self.client.hostname, seconds, replies=1)
                 late = "Timed out waiting for server ready message"
                 banner = await line.receive()
-            if not accepts(Stage.CONNECT, banner.code):
-                raise SMTPConnectResponseError(*banner)  # noqa: TRY301
+            self._check(banner)
         except BaseException as error:
             line.abort()
             if isinstance(error, TimeoutError):
+                with suppress(aiosmtplib.SMTPServerDisconnected):
+                    self._check(await line.receive())  # a refusal whose end is missing
                 raise SMTPConnectTimeoutError(late) from error
-            if isinstance(error, OSError) and not isinstance(error, SMTPConnectResponseError):
+            if isinstance(error, (OSError, OverflowError)) and not isinstance(error, SMTPConnectResponseError):
                 msg = f"Error connecting to {self._where}: {error}"
                 raise SMTPConnectError(msg) from error
             raise
         return line, banner
+
+    async def _hear_in_clear(self, line: Line) -> None:
+        """Fail with what is said where TLS is due: some refuse a connection before they begin with TLS.
+
+        A handshake would lose it. So the next time it waits for a while.
+        """
+        if self.wary or line.has_reply:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_A_WHILE):
+                    self._check(await line.receive())
+                    raise ssl.SSLError(ssl.SSL_ERROR_SSL, SPEAKS_CLEAR)
+
+    @staticmethod
+    def _check(banner: SMTPResponse) -> None:
+        if not accepts(Stage.CONNECT, banner.code):
+            raise SMTPConnectResponseError(*banner)
 
     async def _connect(self, address: Address, line: Line) -> None:
         loop, client = asyncio.get_running_loop(), self.client
@@ -139,7 +159,9 @@ class Dial(NamedTuple):
     @property
     def _where(self) -> str:
         """In aiosmtplib's words."""
-        if self.client.sock is not None or self.client.socket_path is not None:
+        if self.client.socket_path is not None:
+            return os.fsdecode(self.client.socket_path)
+        if self.client.sock is not None:
             return f"{self.client.hostname} on port {self.client.port}"
         return f"{self.client.hostname or 'localhost'} on port {self.port}"
 
@@ -151,6 +173,17 @@ def unreachable(error: BaseException) -> str | None:
             return "check hostname="
         case ConnectionRefusedError():
             return "nothing listens there: check hostname= and port="
+        case _:
+            return None
+
+
+def impossible(error: BaseException) -> str | None:
+    """What is wrong with an argument, where it can lead nowhere."""
+    match error.__cause__:
+        case UnicodeError():
+            return "hostname= is no name that a host can have"
+        case OverflowError():
+            return "port= is a number from 1 to 65535"
         case _:
             return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from typing import TYPE_CHECKING, cast
 
 from aiosmtplib import (
@@ -24,7 +25,6 @@ from smtpretry.replies.reply import NO_REPLY
 from .reader import LONGEST_LINE, Beyond, Replies
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import Callable
 
 _FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
@@ -209,7 +209,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is no more."""
-        error = SMTPServerDisconnected(_LOST)
+        error = SMTPServerDisconnected(f"{_LOST}: {exc}" if isinstance(exc, ssl.SSLError) else _LOST)
         error.__cause__ = exc
         self._break(error)
         super().connection_lost(exc)
@@ -278,6 +278,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         """Close; from now on `receive` raises the first of such errors, after a goodbye that nobody has read."""
         if self._broken is None:
             self._broken = error
+            self._replies.end()
             if self.beyond.goodbye is not None:
                 self._replies.ready.append(self.beyond.goodbye)
         self._deadline.cancel()

@@ -123,10 +123,11 @@ async def _say(conversation: Conversation, mechanism: str, dialogue: Dialogue, t
     while code == CHALLENGE:
         conversation.judge(Stage.AUTH, code, text, expect=3)
         try:
-            answer = _wire(dialogue.send(challenge_of(text)) or b"")
+            answer = dialogue.send(challenge_of(text)) or b""
         except StopIteration:
             return await _cancel(conversation, text, timeout)
-        code, text = await _exchange(conversation, answer, timeout)
+        conversation.hide(_wire(answer), answer.rpartition(b" ")[2] if mechanism == "cram-md5" else b"")
+        code, text = await _exchange(conversation, _wire(answer), timeout)
     conversation.judge(Stage.AUTH, code, text)
     return SMTPResponse(code, text)
 

@@ -9,19 +9,20 @@ import os
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import aiosmtplib
 from aiosmtplib import SMTP, SMTPResponse
 from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
 
+from smtpretry.replies.patterns import compiled
 from smtpretry.replies.stage import Stage
 
 from .conversation import Conversation, Timeout
-from .dial import Dial, unreachable
+from .dial import Dial, impossible, unreachable
 from .failed import Failed
 from .line import Line
-from .tls import SETTINGS, wrong_port
+from .tls import SETTINGS, mistaken
 
 if TYPE_CHECKING:
     import ssl
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
 
-_MISMATCHES = 3  # connections in a row after which it is no accident that one side speaks TLS and the other does not
+_DOMAIN = r"(?ai)(?:[a-z0-9-]+\.)*(?!\d+\Z)[a-z0-9-]+"  # whose end is no number: that is an address
+_MISMATCHES = 3  # connections in a row after which it is no accident that the two sides differ about TLS
 
 
 class Opening(Conversation):
@@ -133,25 +135,31 @@ class Opening(Conversation):
         context = await self._context(Stage.CONNECT) if client.use_tls else None
         with self.at(Stage.CONNECT):
             try:
-                dialled = await Dial(client, self._port, context, self._lost).open(
+                dialled = await Dial(client, self._port, context, self._lost, wary=self.needs.mismatches > 0).open(
                     self.needs.address, self.seconds(timeout)
                 )
             except aiosmtplib.SMTPException as error:
-                self._advise(error)
+                self._advise(Stage.CONNECT, error)
                 raise
         self._line, banner, self.needs.address = dialled
         client.loop, client.protocol, client.transport = asyncio.get_running_loop(), self._line, self._line.transport
-        self.needs.mismatches, self._greeted = 0, False
+        self._greeted = False
         return banner
 
-    def _advise(self, error: aiosmtplib.SMTPException) -> None:
+    def _fail(self, stage: Stage, error: aiosmtplib.SMTPException | OSError) -> NoReturn:
+        if stage in (Stage.STARTTLS, Stage.EHLO):  # where TLS begins, and where its end is noticed
+            self._advise(stage, error)
+        super()._fail(stage, error)
+
+    def _advise(self, stage: Stage, error: Exception) -> None:
         """Raise `Failed` with what to check on this side, where the error tells; final where it is no accident."""
-        mismatch = wrong_port(self.client, error)
+        mismatch = mistaken(self.client, error)
         self.needs.mismatches += mismatch is not None
-        if mismatch is not None and self.needs.mismatches >= _MISMATCHES:
-            raise Failed.silently(Stage.CONNECT, error, cure=mismatch) from error
-        if hint := mismatch or unreachable(error):
-            raise Failed.silently(Stage.CONNECT, error, hint=hint) from error
+        cure = mismatch if self.needs.mismatches >= _MISMATCHES else impossible(error)
+        hint = mismatch or cure or (unreachable(error) if stage is Stage.CONNECT else None)
+        if hint is not None:
+            self.abort()
+            raise Failed.silently(stage, error, cure=cure, hint="" if cure else hint) from error
 
     @property
     def _port(self) -> int:
@@ -180,15 +188,16 @@ class Opening(Conversation):
             welcome = self._start_tls is None or self.needs.tls
             if self._start_tls or (welcome and self._can_encrypt):
                 await self._encrypt(timeout)
+        self.needs.mismatches = 0
 
     async def _greet(self, timeout: Timeout) -> None:
-        """EHLO; HELO only where the server does not know EHLO (RFC 5321 §3.2), never where it is just busy."""
+        """EHLO; HELO where the server does not take that command (RFC 5321 §3.2), never where it is just busy."""
         name, client = await self._own_name(), self.client
         client.esmtp_extensions, client.server_auth_methods, client.supports_esmtp = {}, [], False  # RFC 3207 §4.2
         try:
             client.last_ehlo_response = await self.command(Stage.EHLO, b"EHLO", name, timeout=timeout)
         except Failed as failed:
-            if not failed.said.reply.is_unknown_command:
+            if not failed.said.reply.is_about_syntax or self._start_tls or self.needs.tls:  # HELO offers no TLS
                 raise
             try:
                 client.last_helo_response = await self.command(Stage.EHLO, b"HELO", name, timeout=timeout)
@@ -203,13 +212,15 @@ class Opening(Conversation):
             if self.needs.hostname is None:
                 with suppress(OSError, UnicodeError):
                     self.needs.hostname = await asyncio.to_thread(socket.getfqdn)
-            client.local_hostname = self.needs.hostname
-        name = client.local_hostname or ""
+            name = self.needs.hostname or ""
+            client.local_hostname = name if compiled(_DOMAIN).fullmatch(name) else None
+        name, here = client.local_hostname or "", client.get_transport_info("sockname") if self.is_open else None
+        address = here[0].partition("%")[0] if isinstance(here, tuple) else "127.0.0.1"
+        with suppress(ValueError):
+            address, name = str(ipaddress.ip_address(name)), ""  # a name that is one
         if name and name.isascii() and name.isprintable() and " " not in name:
             return name.encode()
-        here = client.get_transport_info("sockname") if self.is_open else None
-        address = ipaddress.ip_address(here[0].partition("%")[0] if isinstance(here, tuple) else "127.0.0.1")
-        return f"[IPv6:{address}]".encode() if address.version == 6 else f"[{address}]".encode()  # noqa: PLR2004
+        return f"[IPv6:{address}]".encode() if ":" in address else f"[{address}]".encode()
 
     async def _encrypt(self, timeout: Timeout) -> None:
         """STARTTLS, and EHLO anew: what was offered before counts no more (RFC 3207 §4.2)."""

@@ -19,6 +19,9 @@ SPEAKS_TLS: Final = "the server speaks TLS where SMTP in the clear was expected"
 
 _BEGIN = re.compile(rb"(\d{3})(?!\d)(-?)")
 _WHOLE = re.compile(rb"([2-5]\d\d) ([ -~]{,998})\r\n")  # a reply of one line, as nearly all are
+_REFUSAL = re.compile(rb"[45]\d\d(?!\d)")
+_MARK = b"\xef\xbb\xbf"  # a byte order mark
+_PADDING = b"\r\0"
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 §5.1)
 
 
@@ -64,6 +67,7 @@ class Replies:
         self.fault: SMTPResponseException | None = None
         self._buffer = bytearray()
         self._lines = list[bytes]()  # of the reply that has begun
+        self._code = b""  # of the last of them that has one
         self._size = 0  # of these lines
         self._stray = False  # what has begun came before anything was asked
 
@@ -95,22 +99,35 @@ class Replies:
             line = bytes(self._buffer[:end])
             del self._buffer[:end]
             self._read(line)
+        if not self._buffer.strip(_PADDING):
+            self._buffer.clear()  # the end of what was read, or it would seem to be the beginning of a reply
         if self._is_due and not self._lines and self._buffer.startswith(_TLS_RECORDS):
             self._fail(SPEAKS_TLS)
         elif len(self._buffer) > LONGEST_LINE:
-            self._too_long()
+            self._too_long(bytes(self._buffer))
+
+    def end(self) -> None:
+        """Nothing more comes. A refusal counts although its end is missing; a success has to be whole."""
+        begun = _REFUSAL.match(self._buffer)
+        code = begun[0] if begun else self._code if self._lines else b""
+        if self.fault is None and _REFUSAL.match(code):
+            rest = self._buffer[4:] if begun else self._buffer
+            self._buffer = bytearray()
+            self._read(code + b" " + bytes(rest))
 
     @property
     def _is_due(self) -> bool:
         return self.due > 0 and not self._stray
 
     def _read(self, line: bytes) -> None:
+        line = line.removeprefix(_MARK).lstrip(_PADDING)
         begin = _BEGIN.match(line)
         self._size = self._size + len(line) if self._lines else 0
         if len(line) > LONGEST_LINE or self._size > LONGEST_REPLY:
-            self._too_long()
+            self._too_long(line)
         elif begin is not None and (not self._lines or int(begin[1]) in CODES):
             self._lines.append(line[4:].strip(b" \t\r\n"))
+            self._code = begin[1]
             if not begin[2]:
                 text = b"\n".join(self._lines).decode(errors="surrogateescape")
                 self._lines.clear()
@@ -142,11 +159,15 @@ class Replies:
         else:
             self._fail(f"Malformed SMTP response line: {line.decode(errors='ignore')}")
 
-    def _too_long(self) -> None:
+    def _too_long(self, line: bytes) -> None:
+        """Read no further. What the line says counts where it began the reply, and was to end it."""
+        begin = _BEGIN.match(line)
         self._buffer.clear()
-        self._lines.clear()
         if self._is_due:
+            if begin is not None and not (begin[2] or self._lines):
+                self._complete(SMTPResponse(int(begin[1]), line[4:LONGEST_LINE].decode(errors="surrogateescape")))
             self._fail("Response too long")
+        self._lines.clear()
         self.beyond = self.beyond._replace(noise=True)
 
     def _fail(self, why: str) -> None:

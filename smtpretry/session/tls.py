@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
 
+from smtpretry.replies.patterns import compiled
+
 from .reader import SPEAKS_TLS
 
 if TYPE_CHECKING:
@@ -25,6 +27,19 @@ _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PR
 _USE_NO_TLS = (
     "the port does not begin with TLS: use_tls=True is for port 465; for ports 587 and 25 leave it out, and STARTTLS "
     "is done where the server offers it"
+)
+# Alerts of the server's, and what OpenSSL says of the server on this side.
+_NO_COMMON = (
+    "ALERT_(?:HANDSHAKE_FAILURE|PROTOCOL_VERSION|INSUFFICIENT_SECURITY)|UNSUPPORTED_PROTOCOL|NO_PROTOCOLS|NO_CIPHERS"
+    "|KEY_TOO_SMALL|UNSAFE_LEGACY_RENEGOTIATION"
+)
+_NOT_TRUSTED = "ALERT_(?:UNKNOWN_CA|BAD_CERTIFICATE|(?:NO_|UNSUPPORTED_)?CERTIFICATE|ACCESS_DENIED)"
+_OTHER_TLS = (
+    "this side and the server agree on no version or cipher of TLS, or the server wants a certificate of this side: "
+    "look at tls_context= and client_cert="
+)
+_OTHER_CERTIFICATE = (
+    "the server wants a certificate of this side, or does not trust it: look at client_cert= and client_key="
 )
 _USE_TLS = "the port begins with TLS: give use_tls=True, which is for port 465; port 587 is for STARTTLS"
 
@@ -73,11 +88,17 @@ def _build(client: SMTP) -> ssl.SSLContext:
     return context
 
 
-def wrong_port(client: SMTP, error: BaseException) -> str | None:
-    """The cure, where a connection failed as it does if one side speaks TLS and the other does not."""
-    cause = error.__cause__ or error
+def mistaken(client: SMTP, error: BaseException) -> str | None:
+    """The cure, where a connection failed as it does if the two sides differ about TLS."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = str(getattr(cause, "reason", ""))
+    if compiled(_NO_COMMON).search(reason):
+        return _OTHER_TLS
+    if compiled(_NOT_TRUSTED).search(reason):
+        return _OTHER_CERTIFICATE
     if client.use_tls:
-        clear = SPEAKS_CLEAR in str(error) or (isinstance(cause, ssl.SSLError) and cause.reason in _NO_TLS)
-        return _USE_NO_TLS if clear else None
+        return _USE_NO_TLS if SPEAKS_CLEAR in str(cause) or reason in _NO_TLS else None
     silent = isinstance(error, aiosmtplib.SMTPTimeoutError) and client.port == _SMTPS
     return _USE_TLS if silent or SPEAKS_TLS in str(error) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -11,8 +12,11 @@ if TYPE_CHECKING:
 _IN_A_ROW: Final = 8  # characters that are enough to know it by
 _SHORTEST: Final = 4  # characters; a shorter secret would be found in any text
 _HIDDEN: Final = "[...]"
-# One character of a text, however it is written; a line's end together with the status that leads the next line.
-_PIECE = re.compile(r"%([0-9A-Fa-f]{2})|\s+(?:[245]\.\d{1,3}\.\d{1,3}(?=\s))?|.", re.DOTALL)
+# One character of a text; a line's end together with the status that leads the next line.
+_PIECE = r"\s+(?:[245]\.\d{1,3}\.\d{1,3}(?=\s))?|."
+# One that may be written as a URL, a quoted-printable body, a literal of a program or a web page has it.
+_ESCAPED = r"(?:[%=]|\\x|\\u00|&#x)([0-9A-Fa-f]{2});?"
+_PIECES = re.compile(rf"()(?:{_PIECE})", re.DOTALL), re.compile(rf"{_ESCAPED}|{_PIECE}", re.DOTALL)
 # A server may have put anything between letters; and what it left as it was may be anything but letters.
 _COUNTED: Final[tuple[Callable[[str], bool], ...]] = (str.isalnum, lambda char: not char.isspace())
 
@@ -29,13 +33,20 @@ class Veil:
         secrets = [*((part, _IN_A_ROW) for part in parts), *((whole, len(whole)) for whole in wholes)]
         self._stretches = [_stretches(secrets, counts) for counts in _COUNTED]
 
+    def add(self, *parts: str) -> None:
+        """Hide these, too."""
+        for counts, by_length in zip(_COUNTED, self._stretches, strict=True):
+            for length, stretches in _stretches(((part, _IN_A_ROW) for part in parts), counts).items():
+                by_length.setdefault(length, set()).update(stretches)
+
     def over(self, text: str) -> str:
         """The text without what it repeats."""
         if not any(self._stretches):
             return text
-        pieces = list(_pieces(text))
         hidden = bytearray(len(text))
-        for counts, by_length in zip(_COUNTED, self._stretches, strict=True):
+        for pieces, (counts, by_length) in product(
+            (list(_pieces(written, text)) for written in _PIECES), zip(_COUNTED, self._stretches, strict=True)
+        ):
             seen = [(char, start, end) for piece, start, end in pieces if counts(piece) for char in piece.casefold()]
             bare = "".join(char for char, _, _ in seen)
             for length, stretches in by_length.items():
@@ -61,6 +72,6 @@ def _stretches(secrets: Iterable[tuple[str, int]], counts: Callable[[str], bool]
     return found
 
 
-def _pieces(text: str) -> Iterator[tuple[str, int, int]]:
-    for piece in _PIECE.finditer(text):
+def _pieces(written: re.Pattern[str], text: str) -> Iterator[tuple[str, int, int]]:
+    for piece in written.finditer(text):
         yield chr(int(piece[1], 16)) if piece[1] else piece[0][:1], piece.start(), piece.end()

@@ -28,6 +28,7 @@ HUGE = SMALL + (b"x" * 988 + b"\r\n") * 2000  # more than the kernel takes while
 
 LATER = "451 4.3.0 Try again"
 NEVER = "554 5.0.0 No"
+WHAT = "502 5.5.2 Command not recognized"  # as what stands in between says it that cannot follow a pipeline
 BYE = "421 4.3.0 Closing"  # no word of why
 GIVE_UP_AFTER = timedelta(minutes=30)
 PATIENCE = 5400.0  # virtual seconds in which a delivery that gives up after half an hour has certainly ended
@@ -52,7 +53,7 @@ class Fault:
     name: str
     kind: Literal["none", "lost", "421", "4xx", "5xx"]
     how: str = ""
-    reply: str = ""
+    reply: str | bytes = ""
     close: Literal["fin", "rst"] | bool | None = None
     acts: bool = False
     delay: float = 1.5
@@ -84,8 +85,10 @@ FAULTS: tuple[Fault, ...] = (
     *_both("stall", "stall"),
     *_both("garbage", "garbage"),
     *_both("garbage and FIN", "garbage", "fin"),
-    *_both("half a reply", "half"),
-    *_both("half a reply and FIN", "half", "fin"),
+    Fault("half a refusal", "4xx", "half"),
+    Fault("half a success", "lost", "half", acts=True),
+    Fault("half a refusal and FIN", "4xx", "half", close="fin"),
+    Fault("half a success and FIN", "lost", "half", close="fin", acts=True),
     Fault("one-byte pieces", "none", "bytewise", acts=True),
     Fault("slow", "none", "late", acts=True, delay=0.8),
     Fault("late", "lost", "late", acts=True),
@@ -97,8 +100,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("421 and open", "421", reply=BYE, close=False),
     Fault("4xx", "4xx", reply=LATER),
     Fault("4xx and FIN", "4xx", reply=LATER, close="fin"),
+    Fault("4xx without its line end, and FIN", "4xx", reply=LATER.encode(), close="fin"),
     Fault("5xx", "5xx", reply=NEVER),
     Fault("5xx and FIN", "5xx", reply=NEVER, close="fin"),
+    Fault("5xx without its line end, and FIN", "5xx", reply=NEVER.encode(), close="fin"),
+    Fault("not understood", "5xx", reply=WHAT),
 )
 _WHOLE = ("bytewise", "late", "unasked", "unasked_before", "noise")
 
@@ -145,6 +151,8 @@ class Place:
             )
         if self.verb == "STARTTLS" and fault.how not in ("", *_WHOLE):
             return not fault.acts  # 220 has been said, and the handshake is what fails
+        if fault.reply == WHAT:
+            return self.verb in ("RCPT", "DATA")
         if self.verb == "CONNECT":
             return not fault.acts or fault.how in _WHOLE  # nothing was asked
         return True
@@ -235,6 +243,8 @@ class Cell:
             return {Status.REFUSED, Status.ACCEPTED}, None  # cut off in the midst of the answers, it is offered again
         if fault.kind == "5xx" and self.behind_a_refused_mail:
             return {Status.ACCEPTED}, 250
+        if fault.reply == WHAT:
+            return ({Status.ACCEPTED}, 250) if self.ahead and not self.ever else ({Status.REFUSED}, 502)
         if fault.kind == "5xx":
             return {Status.REFUSED}, 554
         if not self.ever:

@@ -129,6 +129,10 @@ async def test_many_recipients_go_in_parts() -> None:
         "250 ok|354 go on|250 ok|250 ok|354 go on",
         "250 ok|250 ok|what is this|250 ok|354 go on",
         "250 ok|550 5.1.1 who?|250 ok",
+        "250 ok|250 ok|502 5.5.2 Error: command not recognized|502 5.5.2 Error: command not recognized|354 go on",
+        "250 ok|500 what?|250 ok|250 ok|354 go on",
+        "250 ok|250 ok|250 ok|503 5.5.1 Bad sequence of commands|503 5.5.1 Bad sequence of commands",
+        "250 ok|250 ok|250 ok|250 ok|503 5.5.1 Bad sequence of commands",
         "",
     ],
 )
@@ -233,6 +237,46 @@ async def test_who_ends_the_connection_is_found_and_the_others_go_at_once(how: s
         assert [len(server.received(who)) for who in PEOPLE] == [1, 0, 1]
         delivery = await sending
         assert delivery.refused[BOB].code == NO_REPLY
+
+
+@pytest.mark.parametrize("said", ["421 4.7.0 Too many recipients", "421 4.5.3 Too many recipients in this session", ""])
+@pytest.mark.parametrize("offers", ["PIPELINING", "SIZE"])
+@virtually
+async def test_where_too_many_recipients_end_the_connection_they_go_in_parts(offers: str, said: str) -> None:
+    """A server that hangs up at one recipient too many, whoever it is, gets as many as it took before."""
+    taken = list[list[str]]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        recipients = list[str]()
+        writer.write(b"220 hello\r\n")
+        while line := (await reader.readline()).decode().strip():
+            reply = "250 ok"
+            match line.split(":", maxsplit=1)[0].split(maxsplit=1)[0]:
+                case "EHLO":
+                    reply = f"250-hello\r\n250 {offers}"
+                case "MAIL":
+                    recipients = []
+                case "RCPT" if len(recipients) == 10:
+                    writer.write(f"{said}\r\n".encode() if said else b"")
+                    break
+                case "RCPT":
+                    recipients.append(line.partition("<")[2].partition(">")[0])
+                case "DATA":
+                    writer.write(b"354 go on\r\n")
+                    await reader.readuntil(b"\r\n.\r\n")
+                    taken.append(recipients)
+            writer.write(f"{reply}\r\n".encode())
+        writer.close()
+
+    people = [f"p{number}@example.com" for number in range(100)]
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, local_hostname="c.example")
+        async with RetryingSMTP(client, patient()) as smtp:
+            delivery = await smtp.deliver(BODY, sender=APP, recipients=people)
+    assert delivery.accepted == people
+    assert sorted(who for each in taken for who in each) == sorted(people)
+    assert len(taken) <= 12
 
 
 @pytest.mark.parametrize("tls", [False, True, "implicit"])

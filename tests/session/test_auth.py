@@ -7,6 +7,7 @@ import base64
 import errno
 import hmac
 import logging
+import re
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -300,6 +301,9 @@ WAYS: dict[str, Callable[[str], str]] = {
     ),
     "%-encoded": lambda secret: "".join(f"%{byte:02X}" for byte in secret.encode()),
     "partly %-encoded": lambda secret: secret.replace("=", "%3D").replace("a", "%61").replace("n", "%6e"),
+    "quoted-printable": lambda secret: "".join(f"={byte:02X}" for byte in secret.encode()),
+    "as a literal": lambda secret: "".join(f"\\x{byte:02x}" for byte in secret.encode()),
+    "as in a page": lambda secret: "".join(f"&#x{byte:02x};" for byte in secret.encode()),
     "spaced out": " ".join,
     "in quotes": lambda secret: f'"{secret}"',
     "dotted": ".".join,
@@ -309,6 +313,9 @@ FORMS = {
     "its base64": coded(PASSWORD).decode(),
     "PLAIN": PLAIN.decode(),
     "XOAUTH2": coded(f"user={USER}\1auth=Bearer {PASSWORD}\1\1").decode(),
+    "in hex": PASSWORD.encode().hex(),
+    "within other base64": coded(f"{USER}:{PASSWORD}").decode()[-24:],
+    "within more base64": coded(f"{USER}: {PASSWORD}").decode()[-24:],
 }
 
 
@@ -347,7 +354,7 @@ def test_nothing_that_was_sent_is_shown(code: int, form: str, way: str, caplog: 
             return everything_of(caught, delivery, delivery.story(0), *steps)
 
     shown = virtual.run(scenario()) + caplog.text
-    decoded = unquote(shown)
+    decoded = unquote(re.sub(r"=([0-9A-F]{2})|\\+x([0-9a-f]{2})|&#x([0-9a-f]{2});", r"%\1\2\3", shown))
     assert "Command unrecognized" in shown
     assert not in_a_row(decoded, FORMS[form])
     assert quoted not in shown
@@ -376,6 +383,37 @@ def test_only_what_repeats_the_secret_is_hidden(text: str, shown: str) -> None:
 def test_a_secret_that_is_in_any_text_hides_none(secret: str) -> None:
     """What is too short to be known by changes nothing."""
     assert Veil([secret]).over("a refusal, ab and \u00e9!!") == "a refusal, ab and \u00e9!!"
+
+
+@pytest.mark.parametrize("secret", ["a%41b%42c%43d", "x=41y=42z=43", "\\x41\\x42\\x43\\x44"])
+def test_a_secret_that_looks_encoded_is_hidden(secret: str) -> None:
+    """A password may have in it what stands for another character elsewhere."""
+    assert Veil([secret]).over(f"not {secret}, please") == "not [...], please"
+
+
+@virtually
+async def test_the_answer_to_a_challenge_is_not_shown() -> None:
+    """With it and the challenge, a password can be tried out at home."""
+    said = b'535 5.7.8 not "' + DIGEST + b'", which is ' + base64.b64decode(DIGEST)
+    async with Asking("CRAM-MD5", (b"AUTH CRAM-MD5", b"334 " + CRAM), (DIGEST, said)).client() as smtp:
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+    shown = everything_of(None, delivery, delivery.story(0))
+    assert not in_a_row(shown, DIGEST.decode())
+    assert not in_a_row(shown, base64.b64decode(DIGEST).decode().partition(" ")[2])
+
+
+@virtually
+async def test_a_password_of_other_bytes_than_utf_8() -> None:
+    """What an environment variable holds arrives byte for byte; what nothing can hold is told without being shown."""
+    password = b"geheim\xe4".decode(errors="surrogateescape")
+    said = b"AUTH PLAIN " + base64.b64encode(b"\0%b\0geheim\xe4" % USER.encode()), OK
+    server = Asking("PLAIN", said)
+    async with server.client(username=USER, password=password) as smtp:
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+    assert server.unexpected == []
+    with pytest.raises(ValueError, match="password has a character") as caught:
+        RetryingSMTP(aiosmtplib.SMTP(), username=USER, password="geheim\ud800")
+    assert "geheim" not in str(caught.value)
 
 
 def test_a_secret_of_punctuation_is_hidden() -> None:

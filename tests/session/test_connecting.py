@@ -199,6 +199,31 @@ async def test_the_source_address_is_kept(source: str) -> None:
         assert [session.transport.get_extra_info("peername")[0] for session in server.sessions] == [source]
 
 
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        ({"hostname": "mx..example"}, "hostname="),
+        ({"hostname": "x" * 64 + ".example"}, "hostname="),
+        ({"hostname": "127.0.0.1", "port": 99999}, "port="),
+    ],
+)
+@virtually
+async def test_where_no_host_can_be_is_final(options: dict[str, Any], cure: str) -> None:
+    """What no name and no port can be is told at once."""
+    async with RetryingSMTP(client(**options), patient()) as smtp:
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+    assert len(delivery.attempts) == 1
+    assert cure in str(delivery.cure)
+
+
+@virtually
+async def test_the_path_of_a_socket_is_named(tmp_path: Path) -> None:
+    """Where nothing listens on a path, the path is told."""
+    made = aiosmtplib.SMTP(socket_path=str(tmp_path / "mail.sock"))
+    async with RetryingSMTP(made, once()) as smtp:
+        assert "mail.sock" in str((await smtp.deliver(BODY, sender=APP, recipients=[ANN])).refused[ANN])
+
+
 @virtually
 async def test_a_name_without_an_address() -> None:
     """A name that does not resolve is what aiosmtplib says it is, after the policy's attempts."""
@@ -351,6 +376,45 @@ async def test_tls_to_a_clear_port_is_told_soon(server: Any, options: Any, cure:
         assert len((await smtp.deliver(BODY, sender=APP, recipients=[ANN])).attempts) == 1
 
 
+@pytest.mark.parametrize(("said", "attempts"), [("550 5.7.1 Your address is blocked", 2), ("421 4.7.0 Too many", None)])
+@virtually
+async def test_what_is_said_in_the_clear_on_a_port_of_tls_is_heard(said: str, attempts: int | None) -> None:
+    """Some servers refuse a connection before they begin with TLS: that is no wrong port, and 421 is not for ever."""
+    async with talk(client={"use_tls": True}) as (server, smtp):
+        server.on("CONNECT", said)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert str(delivery.refused[ANN]) == said
+        assert len(delivery.attempts) == (attempts or 7)
+        assert "leave it out" not in delivery.story(0)
+
+
+@pytest.mark.parametrize(
+    ("alert", "cure"),
+    [(40, "no version or cipher"), (70, "no version or cipher"), (48, "client_cert="), (42, "client_cert=")],
+)
+@pytest.mark.parametrize("implicit", [True, False])
+@virtually
+async def test_a_server_that_wants_other_tls_is_told_soon(alert: int, cure: str, *, implicit: bool) -> None:
+    """An alert that comes again and again is told after three tries, with what to check."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not implicit:
+            for said in (b"220 hello\r\n", b"250-hello\r\n250 STARTTLS\r\n", b"220 go\r\n"):
+                writer.write(said)
+                await reader.read(1000)
+        else:
+            await reader.read(1000)
+        writer.write(b"\x15\x03\x03\x00\x02\x02" + bytes([alert]))
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        made = client(hostname="127.0.0.1", port=server.sockets[0].getsockname()[1], use_tls=implicit)
+        async with RetryingSMTP(made, patient()) as smtp:
+            delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+    assert len(delivery.attempts) == 3
+    assert cure in delivery.story(0)
+
+
 @virtually
 async def test_smtp_to_a_port_that_answers_with_tls_is_told_soon() -> None:
     """A TLS alert or handshake where the banner is due is told after three tries, with the cure."""
@@ -402,7 +466,26 @@ async def test_one_context_for_all_connections(tmp_path: Path, monkeypatch: pyte
 # The name of this side
 
 
-@pytest.mark.parametrize("name", ["büro-pc", "rechner im büro", "日本"])
+@pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
+@virtually
+async def test_a_server_that_does_not_take_ehlo_is_said_helo(code: int) -> None:
+    """Some that know nothing but HELO say that EHLO is out of sequence, or not implemented."""
+    async with talk() as (server, smtp):
+        server.on("EHLO", f"{code} 5.5.1 what is that?")
+        assert await smtp.sendmail(APP, [ANN], BODY) == ({}, "2.0.0 Ok: queued as 1")
+        assert [verb for verb in server.verbs if verb in ("EHLO", "HELO")] == ["EHLO", "HELO"]
+
+
+@virtually
+async def test_where_tls_is_wanted_helo_is_no_way_out() -> None:
+    """HELO offers none: it stays at what was said to EHLO."""
+    async with talk(client={"start_tls": True}) as (server, smtp):
+        server.on("EHLO", "503 5.5.1 not now")
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).refused[ANN].text == "not now"
+        assert "HELO" not in server.verbs
+
+
+@pytest.mark.parametrize("name", ["büro-pc", "rechner im büro", "日本", "my_container", "fe80::1%eth0", "10.0.0.5", ""])
 @pytest.mark.parametrize(
     "family", [ScriptedServer, pytest.param(LoopbackSix, marks=pytest.mark.skipif(not six(), reason="no ::1"))]
 )
@@ -420,6 +503,18 @@ async def test_a_host_name_outside_ascii(
         assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
         literal = "[IPv6:::1]" if family is LoopbackSix else "[127.0.0.1]"
         assert set(server.commands[:2]) & {f"EHLO {literal}"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("10.0.0.5", "[10.0.0.5]"), ("fe80::1", "[IPv6:fe80::1]"), ("a_b", "a_b"), ("[10.0.0.5]", "[10.0.0.5]")],
+)
+@virtually
+async def test_an_address_for_a_name_is_a_literal(name: str, said: str) -> None:
+    """What is given as the name goes as it is, but for an address, which is none."""
+    async with talk(client={"local_hostname": name}) as (server, smtp):
+        await smtp.sendmail(APP, [ANN], BODY)
+        assert server.commands[0] == f"EHLO {said}"
 
 
 # What stays open

@@ -36,6 +36,10 @@ IN_ORDER = [
     (b" \t\r\n250 ok\r\n", [(250, "ok")]),
     (EHLO, [(250, "hello\nSIZE 1000\nmore of it\nHELP")]),
     (b"550-see\r\n\r\n100 Main Street\r\n550 bye\r\n", [(550, "see\n\n100 Main Street\nbye")]),
+    (b"\xef\xbb\xbf220 a mark\r\n250 ok\r\n", [(220, "a mark"), (250, "ok")]),
+    (b"220 the other way round\n\r250 ok\n\r", [(220, "the other way round"), (250, "ok")]),
+    (b"220 padded\r\n\x00\x00250 ok\r\n\x00", [(220, "padded"), (250, "ok")]),
+    (b"250-one more\r\r\n250 ok\r\r\n", [(250, "one more\nok")]),
     (b"550-\xff\r\n550 x\r\n", [(550, "\udcff\nx")]),
 ]
 
@@ -79,6 +83,48 @@ def test_what_began_before_the_question_is_no_answer() -> None:
     assert replies.beyond.further == {250}
 
 
+@pytest.mark.parametrize("padding", [b"\r", b"\0", b"\r\n", b"\n\r", b"\0\0"])
+def test_what_pads_a_reply_is_not_the_beginning_of_the_next(padding: bytes) -> None:
+    """What comes behind a reply, and says nothing, puts nobody out of step."""
+    replies = read(b"250 first\r\n" + padding)
+    replies.expect(1)
+    replies.feed(b"550 the answer\r\n")
+    assert list(replies.ready) == [(250, "first"), (550, "the answer")]
+    assert not replies.beyond.ends_it
+
+
+@pytest.mark.parametrize("size", [1, None])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"454 4.3.0 Try again later", [(454, "4.3.0 Try again later")]),
+        (b"550", [(550, "")]),
+        (b"550-no\r\n550 such us", [(550, "no\nsuch us")]),
+        (b"550-no\r\n", [(550, "no\n")]),
+        (b"450-not\r\n now", [(450, "not\nnow")]),
+        (b"250 2.0.0 Ok: que", []),
+        (b"250-ok\r\n", []),
+        (b"354 go", []),
+        (b"45", []),
+        (b"4500", []),
+        (b"error", []),
+    ],
+)
+def test_a_refusal_needs_no_end(data: bytes, expected: list[tuple[int, str]], size: int | None) -> None:
+    """Where the line ends in the midst of a reply, a refusal is told. A success is none yet: the server was not done."""
+    replies = read(data, 1, size)
+    assert not replies.ready
+    replies.end()
+    assert list(replies.ready) == expected
+
+
+def test_a_goodbye_needs_no_end() -> None:
+    """Nor does what a server says of its own accord."""
+    replies = read(b"250 first\r\n421 4.4.2 Idle")
+    replies.end()
+    assert replies.beyond.goodbye == (421, "4.4.2 Idle")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -86,7 +132,7 @@ def test_what_began_before_the_question_is_no_answer() -> None:
         b"25 short\r\n",
         b"2500 long\r\n",
         b"-25 sign\r\n",
-        b"\x00\r\n",
+        b"\x00x\r\n",
         b"\x16\x03\x01",
         b"\x15\x03\x03\x00\x02\x02\x46",
     ],
@@ -108,6 +154,14 @@ def test_a_flood_takes_little_memory(line: bytes, due: int) -> None:
     replies = read(line * 1000, due, 4096)
     assert len(replies._buffer) + sum(len(each) + 1 for each in replies._lines) <= LONGEST_REPLY + 4096
     assert len(replies.ready) <= due
+
+
+def test_a_line_that_is_too_long_still_says_its_code() -> None:
+    """What ends a reply counts, however long it goes on; nothing is read behind it."""
+    for data in (b"250 " + b"x" * 70_000 + b"\r\n", b"250 " + b"x" * 70_000):
+        replies = read(data, 2, 4096)
+        assert [(reply.code, reply.message[:3]) for reply in replies.ready] == [(250, "xxx")]
+        assert replies.fault is not None
 
 
 async def pair(*said: bytes, due: int = 1) -> AsyncIterator[tuple[Line, asyncio.StreamWriter]]:
