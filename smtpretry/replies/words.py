@@ -72,7 +72,7 @@ TOKEN = either(
     r"\btoken\b.{0,30}\b(?:expired|invalid|revoked|not valid|rejected|refused)\b",
     r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
 )
-TOO_MANY_LOG_INS = either(r"\btoo many (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
+TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
 
 # --- How SMTP is spoken -----------------------------------------------------------------------------------------------
 
@@ -155,6 +155,7 @@ QUOTA = either(
     r"\b(?:relay|sending|submission|outbound|outgoing) quota\b|\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
     r"\b(?:sending|submission|throttling|count|send) ?(?:limit|quota) ?(?:is |was |has been )?(?:exceed|reached)",
     r"\b(?:exceed|reach)(?:s|ed|ing)?\b.{0,30}\b(?:sending|submission) (?:limit|quota)",
+    r"\b(?:relay|send|sending|submission) limit\b.{0,24}\b(?:exceed|reach)",
     r"\bsent too many (?:e-?mails|mails|messages)\b.{0,80}\b(?:hours?|days?)\b",
     r"\bMI:STC\b|\bMI:SFQ\b|\bRP:QRC\b",  # NetEase
 )
@@ -163,10 +164,10 @@ RATE = either(
     r"\bfrequency of\b.{0,40}\blimited",
     r"\b(?:submission|message|mail|connection) rate\b.{0,40}\bexceed",
     r"\bnumber of (?:messages|e?mails) (?:exceed|allowed)",
-    r"\bexceed\w*\b.{0,24}\bnumber of (?:messages|e?mails)\b",
+    r"\bexceed\w*\b.{0,24}\b(?:number|limit) of (?:messages|e?mails)\b",
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
-    r"(?:recipients|mail|messages|connections|commands|sessions|requests) from\b",
+    r"(?:recipients|mail|messages|connections|commands|sessions|requests)(?: received)? from\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
     r"\bexceeded your (?:\w{1,20} )?limits?\b",
@@ -195,9 +196,10 @@ RECIPIENT_RATE = either(
     r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
     r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
+    r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
     r"\b(?:mailbox|recipient)\b.{0,30}\btoo (?:many|much) (?:new )?(?:mail|message)s? (?:in|within|per|at)\b",
 )
-MAILBOX = either(r"\b(?:mail ?box|inbox|over ?quota|storage)\b")
+MAILBOX = either(r"\b(?:mail ?box(?! unavailable| \S{1,64}@)|inbox|over ?quota|storage)\b")
 HOARD = either(  # too many messages that lie in the mailbox already
     r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b",
     r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
@@ -208,7 +210,7 @@ HOARD = either(  # too many messages that lie in the mailbox already
 )
 MAILBOX_FULL = either(
     HOARD,
-    r"\b(?:mail ?box|inbox|account(?:\(s\))?|user|recipient|maildir|mail ?drop)\b.{0,40}"
+    r"\b(?:mail ?(?:box|file|folder|store|drop)|inbox|account(?:\(s\))?|user|recipient|maildir)\b.{0,40}"
     r"\b(?:full|quota|storage|enough (?:disk )?space)\b",
     r"\b(?:mail ?box|inbox) (?:size |storage )?(?:limit|quota)",
     r"\bexceed\w*\b.{0,20}\b(?:mail ?box|inbox) (?:size|limit)",
@@ -223,6 +225,7 @@ _WHO = r"(?:user|mail-? ?box|recipient|account|address(?:ee)?|e-?mail address|in
 _CLOSED = r"(?:inactive|disabled|closed|deactivated|suspended)"
 NO_SUCH_USER = either(
     rf"\b{_WHO} (?:\w{{1,20}} )?(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
+    r"\bno longer (?:valid|exists|active|available|in use|with us)\b",
     rf"\b(?:no such|unknown|invalid|non-?existent|bad) (?:local )?{_WHO}\b",
     r"\bdoes(?: not|n't) have an? (?:\w{1,20} )?(?:account|mailbox)\b|\bno (?:account|mailbox) (?:by|with|for|here)\b",
     rf"\b{_CLOSED} {_WHO}\b|\b{_WHO} (?:\w{{1,20}} )?{_CLOSED}\b",
@@ -230,16 +233,22 @@ NO_SUCH_USER = either(
     r"\busuario desconocido|\butente sconosciuto",
     r"不存在|нет такого|не существует",
 )
+RECIPIENT_REFUSES = either(
+    r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|user|addressee)s?\b(?!')",
+    r"\b(?:recipient|user) (?:\w{1,20} )?(?:refuse|reject|block)(?:s|d|ed)? (?:to|mail|e-?mail|messages?|your|this)\b",
+)
 UNSURE = either(
     r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
     r"try|retry|wait|too many|rate|quota|full|limit",
 )
-ONE_OF_MANY = either(r"\b(?:recipient|mail ?box|user|this (?:domain|address|account))\b")
+ONE_OF_MANY = either(
+    r"\b(?:recipient|mail ?box|user|this (?:domain|address|account))\b|<[^<>@\s]{1,64}@[^<>\s]{1,255}>"
+)
 
 # --- Now or never -----------------------------------------------------------------------------------------------------
 
 FOR_NOW = either(
-    r"\btempor(?:ar|är)\w*\b(?! e?-?mail| address| domain)|\btransient\b|\bdeferred\b",
+    r"\btempor(?:ar|är)\w*\b(?! e?-?mail| address| domain)|\btransient\b(?! ip)|\bdeferred\b",
     r"\b(?:try|retry|resend|send|come|again|attempt\w*)\b.{0,24}\blater\b|\blater\b.{0,8}\btry",
     r"\b(?:try|retry) (?:again )?(?:in|after|soon|shortly)\b",
     r"\bplus tard\b|\bm[aá]s tarde\b|\bmais tarde\b|\bpi[uù] tardi\b|\bsp[aä]ter\b",
@@ -253,9 +262,10 @@ STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
     r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system (?:storage )?(?:is )?full|\bno space left",
 )
-OUT_OF_SERVICE = either(
-    r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)",
-    r"\b(?:system|server|internal) (?:problem|error|failure)\b",
+UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
+SERVER_ERROR = either(
+    r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)|\bno system resources",
+    r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
 
 # --- The sender -------------------------------------------------------------------------------------------------------
@@ -264,15 +274,13 @@ SENDER_AUTH = either(
     r"\b(?:spf|dkim|dmarc)\b",
     r"\b(?:sender|e-?mail|message|mail) is (?:un|not )authenticated|\bunauthenticated (?:e-?mail|message)",
     r"\bauthentication (?:checks|information|level|results)\b",
-    r"\bname lookup failed",
 )
 NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)",
-    r"\bhelo command rejected",
-    r"\b(?:no|missing|invalid|without|bad)(?: valid)? (?:(?:dns )?ptr|reverse.?dns|rdns|reverse host)",
-    r"\b(?:reverse.?dns|rdns|ptr)\b.{0,30}\b(?:missing|required|not (?:found|exist|set|match)|mismatch)",
-    r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\b(?:ptr|reverse|your (?:ip|host))",
+    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|not|fail)",
+    r"\b(?:reverse.?(?:dns|host|lookup)|rdns|ptr)\b|\binvalid (?:helo|ehlo)\b",
+    r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
 )
 _LISTED = r"(?:block(?:ed|list\w*|ing)?(?! list of)|black-?list\w*|deny-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
 _CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
@@ -282,9 +290,28 @@ BLOCKED_CLIENT = either(
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}",
     rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
     r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbl\b|\brbl\b|\bDT:RBL\b",
-    r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b|\bHL:(?:IPB|REP|ITC)\b",
+    r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b",
+    r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
+    r"\btoo many (?:\w{1,20} ){1,3}from (?:your|this) (?:ip|host|server)\b",
+    r"\bintrusion prevention\b|\b(?:your|this|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does)\b",
+    r"\bHL:[A-Z]{3}\b|\b(?:MI|RP):C[CE]L\b|\bWM:BLI\b",  # NetEase, of this client
 )
-LISTED_CONTENT = either(r"\b(?:uri|url|surbl|uribl|dbl|links?|body|content|headers?|subject|b-url|domain|sender)\b")
+LISTED_CONTENT = either(
+    r"\b(?:surbl|uribl|dbl|b-url)\b",
+    r"(?<![/.=?&-])\b(?:uri|url|links?|body|content|headers?|subject|domain|sender(?! ip\b| ?\[\d))\b(?![./=])",
+)
+SENDER = either(
+    r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
+    r"|denied|rejected|refused|blocked|unknown|invalid|not|is not)\b",
+    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b|\bdomain of sender\b",
+    r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
+)
+ACCOUNT = either(  # what has become of the account that this client sends with
+    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b",
+    r"\byour (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
+    r"\b(?:suspend|paus|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
+    r"\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)|\b(?:out of|insufficient|not enough) credits?\b",
+)
 BLOCKED = either(
     r"\bblock(?:ed|list)|\bblack-?list|\b(?:rbl|dnsbl)\b|\blisted\b|\bbanned\b",
     r"spamhaus|spamcop|\breputation\b|\bpolicy restrictions",

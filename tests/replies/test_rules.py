@@ -655,11 +655,20 @@ def test_what_a_slower_pace_does_not_cure_is_no_rate(line):
         ("552 Mailbox size limit exceeded", "FAIL"),
         ("550 5.1.1 No such user", "FAIL"),
         ("550 Inactive mailbox", "FAIL"),
+        ("452 4.2.1 Recipient is over their hourly incoming limit", "RETRY"),
+        ("450 4.2.1 Mailbox locked", "RETRY"),
+        ("451 4.3.0 <bob@example.com> Internal error", "RETRY"),
+        ("550 Mail is rejected by recipients", "FAIL"),
+        ("550 5.7.129 RESOLVER.RST.RestrictedToRecipientsPermission; not authorized to send to recipient", "FAIL"),
     ],
 )
 def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
     """A full or unknown mailbox and a recipient's own limit concern that recipient, after the data too."""
-    for stage in (RCPT, END) if not line.startswith("421 4.7.1 RCP") and "this domain" not in line else (RCPT,):
+    for stage in (
+        (RCPT, END)
+        if not line.startswith("421 4.7.1 RCP") and "this domain" not in line and "Internal" not in line
+        else (RCPT,)
+    ):
         decision = decide(line, stage)
         assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
 
@@ -684,6 +693,19 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("450 4.7.1 Client host rejected: Service unavailable", "RETRY"),
         ("421 sorry, your IP (192.0.2.1) is temporarily denied (#4.7.1)", "RECONNECT"),
         ("421 4.3.0 Temporary System Problem. Try again later (10).", "RECONNECT"),
+        ("553 5.7.2 [TSS09] All messages from 192.0.2.9 will be permanently deferred", "FAIL"),
+        ("550 5.7.511 Access denied, banned sender[192.0.2.5]. To be removed, see https://sender.example.com/", "FAIL"),
+        ("554 Your IP is sending to too many unknown users", "FAIL"),
+        ("451 too many errors detected from your IP (192.0.2.9)", "RETRY"),
+        ("504 5.5.2 <localhost>: Helo command rejected: need fully-qualified hostname", "FAIL"),
+        ("554 5.7.1 Service unavailable; Helo command [mail.example.com] blocked using dbl.example.org", "FAIL"),
+        ("550 5.7.25 Reverse DNS validation failed.", "FAIL"),
+        ("451 4.1.8 Fix reverse DNS for 192.0.2.232", "RETRY"),
+        ("554 Sending suspended: Account is paused for sending.", "FAIL"),
+        ("550 5.7.1 Your account has been blocked", "FAIL"),
+        ("451 4.7.1 Insufficient credits", "RETRY"),
+        ("454 4.7.0 Too many login attempts, please try again later.", "RETRY"),
+        ("451 4.3.5 Server configuration problem", "RETRY"),
     ],
 )
 def test_a_block_of_the_client_concerns_the_server(line, expected):
@@ -707,6 +729,29 @@ def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
     assert (decision.action, decision.scope) == (Action.FAIL, Scope.MESSAGE)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("554 5.7.1 <app@example.com>: Sender address rejected: Access denied", "FAIL"),
+        ("450 4.7.1 <app@example.com>: Sender address rejected: unverified address", "RETRY"),
+        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", "RETRY"),
+        ("550 5.7.23 <bob@example.com>: Recipient address rejected: SPF check failed", "FAIL"),
+        ("451 4.7.32 Rate limited because there is no DMARC alignment", "RETRY"),
+    ],
+)
+def test_what_is_about_the_sender_concerns_the_message(line, expected):
+    """Postfix refuses a sender at RCPT, and would refuse it for every other recipient, too."""
+    for stage in (MAIL, RCPT, END):
+        decision = decide(line, stage)
+        assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.MESSAGE, False)
+
+
+def test_what_is_unavailable_at_rcpt_may_be_greylisting():
+    """A pause of the whole client for each new recipient would never end."""
+    assert decide("451 Service temporarily unavailable, try again later", MAIL).scope is Scope.SERVER
+    assert decide("451 Service temporarily unavailable, try again later", RCPT).scope is Scope.RECIPIENT
+
+
 def test_452_to_mail_is_no_452_to_rcpt():
     """Without a word, it is a full disk at MAIL and a full transaction at RCPT."""
     assert action("452", MAIL) == "RETRY"
@@ -719,7 +764,7 @@ def test_452_to_mail_is_no_452_to_rcpt():
         ("452 4.2.2 The email account that you tried to reach is over quota.", 900, Scope.RECIPIENT),
         ("450 Mailbox full", 900, Scope.RECIPIENT),
         ("454 Throttling failure: Daily message quota exceeded", 600, Scope.SERVER),
-        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", 300, Scope.RECIPIENT),
+        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", 300, Scope.MESSAGE),
         ("452 4.3.1 Insufficient system storage", 300, Scope.SERVER),
         ("450 4.2.0 <bob@example.com>: Recipient address rejected: Greylisted, see example.org", None, Scope.RECIPIENT),
         ("450 4.7.1 Error: too much mail from 192.0.2.1", 3, Scope.SERVER),
@@ -833,7 +878,7 @@ def test_a_refusal_that_means_it_is_final(line):
         ("550 5.7.30 REQUIRETLS support required", MAIL, "gave up after its own retries, or cannot give"),
         ("552 5.3.4 Too much for one day: limit of 10 MB per day", MAIL, "larger than"),
         ("550 Message too big!", MAIL, "larger than"),
-        ("550 5.7.26 This mail is deferred", END, "fails SPF, DKIM, DMARC or reverse DNS"),
+        ("550 5.7.26 This mail is deferred", END, "fails SPF, DKIM or DMARC"),
         ("550 SPF check failed, try again later", END, "does not pass SPF, DKIM or DMARC"),
         ("550 5.7.57 Anonymous submission", MAIL, "Exchange takes mail from clients that are logged in"),
         ("550 5.7.64 TenantAttribution; Relay Access Denied", RCPT, "inside its own organisation"),
