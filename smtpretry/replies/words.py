@@ -126,7 +126,7 @@ WINDOW = either(  # what says that a limit is one of time, and not of this sessi
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )
 _WITHIN = (
-    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within)"
+    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within|in(?= \d))"
     r"|(?:\d|messages?|mails?|msgs?|recipients?|rcpts?) ?/) ?"
 )
 _OVER_IT = r".{0,40}\b(?:limit\w*|quota|max\w*|exceed\w*|reached)\b"
@@ -159,7 +159,12 @@ QUOTA = either(
     r"\bsent too many (?:e-?mails|mails|messages)\b.{0,80}\b(?:hours?|days?)\b",
     r"\bMI:STC\b|\bMI:SFQ\b|\bRP:QRC\b",  # NetEase
 )
+_FLOW = (  # what a client has too much of
+    r"(?:send(?:ing|er)?|e?mails?|messages?|traffic|connection|delivery|submission|outgoing|outbound|client|requests?)"
+    r" (?:rate|speed|volume|frequency|traffic|limits?|quota)\b"
+)
 RATE = either(
+    r"\bsendelimit|\blimite? d['e ]\W?envoi|\bl[ií]mite de env[ií]o|\blimite di invio|лимит\w* .{0,12}отправ",
     r"\b(?:rate|frequency|volume)[- ]?(?:is |was |has been )?(?:limit|overlimit|exceed)",
     r"\bfrequency of\b.{0,40}\blimited",
     r"\b(?:submission|message|mail|connection) rate\b.{0,40}\bexceed",
@@ -170,7 +175,9 @@ RATE = either(
     r"(?:recipients|mail|messages|connections|commands|sessions|requests)(?: received)? from\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
-    r"\bexceeded your (?:\w{1,20} )?limits?\b",
+    r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
+    rf"\b{_FLOW}.{{0,30}}\b(?:exceed|reach|hit|too (?:high|fast|great)|over)",
+    rf"\b(?:exceed|reach|reduce|lower|decrease)\w*\b.{{0,24}}\b{_FLOW}",
     r"\bmessages? limit (?:reached|exceeded)(?! (?:for|on|in) (?:this|the))",
     r"\b(?:e?mail|message)s? (?:send(?:ing)? )?limit exceeded",
     r"\btrop (?:de (?:messages|courriels|mails)|vite)",
@@ -193,7 +200,7 @@ PER_TIME = either(r"\brate\b|\b(?:hour|day|minute|second|sec|min)s?\b")
 
 RECIPIENT_RATE = either(
     r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b",
-    r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user)\b",
+    r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user|address)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
     r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
     r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
@@ -256,6 +263,7 @@ FOR_NOW = either(
 )
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
 BUSY = either(
+    r"\bmaintenance\b",
     r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
 )
 STORAGE = either(
@@ -293,7 +301,12 @@ BLOCKED_CLIENT = either(
     r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b",
     r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
     r"\btoo many (?:\w{1,20} ){1,3}from (?:your|this) (?:ip|host|server)\b",
-    r"\bintrusion prevention\b|\b(?:your|this|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does)\b",
+    r"\bintrusion prevention\b|\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
+    r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|mta|mail ?server)\b",
+    r"\b(?:host|client|mail|messages|ip(?: address)?) (?:from )?\W{0,2}\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
+    r"\bdynamic (?:ip|client|host|address)|\bresidential\b|\bdial-?up\b",
+    r"\b(?:on|in) (?:our|a|the) (?:\w{1,20} )?(?:block|black|deny)-?list",
+    r"\b(?:ihre|votre|su|seu|tuo|suo|vostro|ваш)(?: \w{1,20})? ip\b|(?:您|你)的ip|ip.{0,8}(?:黑名单|заблок)",
     r"\bHL:[A-Z]{3}\b|\b(?:MI|RP):C[CE]L\b|\bWM:BLI\b",  # NetEase, of this client
 )
 LISTED_CONTENT = either(
