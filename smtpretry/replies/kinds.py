@@ -145,6 +145,7 @@ KINDS: Final = (
         "The host is on a block list, or the account may not send; ask whoever blocked it",
         (
             "account",
+            "account-status",
             "account-for-now",
             "blocked",
             "blocked-or-spam",
@@ -180,6 +181,7 @@ KINDS: Final = (
             "content-refused",
             "policy",
             "exchange-internal",
+            "exchange-internal-status",
         ),
     ),
     Kind(

@@ -39,7 +39,7 @@ TLS = either(
     + r".{0,24}\b(?:start ?tls|tls|ssl|encrypt\w*)\b",
     r"\b(?:start ?tls|tls|ssl|encryption|secure connection)\b.{0,30}\b" + _REQUIRED,
     r"\b(?:requires?|only)\b.{0,30}\b(?:tls|ssl|encrypted|secure connection)\b",
-    r"(?:\bnot|n't) (?:sent )?(?:over|via) an? (?:tls|ssl|encrypted)\b",
+    r"(?:\bnot|n't) (?:sent )?(?:over|via) an? (?:tls|ssl|encrypted)\b|\b(?:tls|ssl) only\b",
     r"\bdisallowed on (?:non-secure|unencrypted)|\bunencrypted (?:\w{1,20} ){0,2}not allowed",
     r"\bencrypted connection (?:is )?" + _REQUIRED,
     r"\b(?:verschl[üu]ssel|chiffr|cifrad|crittograf)\w+\b.{0,20}\b(?:erforderlich|requise?|requerid\w+|richiest\w+)",
@@ -51,7 +51,8 @@ LOG_IN = either(
     + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be (?:authenticated|logged[- ]in)"
     + r"|(?:issue|send|use|do) (?:an )?auth)\b",
     _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
-    r"\bnot logged[- ]in\b|\blog ?in first\b|\bunauthenticated senders?\b.{0,8}\bnot allowed",
+    r"\bnot logged[- ]in\b|\blog ?in first\b|^log ?in\b|\bonly logged[- ]in\b|\blog-?in (?:is )?" + _REQUIRED,
+    r"\bunauthenticated (?:senders?|clients?|users?)\b.{0,8}\bnot\b",
     r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
     r"\bonly authenticated (?:users|clients|senders)|\b(?:allowed|accepted) (?:only )?(?:for|from) authenticated\b",
     r"\banonymous (?:\w{1,20} ){0,2}not allowed",
@@ -85,7 +86,7 @@ TOO_BIG = either(
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than|only \d+)\b"
+_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than|sent \d+ of \d+|only \d+)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
@@ -138,7 +139,7 @@ def _per(unit: str, adjective: str) -> str:
     return "|".join(
         (
             rf"{_LIMIT}{_WITHIN}{unit}\b",
-            rf"{_COUNTED} ?(?:per|/|an?|each|every|in the last) ?{unit}\b{_OVER_IT}",
+            rf"{_COUNTED} ?(?:per|/|an?|each|every|in the last|in(?= \d)) ?{unit}\b{_OVER_IT}",
             rf"\b{adjective}\b.{{0,24}}\b(?:limit|quota|max\w*|allowance)\b",
         )
     )
@@ -172,7 +173,8 @@ RATE = either(
     r"\bexceed\w*\b.{0,24}\b(?:number|limit) of (?:messages|e?mails)\b",
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
-    r"(?:recipients|mail|messages|connections|commands|sessions|requests)(?: received)? from\b",
+    r"(?:recipients|mail|messages|connections|commands|sessions|requests|transactions)(?: received)? from\b",
+    r"\bexcessive (?:\w{1,20} )?(?:rate|volume|traffic)\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
     r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
@@ -182,7 +184,8 @@ RATE = either(
     r"\b(?:e?mail|message)s? (?:send(?:ing)? )?limit exceeded",
     r"\btrop (?:de (?:messages|courriels|mails)|vite)",
     r"\bzu ?viele (?:nachrichten|e?-?mails|verbindungen)|\bzu schnell\b",
-    r"\bdemasiados? (?:mensajes|correos)|\btroppi messaggi|\bmuitas mensagens|频率|頻率|发送过快",
+    r"\bdemasiados? (?:mensajes|correos)|\btroppi messaggi|\bmuitas mensagens|\bte veel (?:berichten|e?-?mails)",
+    r"\bza du[żz]o wiadomo|频率|頻率|发送过快|送信制限",
     r"\bHL:IFC\b",  # NetEase
 )
 REPUTATION = either(
@@ -208,7 +211,7 @@ RECIPIENT_RATE = either(
 )
 MAILBOX = either(r"\b(?:mail ?box(?! unavailable| \S{1,64}@)|inbox|over ?quota|storage)\b")
 HOARD = either(  # too many messages that lie in the mailbox already
-    r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b",
+    r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b|\bnumber of (?:messages|e?mails) stored\b",
     r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
     r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)"
     r"(?! (?:sent|per|in|today|this))",
@@ -242,6 +245,7 @@ NO_SUCH_USER = either(
 )
 RECIPIENT_REFUSES = either(
     r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|user|addressee)s?\b(?!')",
+    r"\bsuppression list\b|\ballowed[- ]senders\b",
     r"\b(?:recipient|user) (?:\w{1,20} )?(?:refuse|reject|block)(?:s|d|ed)? (?:to|mail|e-?mail|messages?|your|this)\b",
 )
 UNSURE = either(
@@ -272,7 +276,8 @@ STORAGE = either(
 )
 UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
 SERVER_ERROR = either(
-    r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)|\bno system resources",
+    r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
+    r"\b(?:no system|out of) resources\b|\btoo many open files\b",
     r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
 
@@ -301,8 +306,9 @@ BLOCKED_CLIENT = either(
     r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b",
     r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
     r"\btoo many (?:\w{1,20} ){1,3}from (?:your|this) (?:ip|host|server)\b",
-    r"\bintrusion prevention\b|\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
-    r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|mta|mail ?server)\b",
+    r"\bintrusion prevention\b|\bspam source\b|\bknown spammer",
+    r"\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
+    r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|mta|(?:mail ?)?server)\b",
     r"\b(?:host|client|mail|messages|ip(?: address)?) (?:from )?\W{0,2}\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
     r"\bdynamic (?:ip|client|host|address)|\bresidential\b|\bdial-?up\b",
     r"\b(?:on|in) (?:our|a|the) (?:\w{1,20} )?(?:block|black|deny)-?list",
@@ -311,19 +317,22 @@ BLOCKED_CLIENT = either(
 )
 LISTED_CONTENT = either(
     r"\b(?:surbl|uribl|dbl|b-url)\b",
-    r"(?<![/.=?&-])\b(?:uri|url|links?|body|content|headers?|subject|domain|sender(?! ip\b| ?\[\d))\b(?![./=])",
+    r"(?<![/.=?&-])\b(?:uri|url|links?|body|content|headers?|subject|domain"
+    r"|sender(?! ip\b| reputation| ?\[\d))\b(?![./=])",
 )
 SENDER = either(
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
-    r"|denied|rejected|refused|blocked|unknown|invalid|not|is not)\b",
+    r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not)\b",
     r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b|\bdomain of sender\b",
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b",
-    r"\byour (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
-    r"\b(?:suspend|paus|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
-    r"\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)|\b(?:out of|insufficient|not enough) credits?\b",
+    r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
+    r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
+    r"\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
+    r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
+    r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",
 )
 BLOCKED = either(
     r"\bblock(?:ed|list)|\bblack-?list|\b(?:rbl|dnsbl)\b|\blisted\b|\bbanned\b",
