@@ -228,7 +228,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          why="Exchange takes mail from clients that are logged in only.",
          source="Microsoft: Fix issues with printers, scanners, and LOB applications (5.7.57)"),
     Rule(name="session-used-up-status",
-         code=ANY_4XX, enhanced="x.5.3", stages=[Stage.MAIL], unless=either(WINDOW, TOO_MANY_RECIPIENTS, FOR_NOW),
+         code=ANY_4XX, enhanced="x.5.3", stages=[Stage.MAIL], unless=either(WINDOW, TOO_MANY_RECIPIENTS, FOR_NOW, BUSY),
          action=Action.RECONNECT, wait=0,
          why="This session has carried as many messages as the server allows: go on with a new one.",
          source="OpenSMTPD: smtp_session.c (452 4.5.3 Too many messages sent)"),

@@ -46,7 +46,7 @@ TLS = either(
 )
 LOG_IN = either(
     r"\bauth\w{0,14} (?:is |was |command )?" + _REQUIRED,
-    r"\brequires? (?:\w{1,20} ){0,2}(?:auth\w*|log-?in)\b",
+    r"\b(?:requires?|needs?) (?:\w{1,20} ){0,2}(?:auth\w*|log-?in)\b",
     _MUST
     + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be (?:authenticated|logged[- ]in)"
     + r"|(?:issue|send|use|do) (?:an )?auth)\b",
@@ -127,7 +127,7 @@ WINDOW = either(  # what says that a limit is one of time, and not of this sessi
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )
 _WITHIN = (
-    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within|in(?= \d))"
+    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within|in(?= \d| one\b| an?\b))"
     r"|(?:\d|messages?|mails?|msgs?|recipients?|rcpts?) ?/) ?"
 )
 _OVER_IT = r".{0,40}\b(?:limit\w*|quota|max\w*|exceed\w*|reached)\b"
@@ -178,6 +178,7 @@ RATE = either(
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
     r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
+    r"\b(?:exceed|reach)\w* (?:\w{1,20} ){0,2}limits? (?:for|on|of) (?:sending|outgoing|outbound)\b",
     rf"\b{_FLOW}.{{0,30}}\b(?:exceed|reach|hit|too (?:high|fast|great)|over)",
     rf"\b(?:exceed|reach|reduce|lower|decrease)\w*\b.{{0,24}}\b{_FLOW}",
     r"\bmessages? limit (?:reached|exceeded)(?! (?:for|on|in) (?:this|the))",
@@ -267,7 +268,7 @@ FOR_NOW = either(
 )
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
 BUSY = either(
-    r"\bmaintenance\b",
+    r"\bmaintenance\b|\bgoing down\b",
     r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
 )
 STORAGE = either(

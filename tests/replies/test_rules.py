@@ -691,6 +691,7 @@ def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
 def test_before_the_first_rcpt_nothing_is_about_a_recipient():
     """At MAIL an unknown user is the sender: it concerns the message."""
     assert decide("550 5.1.1 User unknown", MAIL).scope is Scope.MESSAGE
+    assert decide("554 5.7.1 Sender address rejected", Stage.CONNECT).scope is Scope.SERVER
     assert decide("450 4.2.1 User unknown", Stage.CONNECT).scope is Scope.SERVER
 
 
