@@ -158,7 +158,7 @@ KINDS: Final = (
         "Client without a name",
         "Fails at 5xx; at 4xx the whole client waits",
         "The PTR record or the HELO name is missing, or the server's DNS is down",
-        ("no-name", "no-name-for-good", "no-name-status"),
+        ("no-name", "no-name-for-good"),
     ),
     Kind(
         "Message too big",

@@ -161,7 +161,7 @@ QUOTA = either(
     r"\bMI:STC\b|\bMI:SFQ\b|\bRP:QRC\b",  # NetEase
 )
 _FLOW = (  # what a client has too much of
-    r"(?:send(?:ing|er)?|e?mails?|messages?|traffic|connection|delivery|submission|outgoing|outbound|client|requests?)"
+    r"(?:send(?:ing|er)?|e?mails?|messages?|traffic|connection|delivery|submission|outgoing|outbound|client|requests?|burst)"
     r" (?:rate|speed|volume|frequency|traffic|limits?|quota)\b"
 )
 RATE = either(
@@ -174,7 +174,7 @@ RATE = either(
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
     r"(?:recipients|mail|messages|connections|commands|sessions|requests|transactions)(?: received)? from\b",
-    r"\bexcessive (?:\w{1,20} )?(?:rate|volume|traffic)\b",
+    r"\bexcessive (?:\w{1,20} )?(?:rate|volume|traffic|connections|messages)\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
     r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
@@ -208,6 +208,8 @@ RECIPIENT_RATE = either(
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
     r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
     r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
+    r"\b(?:limit|quota|rate) (?:of|for|on) (?:incoming|inbound)\b",
+    r"\b(?:messages|mail) to \S{1,64}@\S{1,255} (?:\w{1,20} ){0,2}(?:deferred|throttled|limited)\b",
     r"\b(?:mailbox|recipient)\b.{0,30}\btoo (?:many|much) (?:new )?(?:mail|message)s? (?:in|within|per|at)\b",
 )
 MAILBOX = either(r"\b(?:mail ?box(?! unavailable| \S{1,64}@)|inbox|over ?quota|storage)\b")
@@ -278,7 +280,8 @@ STORAGE = either(
 UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
 SERVER_ERROR = either(
     r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
-    r"\b(?:no system|out of) resources\b|\btoo many open files\b",
+    r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",
+    r"\btoo many open files\b",
     r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
 
@@ -319,7 +322,7 @@ BLOCKED_CLIENT = either(
 LISTED_CONTENT = either(
     r"\b(?:surbl|uribl|dbl|b-url)\b",
     r"(?<![/.=?&-])\b(?:uri|url|links?|body|content|headers?|subject|domain"
-    r"|sender(?! ip\b| reputation| ?\[\d))\b(?![./=])",
+    r"|sender(?! ip\b| reputation| ?\[\d))\b(?![./=]\w)",
 )
 SENDER = either(
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
@@ -331,7 +334,7 @@ ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
-    r"\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
+    r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
     r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
     r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",
 )

@@ -614,6 +614,7 @@ def test_a_rate_is_waited_for_by_the_whole_client(line):
         ("452 4.7.1 Traffic limit for your IP address exceeded", 3),
         ("450 Sendelimit erreicht", 3),
         ("450 Te veel berichten", 3),
+        ("452 4.7.1 Burst limit exceeded", 3),
         ("450 4.7.1 Excessive message rate", 3),
         ("450 4.7.1 100 recipients in 10 minutes exceeded", 60),
         ("450 4.7.1 Sender has exceeded 100 messages in 60 minutes", 60),
@@ -688,6 +689,21 @@ def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
         assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("452 4.1.1 <bob@example.com> too many recent messages", "RETRY"),
+        ("450 4.2.1 Rate limit exceeded, try again later", "RETRY"),
+        ("421 4.7.1 Messages to bob@example.com deferred due to excessive volume", "RECONNECT"),
+    ],
+)
+def test_a_rate_with_a_mailbox_s_status_is_that_recipient_s(line, expected):
+    """At RCPT, x.1.1 and x.2.1 are about the mailbox, whatever is too much."""
+    decision = decide(line)
+    assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
+    assert decide("450 4.2.1 You are sending too many emails too fast.").scope is Scope.SERVER
+
+
 def test_before_the_first_rcpt_nothing_is_about_a_recipient():
     """At MAIL an unknown user is the sender: it concerns the message."""
     assert decide("550 5.1.1 User unknown", MAIL).scope is Scope.MESSAGE
@@ -732,6 +748,8 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("550 5.7.501 Access denied, spam abuse detected", "FAIL"),
         ("554 5.7.1 Insufficient balance to send", "FAIL"),
         ("452 Too many open files", "RETRY"),
+        ("452 4.3.4 Resources temporarily exhausted", "RETRY"),
+        ("450 4.7.1 Too many hard bounces from your account, wait", "RETRY"),
         ("450 4.7.1 maintenance ongoing, try again later", "RETRY"),
         ("451 4.3.5 Server configuration problem", "RETRY"),
     ],
@@ -747,6 +765,7 @@ def test_a_block_of_the_client_concerns_the_server(line, expected):
     "line",
     [
         "554 5.7.1 Blocked: URL in message body listed on dbl.spamhaus.org",
+        "550 5.7.1 likely suspicious due to the very low reputation of the sending domain.",
         "553 5.3.0 Sender domain blacklisted",
         "550 Sender address blocked",
     ],
@@ -906,7 +925,7 @@ def test_a_refusal_that_means_it_is_final(line):
         ("550 5.7.30 REQUIRETLS support required", MAIL, "gave up after its own retries, or cannot give"),
         ("552 5.3.4 Too much for one day: limit of 10 MB per day", MAIL, "larger than"),
         ("550 Message too big!", MAIL, "larger than"),
-        ("550 5.7.26 This mail is deferred", END, "fails SPF, DKIM or DMARC"),
+        ("550 5.7.26 This mail is deferred", END, "fails SPF, DKIM, DMARC or reverse DNS"),
         ("550 SPF check failed, try again later", END, "does not pass SPF, DKIM or DMARC"),
         ("550 5.7.57 Anonymous submission", MAIL, "Exchange takes mail from clients that are logged in"),
         ("550 5.7.64 TenantAttribution; Relay Access Denied", RCPT, "inside its own organisation"),
