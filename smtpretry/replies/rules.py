@@ -446,7 +446,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          why="The server refuses the token: ask for another.",
          source="RFC 4954 §6 (535); Google: XOAUTH2 protocol"),
     Rule(name="log-in-refused",
-         code=(534, 535), stages=[Stage.AUTH], action=Action.FAIL,
+         code=(530, 534, 535), stages=[Stage.AUTH], action=Action.FAIL,
          why="The server refuses the user name or the password, or wants another way to log in.",
          cure="Check the user name and the password; some providers want an app password, or OAuth.",
          source="RFC 4954 §6; Google: Gmail SMTP errors and codes (5.7.8, 5.7.9); Microsoft: NDR codes (5.7.139)"),

@@ -173,7 +173,7 @@ RATE = either(
     r"\bexceed\w*\b.{0,24}\b(?:number|limit) of (?:messages|e?mails)\b",
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
-    r"(?:recipients|mail|messages|connections|commands|sessions|requests|transactions)(?: received)? from\b",
+    r"(?:recipients|receivers|mail|messages|connections|commands|sessions|requests|transactions)(?: received)? from\b",
     r"\bexcessive (?:\w{1,20} )?(?:rate|volume|traffic|connections|messages)\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
@@ -331,7 +331,8 @@ SENDER = either(
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
-    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b",
+    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
+    r"|\bunusual sending\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
     r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",

@@ -526,6 +526,7 @@ def test_a_password_that_cannot_be_checked_is_not_a_wrong_one(line):
         "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.",
         "534 5.7.9 Please log in with your web browser and then try again...",
         "534 5.7.14 <https://accounts.example.com/signin> Please log in via your web browser and then try again.",
+        "530 Invalid username or password",
         "504 5.7.4 Unrecognized authentication type",
     ],
 )
