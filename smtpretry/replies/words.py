@@ -86,7 +86,7 @@ TOO_BIG = either(
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than|sent \d+ of \d+|only \d+)\b"
+_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|more than|sent \d+ of \d+|only \d+)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
@@ -161,7 +161,7 @@ QUOTA = either(
     r"\bMI:STC\b|\bMI:SFQ\b|\bRP:QRC\b",  # NetEase
 )
 _FLOW = (  # what a client has too much of
-    r"(?:send(?:ing|er)?|e?mails?|messages?|traffic|connection|delivery|submission|outgoing|outbound|client|requests?|burst)"
+    r"(?:send(?:ing|er)?|e?mails?|messages?|traffic|connection|delivery|submission|outgoing|outbound|client|requests?|burst|bulk)"
     r" (?:rate|speed|volume|frequency|traffic|limits?|quota)\b"
 )
 RATE = either(
@@ -173,7 +173,8 @@ RATE = either(
     r"\bexceed\w*\b.{0,24}\b(?:number|limit) of (?:messages|e?mails)\b",
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
-    r"(?:recipients|receivers|mail|messages|connections|commands|sessions|requests|transactions)(?: received)? from\b",
+    r"(?:recipients|receivers|mail|messages|traffic|connections|commands|sessions|requests|transactions)"
+    r"(?: received)? from\b",
     r"\bexcessive (?:\w{1,20} )?(?:rate|volume|traffic|connections|messages)\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
@@ -212,7 +213,7 @@ RECIPIENT_RATE = either(
     r"\b(?:messages|mail) to \S{1,64}@\S{1,255} (?:\w{1,20} ){0,2}(?:deferred|throttled|limited)\b",
     r"\b(?:mailbox|recipient)\b.{0,30}\btoo (?:many|much) (?:new )?(?:mail|message)s? (?:in|within|per|at)\b",
 )
-MAILBOX = either(r"\b(?:mail ?box(?! unavailable| \S{1,64}@)|inbox|over ?quota|storage)\b")
+MAILBOX = either(r"\b(?:(?<!your )mail ?box(?! unavailable| \S{1,64}@)|inbox|over ?quota|storage)\b")
 HOARD = either(  # too many messages that lie in the mailbox already
     r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b|\bnumber of (?:messages|e?mails) stored\b",
     r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
@@ -248,7 +249,7 @@ NO_SUCH_USER = either(
 )
 RECIPIENT_REFUSES = either(
     r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|user|addressee)s?\b(?!')",
-    r"\bsuppression list\b|\ballowed[- ]senders\b",
+    r"\b(?:does not|doesn't) want\b|\bsuppression list\b|\ballowed[- ]senders\b",
     r"\b(?:recipient|user) (?:\w{1,20} )?(?:refuse|reject|block)(?:s|d|ed)? (?:to|mail|e-?mail|messages?|your|this)\b",
 )
 UNSURE = either(
@@ -270,7 +271,7 @@ FOR_NOW = either(
 )
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
 BUSY = either(
-    r"\bmaintenance\b|\bgoing down\b",
+    r"\bmaintenance\b|\bgoing (?:down|offline)\b",
     r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
 )
 STORAGE = either(
@@ -295,7 +296,7 @@ SENDER_AUTH = either(
 NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)",
-    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|not|fail)",
+    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bare|not|fail)",
     r"\b(?:reverse.?(?:dns|host|lookup)|rdns|ptr)\b|\binvalid (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
 )
@@ -306,14 +307,15 @@ BLOCKED_CLIENT = either(
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}",
     rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
-    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbl\b|\brbl\b|\bDT:RBL\b",
-    r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b",
+    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbls?\b|\brbls?\b|\bDT:RBL\b",
+    r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
     r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
     r"\btoo many (?:\w{1,20} ){1,3}from (?:your|this) (?:ip|host|server)\b",
     r"\bintrusion prevention\b|\bspam source\b|\bknown spammer",
     r"\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
-    r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|mta|(?:mail ?)?server)\b",
-    r"\b(?:host|client|mail|messages|ip(?: address)?) (?:from )?\W{0,2}\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
+    r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|provider|mta|system|(?:mail ?)?server)\b",
+    r"\bclient host (?:is|was|has)\b|\bopen (?:proxy|relay)\b",
+    r"\b(?:host|client|mail|messages|server|ip(?: address)?) (?:from |at )?\W{0,2}\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
     r"\bdynamic (?:ip|client|host|address)|\bresidential\b|\bdial-?up\b",
     r"\b(?:on|in) (?:our|a|the) (?:\w{1,20} )?(?:block|black|deny)-?list",
     r"\b(?:ihre|votre|su|seu|tuo|suo|vostro|ваш)(?: \w{1,20})? ip\b|(?:您|你)的ip|ip.{0,8}(?:黑名单|заблок)",
