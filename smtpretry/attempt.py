@@ -74,9 +74,9 @@ class Pass:
         if is_held and not is_closed:
             return
         if first := not ledger.todo:
-            ledger.open(now, pool.took_at)
+            ledger.open(now, pool.refused_at)
         if is_held and pool.reason is not None:
-            ledger.pause(pool.reason, pool.opens_at, pool.took_at)
+            ledger.pause(pool.reason, pool.opens_at, pool.paused_until, pool.refused_at)
         if first and ledger.todo:
             ledger.count(now)
         goes_on = True

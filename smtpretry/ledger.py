@@ -73,15 +73,15 @@ class Ledger:
             return True
         return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
 
-    def open(self, now: float, took_at: float) -> None:
+    def open(self, now: float, refused_at: float | None) -> None:
         """Begin with everybody who is due; refuse them where no attempt may begin any more.
 
         Args:
             now: the time.
-            took_at: when the server last took a message.
+            refused_at: since when the server takes nothing; None where it does.
         """
         self.delivery.hand_over(now)
-        self.delivery.excuse(took_at)
+        self.delivery.excuse(now if refused_at is None else refused_at)
         why = self.delivery.overdue(now, self.policy.patience)
         if why is not None and self.delivery.pending:
             expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
@@ -224,16 +224,18 @@ class Ledger:
                 del self.todo[who]
                 self._deferred.append(outcome)
 
-    def pause(self, said: Said, until: float, took_at: float) -> None:
+    def pause(self, said: Said, until: float, paused_until: float, refused_at: float | None) -> None:
         """Let all wait for the server, which has refused others, or leave them to another one. That is no attempt.
 
-        Where it has taken mail since they were handed over (at `took_at`), only what comes after that can be too long.
+        Only the time in which the server takes nothing can be too long: since it refused a message (at `refused_at`),
+        to the end of its pause. What is waited beyond that, until a limit begins anew, is waited for nobody's refusal.
         """
         now, whom = self.policy.clock(), list(self.todo)
         for who in whom:
             self.delivery.outcomes[who].attempts -= self._counted
         whom = self.leave(whom) if self.turn.others_are_ready else whom
-        self.wait(whom, said, until - now, elapsed=min(self.elapsed(), now - took_at))
+        refused_for = 0.0 if refused_at is None else min(self.elapsed(), now - refused_at)
+        self.wait(whom, said, until - now, elapsed=refused_for - max(0.0, until - max(now, paused_until)))
 
     def close(self, now: float) -> None:
         """Let those who wait for about as long come back together, when the last of them may."""

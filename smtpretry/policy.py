@@ -55,10 +55,10 @@ def _clock() -> float:
 
 
 def _whom(rule: Rule, stage: Stage) -> Scope:
-    """Whom it concerns: before the first RCPT, no reply is about a recipient; a rate is the whole client's."""
-    if rule.scope is None and rule.slower:
-        return Scope.SERVER
-    if rule.scope is None or (rule.scope is Scope.RECIPIENT and stage.before_recipients):
+    """Whom it concerns: before MAIL, no reply is about a message, and before RCPT none about a recipient."""
+    if rule.scope is None:
+        return Scope.SERVER if rule.slower else stage.scope
+    if stage.before_mail or (rule.scope is Scope.RECIPIENT and stage.before_recipients):
         return stage.scope
     return rule.scope
 

@@ -65,7 +65,7 @@ _AGAIN = (
 )
 _HELD = (
     r"(?:(?:block|bann?|lock|suspend|throttl|limit|deferr?|delay|reject|paus|black-?list|disabl|quarantin|restrict"
-    r"|penali[sz])ed|den(?:y|ied)|(?:auto-?)?(?:block|ban))"
+    r"|penali[sz])ed|den(?:y|ied)|(?:auto-?)?(?:block|ban)|(?:block|black|deny)-?list)"
 )
 _WAIT = (
     r"(?:(?:wait|delay|defer|pause|hold(?:\soff)?|sleep|back-?\s?off|cool-?\s?down|slow\sdown|retry|penalty|lockout|ban"

@@ -39,19 +39,20 @@ TLS = either(
     + r".{0,24}\b(?:start ?tls|tls|ssl|encrypt\w*)\b",
     r"\b(?:start ?tls|tls|ssl|encryption|secure connection)\b.{0,30}\b" + _REQUIRED,
     r"\b(?:requires?|only)\b.{0,30}\b(?:tls|ssl|encrypted|secure connection)\b",
-    r"(?:\bnot|n't) (?:sent )?(?:over|via) an? (?:tls|ssl|encrypted)\b",
+    r"(?:\bnot|n't) (?:sent )?(?:over|via) an? (?:tls|ssl|encrypted)\b|\b(?:tls|ssl) only\b",
     r"\bdisallowed on (?:non-secure|unencrypted)|\bunencrypted (?:\w{1,20} ){0,2}not allowed",
     r"\bencrypted connection (?:is )?" + _REQUIRED,
     r"\b(?:verschl[üu]ssel|chiffr|cifrad|crittograf)\w+\b.{0,20}\b(?:erforderlich|requise?|requerid\w+|richiest\w+)",
 )
 LOG_IN = either(
     r"\bauth\w{0,14} (?:is |was |command )?" + _REQUIRED,
-    r"\brequires? (?:\w{1,20} ){0,2}(?:auth\w*|log-?in)\b",
+    r"\b(?:requires?|needs?) (?:\w{1,20} ){0,2}(?:auth\w*|log-?in)\b",
     _MUST
     + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be (?:authenticated|logged[- ]in)"
     + r"|(?:issue|send|use|do) (?:an )?auth)\b",
     _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
-    r"\bnot logged[- ]in\b|\blog ?in first\b|\bunauthenticated senders?\b.{0,8}\bnot allowed",
+    r"\bnot logged[- ]in\b|\blog ?in first\b|^log ?in\b|\bonly logged[- ]in\b|\blog-?in (?:is )?" + _REQUIRED,
+    r"\bunauthenticated (?:senders?|clients?|users?)\b.{0,8}\bnot\b",
     r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
     r"\bonly authenticated (?:users|clients|senders)|\b(?:allowed|accepted) (?:only )?(?:for|from) authenticated\b",
     r"\banonymous (?:\w{1,20} ){0,2}not allowed",
@@ -72,7 +73,7 @@ TOKEN = either(
     r"\btoken\b.{0,30}\b(?:expired|invalid|revoked|not valid|rejected|refused)\b",
     r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
 )
-TOO_MANY_LOG_INS = either(r"\btoo many (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
+TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
 
 # --- How SMTP is spoken -----------------------------------------------------------------------------------------------
 
@@ -85,7 +86,7 @@ TOO_BIG = either(
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|sen[dt] more than|only \d+)\b"
+_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|more than|sent \d+ of \d+|only \d+)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
@@ -126,7 +127,7 @@ WINDOW = either(  # what says that a limit is one of time, and not of this sessi
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )
 _WITHIN = (
-    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within)"
+    r".{0,80}(?:\b(?:this|per|an?|each|every|one|last|past|within|in(?= \d| one\b| an?\b))"
     r"|(?:\d|messages?|mails?|msgs?|recipients?|rcpts?) ?/) ?"
 )
 _OVER_IT = r".{0,40}\b(?:limit\w*|quota|max\w*|exceed\w*|reached)\b"
@@ -138,7 +139,7 @@ def _per(unit: str, adjective: str) -> str:
     return "|".join(
         (
             rf"{_LIMIT}{_WITHIN}{unit}\b",
-            rf"{_COUNTED} ?(?:per|/|an?|each|every|in the last) ?{unit}\b{_OVER_IT}",
+            rf"{_COUNTED} ?(?:per|/|an?|each|every|in the last|in(?= \d)) ?{unit}\b{_OVER_IT}",
             rf"\b{adjective}\b.{{0,24}}\b(?:limit|quota|max\w*|allowance)\b",
         )
     )
@@ -155,26 +156,38 @@ QUOTA = either(
     r"\b(?:relay|sending|submission|outbound|outgoing) quota\b|\bfor the day\b|" + _LIMIT + r".{0,40}\btoday\b",
     r"\b(?:sending|submission|throttling|count|send) ?(?:limit|quota) ?(?:is |was |has been )?(?:exceed|reached)",
     r"\b(?:exceed|reach)(?:s|ed|ing)?\b.{0,30}\b(?:sending|submission) (?:limit|quota)",
+    r"\b(?:relay|send|sending|submission) limit\b.{0,24}\b(?:exceed|reach)",
     r"\bsent too many (?:e-?mails|mails|messages)\b.{0,80}\b(?:hours?|days?)\b",
     r"\bMI:STC\b|\bMI:SFQ\b|\bRP:QRC\b",  # NetEase
 )
+_FLOW = (  # what a client has too much of
+    r"(?:send(?:ing|er)?|e?mails?|messages?|traffic|connection|delivery|submission|outgoing|outbound|client|requests?|burst|bulk)"
+    r" (?:rate|speed|volume|frequency|traffic|limits?|quota)\b"
+)
 RATE = either(
+    r"\bsendelimit|\blimite? d['e ]\W?envoi|\bl[ií]mite de env[ií]o|\blimite di invio|лимит\w* .{0,12}отправ",
     r"\b(?:rate|frequency|volume)[- ]?(?:is |was |has been )?(?:limit|overlimit|exceed)",
     r"\bfrequency of\b.{0,40}\blimited",
     r"\b(?:submission|message|mail|connection) rate\b.{0,40}\bexceed",
     r"\bnumber of (?:messages|e?mails) (?:exceed|allowed)",
-    r"\bexceed\w*\b.{0,24}\bnumber of (?:messages|e?mails)\b",
+    r"\bexceed\w*\b.{0,24}\b(?:number|limit) of (?:messages|e?mails)\b",
     r"\bsending rate\b|\brate of (?:sending|mail|messages)\b|\bat a rate that|\bthrottl|\bexceed\w*\b.{0,24}\brates?\b",
     r"\btoo m(?:any|uch) (?:new )?(?!spam|unwanted|junk)(?:\w{1,20} )?"
-    r"(?:recipients|mail|messages|connections|commands|sessions|requests) from\b",
+    r"(?:recipients|receivers|mail|messages|traffic|connections|commands|sessions|requests|transactions)"
+    r"(?: received)? from\b",
+    r"\bexcessive (?:\w{1,20} )?(?:rate|volume|traffic|connections|messages)\b",
     r"\btoo (?:fast|quickly|often|frequent)|\bslow(?:er)? down\b|\bsend (?:more )?slow(?:er|ly)\b",
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
-    r"\bexceeded your (?:\w{1,20} )?limits?\b",
+    r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
+    r"\b(?:exceed|reach)\w* (?:\w{1,20} ){0,2}limits? (?:for|on|of) (?:sending|outgoing|outbound)\b",
+    rf"\b{_FLOW}.{{0,30}}\b(?:exceed|reach|hit|too (?:high|fast|great)|over)",
+    rf"\b(?:exceed|reach|reduce|lower|decrease)\w*\b.{{0,24}}\b{_FLOW}",
     r"\bmessages? limit (?:reached|exceeded)(?! (?:for|on|in) (?:this|the))",
     r"\b(?:e?mail|message)s? (?:send(?:ing)? )?limit exceeded",
     r"\btrop (?:de (?:messages|courriels|mails)|vite)",
     r"\bzu ?viele (?:nachrichten|e?-?mails|verbindungen)|\bzu schnell\b",
-    r"\bdemasiados? (?:mensajes|correos)|\btroppi messaggi|\bmuitas mensagens|频率|頻率|发送过快",
+    r"\bdemasiados? (?:mensajes|correos)|\btroppi messaggi|\bmuitas mensagens|\bte veel (?:berichten|e?-?mails)",
+    r"\bza du[żz]o wiadomo|频率|頻率|发送过快|送信制限",
     r"\bHL:IFC\b",  # NetEase
 )
 REPUTATION = either(
@@ -192,14 +205,17 @@ PER_TIME = either(r"\brate\b|\b(?:hour|day|minute|second|sec|min)s?\b")
 
 RECIPIENT_RATE = either(
     r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b",
-    r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user)\b",
+    r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user|address)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
     r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
+    r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
+    r"\b(?:limit|quota|rate) (?:of|for|on) (?:incoming|inbound)\b",
+    r"\b(?:messages|mail) to \S{1,64}@\S{1,255} (?:\w{1,20} ){0,2}(?:deferred|throttled|limited)\b",
     r"\b(?:mailbox|recipient)\b.{0,30}\btoo (?:many|much) (?:new )?(?:mail|message)s? (?:in|within|per|at)\b",
 )
-MAILBOX = either(r"\b(?:mail ?box|inbox|over ?quota|storage)\b")
+MAILBOX = either(r"\b(?:(?<!your )mail ?box(?! unavailable| \S{1,64}@)|inbox|over ?quota|storage)\b")
 HOARD = either(  # too many messages that lie in the mailbox already
-    r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b",
+    r"\btoo many (?:messages|e?mails) (?:stored )?on the server\b|\bnumber of (?:messages|e?mails) stored\b",
     r"\btoo many (?:messages|e?mails) (?:stored )?in (?:\w{1,5} )?(?:mail ?box|inbox|account)\b",
     r"\b(?:user|mail ?box|inbox|account) (?:\w{1,20} )?(?:has|contains|holds) too many (?:messages|e?mails)"
     r"(?! (?:sent|per|in|today|this))",
@@ -208,7 +224,7 @@ HOARD = either(  # too many messages that lie in the mailbox already
 )
 MAILBOX_FULL = either(
     HOARD,
-    r"\b(?:mail ?box|inbox|account(?:\(s\))?|user|recipient|maildir|mail ?drop)\b.{0,40}"
+    r"\b(?:mail ?(?:box|file|folder|store|drop)|inbox|account(?:\(s\))?|user|recipient|maildir)\b.{0,40}"
     r"\b(?:full|quota|storage|enough (?:disk )?space)\b",
     r"\b(?:mail ?box|inbox) (?:size |storage )?(?:limit|quota)",
     r"\bexceed\w*\b.{0,20}\b(?:mail ?box|inbox) (?:size|limit)",
@@ -223,6 +239,7 @@ _WHO = r"(?:user|mail-? ?box|recipient|account|address(?:ee)?|e-?mail address|in
 _CLOSED = r"(?:inactive|disabled|closed|deactivated|suspended)"
 NO_SUCH_USER = either(
     rf"\b{_WHO} (?:\w{{1,20}} )?(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
+    r"\bno longer (?:valid|exists|active|available|in use|with us)\b",
     rf"\b(?:no such|unknown|invalid|non-?existent|bad) (?:local )?{_WHO}\b",
     r"\bdoes(?: not|n't) have an? (?:\w{1,20} )?(?:account|mailbox)\b|\bno (?:account|mailbox) (?:by|with|for|here)\b",
     rf"\b{_CLOSED} {_WHO}\b|\b{_WHO} (?:\w{{1,20}} )?{_CLOSED}\b",
@@ -230,16 +247,23 @@ NO_SUCH_USER = either(
     r"\busuario desconocido|\butente sconosciuto",
     r"不存在|нет такого|не существует",
 )
+RECIPIENT_REFUSES = either(
+    r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|user|addressee)s?\b(?!')",
+    r"\b(?:does not|doesn't) want\b|\bsuppression list\b|\ballowed[- ]senders\b",
+    r"\b(?:recipient|user) (?:\w{1,20} )?(?:refuse|reject|block)(?:s|d|ed)? (?:to|mail|e-?mail|messages?|your|this)\b",
+)
 UNSURE = either(
     r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
     r"try|retry|wait|too many|rate|quota|full|limit",
 )
-ONE_OF_MANY = either(r"\b(?:recipient|mail ?box|user|this (?:domain|address|account))\b")
+ONE_OF_MANY = either(
+    r"\b(?:recipient|mail ?box|user|this (?:domain|address|account))\b|<[^<>@\s]{1,64}@[^<>\s]{1,255}>"
+)
 
 # --- Now or never -----------------------------------------------------------------------------------------------------
 
 FOR_NOW = either(
-    r"\btempor(?:ar|är)\w*\b(?! e?-?mail| address| domain)|\btransient\b|\bdeferred\b",
+    r"\btempor(?:ar|är)\w*\b(?! e?-?mail| address| domain)|\btransient\b(?! ip)|\bdeferred\b",
     r"\b(?:try|retry|resend|send|come|again|attempt\w*)\b.{0,24}\blater\b|\blater\b.{0,8}\btry",
     r"\b(?:try|retry) (?:again )?(?:in|after|soon|shortly)\b",
     r"\bplus tard\b|\bm[aá]s tarde\b|\bmais tarde\b|\bpi[uù] tardi\b|\bsp[aä]ter\b",
@@ -247,15 +271,19 @@ FOR_NOW = either(
 )
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
 BUSY = either(
+    r"\bmaintenance\b|\bgoing (?:down|offline)\b",
     r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
 )
 STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
     r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system (?:storage )?(?:is )?full|\bno space left",
 )
-OUT_OF_SERVICE = either(
-    r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)",
-    r"\b(?:system|server|internal) (?:problem|error|failure)\b",
+UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
+SERVER_ERROR = either(
+    r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
+    r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",
+    r"\btoo many open files\b",
+    r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
 
 # --- The sender -------------------------------------------------------------------------------------------------------
@@ -264,15 +292,13 @@ SENDER_AUTH = either(
     r"\b(?:spf|dkim|dmarc)\b",
     r"\b(?:sender|e-?mail|message|mail) is (?:un|not )authenticated|\bunauthenticated (?:e-?mail|message)",
     r"\bauthentication (?:checks|information|level|results)\b",
-    r"\bname lookup failed",
 )
 NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)",
-    r"\bhelo command rejected",
-    r"\b(?:no|missing|invalid|without|bad)(?: valid)? (?:(?:dns )?ptr|reverse.?dns|rdns|reverse host)",
-    r"\b(?:reverse.?dns|rdns|ptr)\b.{0,30}\b(?:missing|required|not (?:found|exist|set|match)|mismatch)",
-    r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\b(?:ptr|reverse|your (?:ip|host))",
+    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bare|not|fail)",
+    r"\b(?:reverse.?(?:dns|host|lookup)|rdns|ptr)\b|\binvalid (?:helo|ehlo)\b",
+    r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
 )
 _LISTED = r"(?:block(?:ed|list\w*|ing)?(?! list of)|black-?list\w*|deny-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
 _CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
@@ -281,10 +307,40 @@ BLOCKED_CLIENT = either(
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}",
     rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
-    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbl\b|\brbl\b|\bDT:RBL\b",
-    r"\b(?:ip|host|server|network|poor|bad|low|sending) reputation\b|\breputation of\b|\bHL:(?:IPB|REP|ITC)\b",
+    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbls?\b|\brbls?\b|\bDT:RBL\b",
+    r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
+    r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
+    r"\btoo many (?:\w{1,20} ){1,3}from (?:your|this) (?:ip|host|server)\b",
+    r"\bintrusion prevention\b|\bspam source\b|\bknown spammer",
+    r"\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
+    r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|provider|mta|system|(?:mail ?)?server)\b",
+    r"\bclient host (?:is|was|has)\b|\bopen (?:proxy|relay)\b",
+    r"\b(?:host|client|mail|messages|server|ip(?: address)?) (?:from |at )?\W{0,2}\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
+    r"\bdynamic (?:ip|client|host|address)|\bresidential\b|\bdial-?up\b",
+    r"\b(?:on|in) (?:our|a|the) (?:\w{1,20} )?(?:block|black|deny)-?list",
+    r"\b(?:ihre|votre|su|seu|tuo|suo|vostro|ваш)(?: \w{1,20})? ip\b|(?:您|你)的ip|ip.{0,8}(?:黑名单|заблок)",
+    r"\bHL:[A-Z]{3}\b|\b(?:MI|RP):C[CE]L\b|\bWM:BLI\b",  # NetEase, of this client
 )
-LISTED_CONTENT = either(r"\b(?:uri|url|surbl|uribl|dbl|links?|body|content|headers?|subject|b-url|domain|sender)\b")
+LISTED_CONTENT = either(
+    r"\b(?:surbl|uribl|dbl|b-url)\b",
+    r"(?<![/.=?&-])\b(?:uri|url|links?|body|content|headers?|subject|domain"
+    r"|sender(?! ip\b| reputation| ?\[\d))\b(?![./=]\w)",
+)
+SENDER = either(
+    r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
+    r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not)\b",
+    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b|\bdomain of sender\b",
+    r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
+)
+ACCOUNT = either(  # what has become of the account that this client sends with
+    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
+    r"|\bunusual sending\b",
+    r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
+    r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
+    r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
+    r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
+    r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",
+)
 BLOCKED = either(
     r"\bblock(?:ed|list)|\bblack-?list|\b(?:rbl|dnsbl)\b|\blisted\b|\bbanned\b",
     r"spamhaus|spamcop|\breputation\b|\bpolicy restrictions",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ class Limits(ABC):
         reason: what the server said then, or when it said that messages come too fast.
         failures: how many times in a row it said so. While there is one, a single connection finds out if it is over.
         pace: the speed that the server allows.
-        took_at: when it last took a message.
+        refused_at: since when it takes nothing: when it first refused a message after the last that it took, or None.
     """
 
     def __init__(self, size: int, patience: float) -> None:
@@ -37,8 +36,8 @@ class Limits(ABC):
         self.resumes_at = 0.0
         self.reason: Said | None = None
         self.failures = 0
-        self.pace = Pace(longest=min(LONGEST, patience))
-        self.took_at = -math.inf
+        self.pace = Pace(longest=min(LONGEST, patience), patience=patience)
+        self.refused_at: float | None = None
         self._patience = patience
         self._lost: str | None = None
         self._widener: asyncio.TimerHandle | None = None
@@ -83,6 +82,7 @@ class Limits(ABC):
         if until > max(now, self.resumes_at):
             self._tell_paused(now, until, reason)
         self.failures = self.strike(now)
+        self.refused_at = now if self.refused_at is None else self.refused_at
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
     def loses(self, delivery: str) -> bool:
@@ -100,15 +100,17 @@ class Limits(ABC):
     def slow_down(self, now: float, wait: float, reason: Said, since: float) -> float:
         """The server says that messages come too fast; return until when nothing goes. See `Pace.too_fast`."""
         self.reason, before = reason, self.paused_until
-        until = self.pace.too_fast(now, min(wait, self._patience), since)
+        self.refused_at = now if self.refused_at is None else self.refused_at
+        named = reason.reply.retry_after is not None
+        until = self.pace.too_fast(now, min(wait, self._patience), since, named=named)
         if until > max(now, before):
             self._tell_paused(now, until, reason)
         return until
 
     def took(self, now: float) -> None:
         """The server has taken a message."""
-        self._lost = None
-        self.took_at, alone = now, self.pace.probing and not self.failures
+        self._lost = self.refused_at = None
+        alone = self.pace.probing and not self.failures
         self.pace.taken(now)
         self.resume(now)
         if alone and not self.pace.probing:

@@ -12,6 +12,7 @@ _CUT = 0.8  # of that, where a speed that was found before has turned out to be 
 _LEAST = 0.6  # of the speed before that: a few messages tell little
 _CLIMB = 8.0  # times the time that a refusal has cost: how long the speed takes to what was measured
 _CALM = 25  # messages that it takes at least
+_MINUTE = 60.0  # seconds: the commonest period, which growing waits would miss by half of it
 _FEW = 8  # messages that were taken before the first refusal: too few to tell a speed from
 _SEARCH = 1.5  # times the speed, after each message, where it was told from few
 _LATE = 0.5  # of the distance between two messages: what the next one makes up for
@@ -34,6 +35,9 @@ class Pace:
     rises again: fast at first, hardly at all near what was measured, faster and faster above. The longer a refusal has
     held the client up, the longer it takes until the next one is risked.
 
+    A server that goes on refusing is asked less and less often, but also a minute after the first refusal, and when the
+    patience ends.
+
     A limit of a minute or more counts messages, as Postfix's does. In each period it gets as many as it took, at double
     speed and then none until the period is over: an even stream would waste what such a limit allows at once.
 
@@ -42,6 +46,7 @@ class Pace:
     Args:
         speed: what another process has found out; None to begin without a pace.
         longest: seconds that a wait may grow to.
+        patience: seconds after the first refusal in which the last message is tried.
 
     Attributes:
         rate: messages a second; infinite while nothing is paced.
@@ -49,8 +54,8 @@ class Pace:
         resumes_at: until when nothing goes, since the last refusal.
     """
 
-    def __init__(self, speed: Speed | None = None, longest: float = LONGEST) -> None:
-        self.longest = longest
+    def __init__(self, speed: Speed | None = None, longest: float = LONGEST, patience: float = math.inf) -> None:
+        self.longest, self.patience = longest, patience
         self.rate, self.period = speed or Speed(math.inf, 1.0)
         self.resumes_at = -math.inf
         self._measured, self._progress, self._climb = self.rate, 1.0, _CLIMB  # the climb, in seconds
@@ -110,6 +115,7 @@ class Pace:
         if now < self.resumes_at:  # it was on its way at the refusal
             if self._measuring:
                 self._measured += self._share
+                self._run += 1
                 self.rate = self._risen()
             return
         if self._refusals:
@@ -125,13 +131,14 @@ class Pace:
             self._progress += 1 / self.rate / self._climb
             self.rate = self._risen()
 
-    def too_fast(self, now: float, wait: float, since: float) -> float:
+    def too_fast(self, now: float, wait: float, since: float, *, named: bool = False) -> float:
         """The server has refused a message because they come too fast; return until when nothing goes.
 
         Args:
             now: the time.
             wait: seconds that the reply or its row asks for. They double with each further refusal in a row.
             since: when the message was let through. One that was on its way at the last refusal tells nothing new.
+            named: whether the reply itself asks for that wait.
         """
         if since < self.resumes_at:
             return self.resumes_at
@@ -143,6 +150,11 @@ class Pace:
             elif self._run:
                 self._measure(now, wait)
         self.resumes_at = now + min(wait * 2 ** (self._refusals - 1), max(wait, self.longest))
+        minute, last = self._refused_at + _MINUTE, self._refused_at + self.patience
+        if now + wait <= minute:
+            self.resumes_at = min(self.resumes_at, minute)
+        if now < last and not named:
+            self.resumes_at = min(self.resumes_at, last)
         self._climb = max(_CLIMB * (self.resumes_at - self._refused_at), _CALM / self._measured)
         self.rate = self._risen()
         return self.resumes_at

@@ -418,6 +418,10 @@ def test_postscreen_lets_in_on_the_next_connection():
         ("550 Relay prohibited", RCPT),
         ("553 host denies relay.", RCPT),
         ("553 sorry, that domain isn't in my list of allowed rcpthosts (#5.5.3 - chkuser)", RCPT),
+        ("550 5.7.1 Login required to send mail", MAIL),
+        ("550 5.7.1 Unauthenticated clients may not send mail", RCPT),
+        ("553 Log in with your user name and password before you send", RCPT),
+        ("550 5.7.1 Only logged-in users may relay", RCPT),
         ("550 Authentifizierung erforderlich", RCPT),
         ("550 Se requiere autenticación", RCPT),
         ("553 authentication is required,smtp1,AAAA", MAIL),
@@ -522,6 +526,7 @@ def test_a_password_that_cannot_be_checked_is_not_a_wrong_one(line):
         "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant.",
         "534 5.7.9 Please log in with your web browser and then try again...",
         "534 5.7.14 <https://accounts.example.com/signin> Please log in via your web browser and then try again.",
+        "530 Invalid username or password",
         "504 5.7.4 Unrecognized authentication type",
     ],
 )
@@ -605,6 +610,16 @@ def test_a_rate_is_waited_for_by_the_whole_client(line):
         ("451 4.7.1 You are sending too fast", 3),
         ("450 Zu viele Nachrichten, bitte langsamer", 3),
         ("550 Domain frequency limited", 3),
+        ("450 4.7.1 Your sending speed is too high", 3),
+        ("451 4.7.1 Please reduce your sending frequency", 3),
+        ("452 4.7.1 Traffic limit for your IP address exceeded", 3),
+        ("450 Sendelimit erreicht", 3),
+        ("450 Te veel berichten", 3),
+        ("452 4.7.1 No more than 250 recipients an hour, come back later", 600),
+        ("452 4.7.1 Burst limit exceeded", 3),
+        ("450 4.7.1 Excessive message rate", 3),
+        ("450 4.7.1 100 recipients in 10 minutes exceeded", 60),
+        ("450 4.7.1 Sender has exceeded 100 messages in 60 minutes", 60),
         ("421 4.7.0 too many messages, slow down", 3),
     ],
 )
@@ -655,18 +670,46 @@ def test_what_a_slower_pace_does_not_cure_is_no_rate(line):
         ("552 Mailbox size limit exceeded", "FAIL"),
         ("550 5.1.1 No such user", "FAIL"),
         ("550 Inactive mailbox", "FAIL"),
+        ("452 4.2.1 Recipient is over their hourly incoming limit", "RETRY"),
+        ("450 4.2.1 Mailbox locked", "RETRY"),
+        ("450 4.7.1 <bob@example.com>: too many messages to this address", "RETRY"),
+        ("451 4.3.0 <bob@example.com> Internal error", "RETRY"),
+        ("550 Mail is rejected by recipients", "FAIL"),
+        ("550 5.7.133 Sender not authenticated for group", "FAIL"),
+        ("550 5.7.124 Sender not in allowed-senders list", "FAIL"),
+        ("550 5.7.129 RESOLVER.RST.RestrictedToRecipientsPermission; not authorized to send to recipient", "FAIL"),
     ],
 )
 def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
     """A full or unknown mailbox and a recipient's own limit concern that recipient, after the data too."""
-    for stage in (RCPT, END) if not line.startswith("421 4.7.1 RCP") and "this domain" not in line else (RCPT,):
+    for stage in (
+        (RCPT, END)
+        if not line.startswith("421 4.7.1 RCP") and "this domain" not in line and "Internal" not in line
+        else (RCPT,)
+    ):
         decision = decide(line, stage)
         assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("452 4.1.1 <bob@example.com> too many recent messages", "RETRY"),
+        ("450 4.2.1 Rate limit exceeded, try again later", "RETRY"),
+        ("421 4.7.1 Messages to bob@example.com deferred due to excessive volume", "RECONNECT"),
+    ],
+)
+def test_a_rate_with_a_mailbox_s_status_is_that_recipient_s(line, expected):
+    """At RCPT, x.1.1 and x.2.1 are about the mailbox, whatever is too much."""
+    decision = decide(line)
+    assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
+    assert decide("450 4.2.1 You are sending too many emails too fast.").scope is Scope.SERVER
 
 
 def test_before_the_first_rcpt_nothing_is_about_a_recipient():
     """At MAIL an unknown user is the sender: it concerns the message."""
     assert decide("550 5.1.1 User unknown", MAIL).scope is Scope.MESSAGE
+    assert decide("554 5.7.1 Sender address rejected", Stage.CONNECT).scope is Scope.SERVER
     assert decide("450 4.2.1 User unknown", Stage.CONNECT).scope is Scope.SERVER
 
 
@@ -684,6 +727,37 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("450 4.7.1 Client host rejected: Service unavailable", "RETRY"),
         ("421 sorry, your IP (192.0.2.1) is temporarily denied (#4.7.1)", "RECONNECT"),
         ("421 4.3.0 Temporary System Problem. Try again later (10).", "RECONNECT"),
+        ("553 5.7.2 [TSS09] All messages from 192.0.2.9 will be permanently deferred", "FAIL"),
+        ("550 5.7.511 Access denied, banned sender[192.0.2.5]. To be removed, see https://sender.example.com/", "FAIL"),
+        ("554 Your IP is sending to too many unknown users", "FAIL"),
+        ("451 too many errors detected from your IP (192.0.2.9)", "RETRY"),
+        ("504 5.5.2 <localhost>: Helo command rejected: need fully-qualified hostname", "FAIL"),
+        ("554 5.7.1 Service unavailable; Helo command [mail.example.com] blocked using dbl.example.org", "FAIL"),
+        ("550 5.7.25 Reverse DNS validation failed.", "FAIL"),
+        ("451 4.1.8 Fix reverse DNS for 192.0.2.232", "RETRY"),
+        ("554 Sending suspended: Account is paused for sending.", "FAIL"),
+        ("550 5.7.1 Your account has been blocked", "FAIL"),
+        ("451 4.7.1 Insufficient credits", "RETRY"),
+        ("454 4.7.0 Too many login attempts, please try again later.", "RETRY"),
+        ("550 5.7.1 Hosts with dynamic IP addresses are not accepted", "FAIL"),
+        ("554 Client 192.0.2.5 is not welcome here", "FAIL"),
+        ("554 5.7.1 mail from your host is not accepted here", "FAIL"),
+        ("550 Ihre IP-Adresse wurde gesperrt", "FAIL"),
+        ("550 Votre adresse IP est bloquée", "FAIL"),
+        ("450 4.7.1 You are on our temporary blocklist for 2 hours", "RETRY"),
+        ("550 5.7.1 rejected: 192.0.2.9 is a known spam source", "FAIL"),
+        ("550 5.7.1 Your server is not authorised to send to us", "FAIL"),
+        ("550 5.7.501 Access denied, spam abuse detected", "FAIL"),
+        ("554 5.7.1 Insufficient balance to send", "FAIL"),
+        ("452 Too many open files", "RETRY"),
+        ("554 5.7.1 Mail server at 192.0.2.20 may not send mail, see PBL", "FAIL"),
+        ("554 5.7.1 192.0.2.77 found on one or more RBLs", "FAIL"),
+        ("550 5.7.1 You are listed as an open proxy", "FAIL"),
+        ("550 5.7.1 Poor sender reputation for 192.0.2.7", "FAIL"),
+        ("452 4.3.4 Resources temporarily exhausted", "RETRY"),
+        ("450 4.7.1 Too many hard bounces from your account, wait", "RETRY"),
+        ("450 4.7.1 maintenance ongoing, try again later", "RETRY"),
+        ("451 4.3.5 Server configuration problem", "RETRY"),
     ],
 )
 def test_a_block_of_the_client_concerns_the_server(line, expected):
@@ -697,6 +771,7 @@ def test_a_block_of_the_client_concerns_the_server(line, expected):
     "line",
     [
         "554 5.7.1 Blocked: URL in message body listed on dbl.spamhaus.org",
+        "550 5.7.1 likely suspicious due to the very low reputation of the sending domain.",
         "553 5.3.0 Sender domain blacklisted",
         "550 Sender address blocked",
     ],
@@ -705,6 +780,29 @@ def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
     """A link, a sender or a content on a list is the message's own trouble."""
     decision = decide(line, END)
     assert (decision.action, decision.scope) == (Action.FAIL, Scope.MESSAGE)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("554 5.7.1 <app@example.com>: Sender address rejected: Access denied", "FAIL"),
+        ("450 4.7.1 <app@example.com>: Sender address rejected: unverified address", "RETRY"),
+        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", "RETRY"),
+        ("550 5.7.23 <bob@example.com>: Recipient address rejected: SPF check failed", "FAIL"),
+        ("451 4.7.32 Rate limited because there is no DMARC alignment", "RETRY"),
+    ],
+)
+def test_what_is_about_the_sender_concerns_the_message(line, expected):
+    """Postfix refuses a sender at RCPT, and would refuse it for every other recipient, too."""
+    for stage in (MAIL, RCPT, END):
+        decision = decide(line, stage)
+        assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.MESSAGE, False)
+
+
+def test_what_is_unavailable_at_rcpt_may_be_greylisting():
+    """A pause of the whole client for each new recipient would never end."""
+    assert decide("451 Service temporarily unavailable, try again later", MAIL).scope is Scope.SERVER
+    assert decide("451 Service temporarily unavailable, try again later", RCPT).scope is Scope.RECIPIENT
 
 
 def test_452_to_mail_is_no_452_to_rcpt():
@@ -719,7 +817,7 @@ def test_452_to_mail_is_no_452_to_rcpt():
         ("452 4.2.2 The email account that you tried to reach is over quota.", 900, Scope.RECIPIENT),
         ("450 Mailbox full", 900, Scope.RECIPIENT),
         ("454 Throttling failure: Daily message quota exceeded", 600, Scope.SERVER),
-        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", 300, Scope.RECIPIENT),
+        ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", 300, Scope.MESSAGE),
         ("452 4.3.1 Insufficient system storage", 300, Scope.SERVER),
         ("450 4.2.0 <bob@example.com>: Recipient address rejected: Greylisted, see example.org", None, Scope.RECIPIENT),
         ("450 4.7.1 Error: too much mail from 192.0.2.1", 3, Scope.SERVER),

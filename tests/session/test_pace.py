@@ -177,6 +177,7 @@ FOUND = {
     "14 a second, and two seconds for who comes early": Case(lambda: Punishing(Window(14), 2), 21.4),
     "14 a second, few seconds asked for": Case(lambda: Window(14), 21.4, wait=3),
     "100 in any minute": Case(lambda: Window(100, 60), 120, wait=60),
+    "100 in any minute, and nobody says so": Case(lambda: Window(100, 60), 120, wait=3),
     "100 in each minute": Case(lambda: Counter(100, 60, offset=20), 120, wait=60),
     "100 a minute, burst 100": Case(lambda: Bucket(100 / 60, 100), 120, wait=60),
     "20 in any 12 seconds": Case(lambda: Window(20, 12), 168, wait=12),
@@ -207,7 +208,6 @@ def test_it_finds_the_speed_over_a_network(name: str, seed: int) -> None:
 HARD = {  # the limits that look like stricter ones, or forgive no message that comes a little early
     "14 a second, leaky": (Case(lambda: Bucket(14, 1), 21.4), 2),
     "14 a second, burst 3": (Case(lambda: Bucket(14, 3), 21.4), 1.5),
-    "100 a minute, and nobody says so": (Case(lambda: Window(100, 60), 120, wait=3), 2.1),
     "100 a minute, burst 20": (Case(lambda: Bucket(100 / 60, 20), 168, wait=60), 4),
     "14 a second, and five seconds for who comes early": (Case(lambda: Punishing(Window(14), 5), 21.4), 10),
 }
@@ -248,9 +248,9 @@ def test_messages_go_evenly() -> None:
     assert min(pairs) > statistics.median(pairs) / 2
 
 
-def refused(*, after: int = 14, wait: float = 1.0) -> Pace:
+def refused(*, after: int = 14, wait: float = 1.0, patience: float = math.inf) -> Pace:
     """Return a pace that has met a refusal at 1.0, after so many messages in a tenth of a second."""
-    pace = Pace()
+    pace = Pace(patience=patience)
     for number in range(after):
         pace.let_through(0.9)
         pace.taken(0.9 + 0.1 * number / after)
@@ -268,12 +268,12 @@ def test_refusals_of_what_was_on_its_way_count_once() -> None:
 
 
 def test_the_wait_grows_while_nothing_is_taken() -> None:
-    """Refusal after refusal, each wait is twice the one before, up to a quarter of an hour; then it begins anew."""
+    """Each wait is twice the one before, up to a quarter of an hour, but a minute after the first refusal it asks too."""
     pace, waits = refused(), list[float]()
     for _ in range(12):
         now = pace.resumes_at
         waits.append(pace.too_fast(now, 1.0, now) - now)
-    assert waits == [2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900, 900]
+    assert waits == [2, 4, 8, 16, 29, 64, 128, 256, 512, 900, 900, 900]
     now = pace.resumes_at
     pace.taken(now)
     assert pace.too_fast(now + 1, 1.0, now + 0.5) == now + 2
@@ -282,6 +282,16 @@ def test_the_wait_grows_while_nothing_is_taken() -> None:
 def test_a_long_wait_is_not_shortened() -> None:
     """A server that asks for an hour gets an hour."""
     assert refused(wait=3600).resumes_at == 1.0 + 3600
+
+
+def test_the_last_is_tried_when_the_patience_ends() -> None:
+    """No wait that has grown leads beyond the patience; one that the server names does."""
+    pace = refused(wait=600, patience=3600)
+    while pace.resumes_at < 3600:
+        pace.too_fast(pace.resumes_at, 600, pace.resumes_at)
+    assert pace.resumes_at == 3601
+    pace = refused(wait=600, patience=1000)
+    assert pace.too_fast(601, 600, 601, named=True) == 601 + 900
 
 
 def test_one_goes_first() -> None:

@@ -192,6 +192,31 @@ async def test_what_was_waited_before_the_first_attempt_is_not_counted() -> None
 
 
 @virtually
+async def test_a_pause_as_long_as_the_patience_gives_nobody_up() -> None:
+    """A limit of an hour that says so, again and again, and a patience of an hour: all get in."""
+    said = "451 4.7.1 Hourly limit of 20 messages exceeded, try again in 3600 seconds"
+    policy = patient(give_up_after=timedelta(hours=1))
+    async with ScriptedServer() as server, client(server, policy=policy, connections=1) as smtp:
+        refuse(server, said, 20, 41, 62)
+        deliveries = await burst(smtp, 80)
+        assert all(delivery.accepted for delivery in deliveries)
+        assert sum(len(delivery.attempts) for delivery in deliveries) == 83
+        assert now() >= 3 * 3600
+
+
+@virtually
+async def test_a_quota_of_an_hour_that_does_not_say_so() -> None:
+    """The last try comes when the patience ends: just as the quota begins anew."""
+    rule = Rule(text="Maximum sending rate", action=Action.RETRY, slower=True, wait=600)
+    policy = patient(rules=(rule,), give_up_after=timedelta(hours=1))
+    async with ScriptedServer(max_rate=(20, 3600)) as server, client(server, policy=policy) as smtp:
+        deliveries = await burst(smtp, 60)
+        assert all(delivery.accepted for delivery in deliveries)
+        assert refusals(deliveries) <= 15
+        assert now() <= 1.4 * 2 * 3600
+
+
+@virtually
 async def test_a_dead_server_is_given_up_on() -> None:
     """Where the server takes nobody's mail, the patience of all ends as it ever did."""
     policy = patient(give_up_after=timedelta(minutes=30), wait=tenacity.wait_fixed(60))
