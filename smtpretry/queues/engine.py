@@ -52,6 +52,16 @@ class Progress:
         return f"{self.waiting} waiting, {self.due} due, {self.working} under way, {self.ended} ended"
 
 
+class QueueError(OSError):
+    """The queue cannot be used; the message says why, and what to do.
+
+    Attributes:
+        passing: whether it may be over in a while, as where the disk is full.
+    """
+
+    passing = False
+
+
 OnEnd = Callable[[Delivery], Awaitable[None]]
 OnProgress = Callable[[Progress], None]
 Save = Callable[[Delivery], Awaitable[None]]

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from smtpretry.delivery import Delivery
-from smtpretry.replies.reply import Reply
-from smtpretry.replies.stage import Stage
-
-from .engine import Pause, Progress
+from .engine import Progress
+from .servers import COLUMNS, Leave, leave, row_of
+from .worker import Taken
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable
 
+    from smtpretry.delivery import Delivery
+
+    from .engine import Pause
+
 VERSION: Final = 1
 _ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
-_PROBE: Final = 60.0  # seconds that a worker has to find out whether a server works again, before another one may
 
 # A file may be the application's own: these tables stand beside its own ones, and say their version themselves.
 _SCHEMA: Final = (
@@ -69,31 +69,6 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         raise ValueError(msg)
 
 
-@dataclass
-class Taken:
-    """A delivery that a worker has taken."""
-
-    number: int
-    name: str
-    envelope: str
-    state: str
-    message: bytes | None
-    taken: int
-    died: bool  # the worker that had it before
-
-    def load(self, now: float) -> Delivery:
-        """The delivery. An attempt that its worker did not survive counts as one."""
-        delivery = Delivery.from_dict(json.loads(self.envelope) | {"message": ""} | json.loads(self.state))
-        if self.message is None:
-            msg = "the message is not in the queue any more"
-            raise ValueError(msg)
-        delivery.message = self.message
-        if self.died:
-            for who in delivery.due(now):
-                delivery.outcomes[who].attempts += 1
-        return delivery
-
-
 def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], None]:
     """Take a delivery over, unless one of its name is there."""
     whole = delivery.to_dict()
@@ -114,13 +89,13 @@ def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor]
 def take(connection: sqlite3.Connection, now: float, until: float, holder: str, limit: int) -> list[Taken]:
     """Take what is due, first what has been due for longest."""
     rows = connection.execute(
-        "SELECT number, id, envelope, state, message, taken + 1, holder IS NOT NULL FROM smtpretry_deliveries "
+        "SELECT id, envelope, state, message, taken + 1, holder IS NOT NULL, number FROM smtpretry_deliveries "
         "LEFT JOIN smtpretry_messages USING (number) WHERE due <= ? ORDER BY due LIMIT ?",
         (now, limit),
     ).fetchall()
     connection.executemany(
         "UPDATE smtpretry_deliveries SET due = ?, taken = taken + 1, holder = ? WHERE number = ?",
-        [(until, holder, row[0]) for row in rows],
+        [(until, holder, row[-1]) for row in rows],
     )
     return [Taken(*row) for row in rows]
 
@@ -180,37 +155,23 @@ def count(connection: sqlite3.Connection, now: float) -> Progress:
     return Progress(*waiting, *ended)
 
 
-# The pause that a server has asked for
+# What a server has asked for
 
 
-def may_try(connection: sqlite3.Connection, server: str, now: float) -> tuple[Pause, int | None, float | None]:
-    """What is known of a server; how many deliveries may be tried now (None: any); and when to ask again."""
-    row = connection.execute(
-        "SELECT until, failures, stage, reply, probe FROM smtpretry_servers WHERE name = ?", (server,)
-    ).fetchone()
-    if row is None:
-        return Pause(), None, None
-    until, failures, stage, reply, probe = row
-    pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
-    if not failures:
-        return pause, None, None
-    ask_again = max(until, probe)
-    if now < ask_again:
-        return pause, 0, ask_again
-    connection.execute("UPDATE smtpretry_servers SET probe = ? WHERE name = ?", (now + _PROBE, server))
-    return pause, 1, now + _PROBE
+def may_try(connection: sqlite3.Connection, server: str, now: float, room: int) -> Leave:
+    """What is known of a server, and how many deliveries may be tried now."""
+    query = f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = ?"  # noqa: S608 - ours
+    given = leave(connection.execute(query, (server,)).fetchone(), now, room)
+    if given.probe is not None:
+        connection.execute("UPDATE smtpretry_servers SET probe = ? WHERE name = ?", (given.probe, server))
+    return given
 
 
 def tell(connection: sqlite3.Connection, server: str, pause: Pause) -> None:
     """Tell the other workers."""
-    values: tuple[Any, ...] = (pause.until, pause.failures, pause.stage and pause.stage.value, _plain(pause.reply))
     connection.execute(
         "INSERT INTO smtpretry_servers (until, failures, stage, reply, name) VALUES (?, ?, ?, ?, ?) "
         "ON CONFLICT (name) DO UPDATE SET until = excluded.until, failures = excluded.failures, "
         "stage = excluded.stage, reply = excluded.reply, probe = 0",
-        (*values, server),
+        (*row_of(pause), server),
     )
-
-
-def _plain(reply: Reply | None) -> str | None:
-    return None if reply is None else json.dumps([reply.code, reply.enhanced, reply.text])
