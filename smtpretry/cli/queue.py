@@ -9,7 +9,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from smtpretry.queues.shelf import Shelf, Stored, opened
+from smtpretry.queues.shelf import Shelf, opened
+from smtpretry.queues.stored import Stored
 
 from . import UNREADABLE
 
