@@ -19,7 +19,7 @@ import psycopg
 from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
-from .servers import COLUMNS, leave, row_of
+from .servers import COLUMNS, leave, told
 from .worker import Batch, Change, Taken
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from smtpretry.delivery import Delivery
+
+    from .engine import Paced
 
     Connect = Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]]
     Listen = Callable[[Callable[[str], None]], Awaitable[None]]
@@ -62,7 +64,8 @@ _TABLES: Final = f"""
         failures integer NOT NULL,
         stage text,
         reply text,
-        probe double precision NOT NULL DEFAULT 0
+        probe double precision NOT NULL DEFAULT 0,  -- until when one worker finds out whether it works again
+        pace text
     );
     CREATE TABLE IF NOT EXISTS smtpretry_schema (version integer PRIMARY KEY);
     INSERT INTO smtpretry_schema VALUES ({VERSION}) ON CONFLICT DO NOTHING
@@ -81,12 +84,13 @@ TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(h
     )) RETURNING id, envelope::text, state::text, message, taken, died"""
 _NEXT: Final = """SELECT extract(epoch FROM due - now())::float8 FROM smtpretry_deliveries
     WHERE queue = %(queue)s AND due > now() ORDER BY due LIMIT 1"""
-_CALM: Final = "SELECT 1 FROM smtpretry_servers WHERE name = %(server)s AND failures > 0"
+_CALM: Final = "SELECT 1 FROM smtpretry_servers WHERE name = %(server)s AND (failures > 0 OR pace IS NOT NULL)"
 _SERVER: Final = f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = %(server)s FOR UPDATE"
-_PROBE: Final = "UPDATE smtpretry_servers SET probe = %(probe)s WHERE name = %(server)s"
-_TELL: Final = """INSERT INTO smtpretry_servers (until, failures, stage, reply, name) VALUES (%s, %s, %s, %s, %s)
-    ON CONFLICT (name) DO UPDATE SET until = excluded.until, failures = excluded.failures, stage = excluded.stage,
-    reply = excluded.reply, probe = 0"""
+_TRIED: Final = "UPDATE smtpretry_servers SET pace = %s, probe = %s WHERE name = %s"
+_NEW: Final = """INSERT INTO smtpretry_servers (name, until, failures) VALUES (%(server)s, 0, 0)
+    ON CONFLICT (name) DO NOTHING"""
+_TELL: Final = """UPDATE smtpretry_servers SET until = %s, failures = %s, stage = %s, reply = %s, pace = %s, probe = 0
+    WHERE name = %s"""
 _WRITE: Final = """UPDATE smtpretry_deliveries AS one SET
         state = coalesce(new.state, one.state),
         message = CASE WHEN over THEN NULL ELSE message END,
@@ -215,7 +219,7 @@ class Store:
             ear.cancel()
             await asyncio.wait([ear])
 
-    async def take(self, room: int, server: str | None) -> Batch:
+    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
         """See `Store`."""
         values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "server": server}
         with _told():
@@ -223,14 +227,14 @@ class Store:
                 if server is None or (self._calm and not (await own.execute(_CALM, values)).rowcount):
                     return await self._take(own, values, Pause())
             async with self._connect() as own, own.transaction():
-                given = leave(await (await own.execute(_SERVER, values)).fetchone(), self._clock(), room)
-                self._calm = not given.pause.failures
-                batch = await self._take(own, values | {"room": given.room}, given.pause)
-                if given.probe is None or not batch.taken:
-                    wait = given.wait if given.probe is None else batch.wait
-                    return batch if wait is None else batch._replace(wait=min(wait, self._poll))
-                await own.execute(_PROBE, values | {"probe": given.probe})
-                return batch
+                may = leave(await (await own.execute(_SERVER, values)).fetchone(), self._clock(), room, waiting)
+                self._calm = not may.pause.failures and may.pace is None
+                batch = await self._take(own, values | {"room": may.room}, may.pause)
+                number = len(batch.taken)
+                if (row := may.row(number)) is not None:
+                    await own.execute(_TRIED, (*row, server))
+                wait = batch.wait if may.wait is None or number < may.room else min(may.wait, self._poll)
+                return batch._replace(wait=wait, pace=may.pace, turns=may.used(number))
 
     async def _take(self, own: psycopg.AsyncConnection[Any], values: dict[str, Any], pause: Pause) -> Batch:
         rows = await (await own.execute(TAKE, values)).fetchall() if values["room"] else []
@@ -269,12 +273,14 @@ class Store:
             async with statement(self._connect) as own:
                 await own.execute(_FORGET, {"keep": self._keep})
 
-    async def tell(self, server: str, pause: Pause) -> None:
+    async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
         """See `Store`."""
-        self._calm = False
+        self._calm, values = False, {"server": server}
         with _told():
-            async with statement(self._connect) as own:
-                await own.execute(_TELL, (*row_of(pause), server))
+            async with self._connect() as own, own.transaction():
+                await own.execute(_NEW, values)
+                row = await (await own.execute(_SERVER, values)).fetchone() or ()
+                await own.execute(_TELL, (*told(row, pause, paced), server))
 
     async def progress(self) -> Progress:
         """See `Store`."""

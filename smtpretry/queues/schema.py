@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Progress
-from .servers import COLUMNS, Leave, leave, row_of
+from .servers import COLUMNS, Leave, leave, told
 from .worker import Taken
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from smtpretry.delivery import Delivery
 
-    from .engine import Pause
+    from .engine import Paced, Pause
 
 VERSION: Final = 1
 _ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
@@ -41,7 +41,8 @@ _SCHEMA: Final = (
         failures INTEGER NOT NULL,
         stage TEXT,
         reply TEXT,
-        probe REAL NOT NULL DEFAULT 0  -- until when one worker finds out whether it works again
+        probe REAL NOT NULL DEFAULT 0,  -- until when one worker finds out whether it works again
+        pace TEXT
     )""",
     "CREATE TABLE smtpretry_schema (version INTEGER NOT NULL)",
 )
@@ -61,6 +62,8 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         connection.execute("INSERT INTO smtpretry_schema VALUES (?)", (VERSION,))
         if not shared:
             connection.execute(f"PRAGMA user_version = {VERSION}")
+    if not connection.execute("SELECT 1 FROM pragma_table_info('smtpretry_servers') WHERE name = 'pace'").fetchone():
+        connection.execute("ALTER TABLE smtpretry_servers ADD COLUMN pace TEXT")
     (version,) = connection.execute("SELECT max(version) FROM smtpretry_schema").fetchone()
     if not shared:  # else it is the application's
         version = max(version, connection.execute("PRAGMA user_version").fetchone()[0])
@@ -158,20 +161,28 @@ def count(connection: sqlite3.Connection, now: float) -> Progress:
 # What a server has asked for
 
 
-def may_try(connection: sqlite3.Connection, server: str, now: float, room: int) -> Leave:
+def may_try(connection: sqlite3.Connection, server: str, now: float, room: int, waiting: int) -> Leave:
     """What is known of a server, and how many deliveries may be tried now."""
-    query = f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = ?"  # noqa: S608 - ours
-    given = leave(connection.execute(query, (server,)).fetchone(), now, room)
-    if given.probe is not None:
-        connection.execute("UPDATE smtpretry_servers SET probe = ? WHERE name = ?", (given.probe, server))
-    return given
+    return leave(_row(connection, server), now, room, waiting)
 
 
-def tell(connection: sqlite3.Connection, server: str, pause: Pause) -> None:
+def tried(connection: sqlite3.Connection, server: str, by: Leave, number: int) -> None:
+    """Let the other workers know that so many are tried."""
+    if (row := by.row(number)) is not None:
+        connection.execute("UPDATE smtpretry_servers SET pace = ?, probe = ? WHERE name = ?", (*row, server))
+
+
+def tell(connection: sqlite3.Connection, server: str, pause: Pause | None, paced: Paced | None) -> None:
     """Tell the other workers."""
     connection.execute(
-        "INSERT INTO smtpretry_servers (until, failures, stage, reply, name) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (name) DO UPDATE SET until = excluded.until, failures = excluded.failures, "
-        "stage = excluded.stage, reply = excluded.reply, probe = 0",
-        (*row_of(pause), server),
+        "INSERT INTO smtpretry_servers (name, until, failures) VALUES (?, 0, 0) ON CONFLICT DO NOTHING", (server,)
     )
+    connection.execute(
+        "UPDATE smtpretry_servers SET until = ?, failures = ?, stage = ?, reply = ?, pace = ?, probe = 0 "
+        "WHERE name = ?",
+        (*told(_row(connection, server), pause, paced), server),
+    )
+
+
+def _row(connection: sqlite3.Connection, server: str) -> Any:  # noqa: ANN401 - a row
+    return connection.execute(f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = ?", (server,)).fetchone()  # noqa: S608 - ours

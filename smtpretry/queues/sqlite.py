@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from smtpretry.delivery import Delivery
 
-    from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
+    from .engine import OnEnd, OnProgress, Paced, Progress, SupportsAttempt
     from .worker import Change, Taken
 
 __all__ = ["QueueError", "SQLiteEngine"]
@@ -195,20 +195,23 @@ class _Store:
         with self._engine.heard(wake) as bell, self._file.watched(bell):
             yield
 
-    async def take(self, room: int, server: str | None) -> Batch:
+    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
         """See `Store`."""
         now = self._clock()
 
         def work(own: sqlite3.Connection) -> Batch:
             due = schema.next_due(own)
-            given = Leave(Pause(), room if due is not None and due <= now else 0)
+            leave = Leave(Pause(), room if due is not None and due <= now else 0)
             if server is not None:
-                given = schema.may_try(own, server, now, given.room)
-            taken = schema.take(own, now, now + self.lease, self._holder, given.room) if given.room else []
-            due, wait = schema.next_due(own), given.wait
-            if wait is None and due is not None:
-                wait = max(0.0, due - now)
-            return Batch(given.pause, taken, wait)
+                leave = schema.may_try(own, server, now, leave.room, waiting)
+            taken = schema.take(own, now, now + self.lease, self._holder, leave.room) if leave.room else []
+            if server is not None:
+                schema.tried(own, server, leave, len(taken))
+            due = schema.next_due(own)
+            wait = None if due is None else max(0.0, due - now)
+            if leave.wait is not None and len(taken) == leave.room:
+                wait = leave.wait
+            return Batch(leave.pause, taken, wait, leave.pace, leave.used(len(taken)))
 
         return await self._file.transact(work)
 
@@ -230,9 +233,9 @@ class _Store:
 
         await self._file.transact(work)
 
-    async def tell(self, server: str, pause: Pause) -> None:
+    async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
         """See `Store`."""
-        await self._file.transact(lambda own: schema.tell(own, server, pause))
+        await self._file.transact(lambda own: schema.tell(own, server, pause, paced))
 
     async def progress(self) -> Progress:
         """See `Store`."""

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
+    from .engine import OnEnd, OnProgress, Paced, Progress, SupportsAttempt
 
 T = TypeVar("T")
 
 _AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be written now
+_ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
 _REPORT: Final = 60.0  # seconds between two reports
 
 
@@ -60,6 +61,8 @@ class Batch(NamedTuple):
     pause: Pause
     taken: Sequence[Taken]
     wait: float | None
+    pace: str | None = None
+    turns: Sequence[float] = ()  # of what waited for one, and of what was taken
 
 
 class Change(NamedTuple):
@@ -81,8 +84,11 @@ class Store(Protocol):
     def listening(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Have it called when there may be something new, as long as the block lasts."""
 
-    async def take(self, room: int, server: str | None) -> Batch:
-        """Take what is due, at most so many; none of it where the server wants nothing now."""
+    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+        """Take what is due, at most so many; none of it where the server wants nothing now.
+
+        Where the server is paced, each has a turn, and before them those that were taken and are waiting for one.
+        """
 
     async def write(self, one: Taken, change: Change) -> bool:
         """Write it, unless another worker has the delivery: then False."""
@@ -90,8 +96,8 @@ class Store(Protocol):
     async def beat(self, those: Sequence[Taken]) -> None:
         """Say that their worker lives; forget what ended long ago."""
 
-    async def tell(self, server: str, pause: Pause) -> None:
-        """Tell the other workers."""
+    async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
+        """Tell the other workers of a pause, and what makes of the stored pace the one that holds now."""
 
     async def progress(self) -> Progress:
         """How many there are."""
@@ -113,7 +119,7 @@ class Worker:
         self._bell = asyncio.Event()
         self._stopped = False
         self._shares = smtp if isinstance(smtp, SharesPause) else None
-        self._known = Pause()
+        self._known, self._paced = Pause(), False
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
     async def run(self, *, signals: bool = True) -> None:
@@ -148,12 +154,21 @@ class Worker:
             await asyncio.sleep(_AGAIN)
 
     async def write(self, one: Taken, change: Change) -> bool:
-        """Write it, and before it what this client knows newly of its server."""
-        if self._shares is not None and self._shares.pause != self._known:
-            shares, self._known = self._shares, self._shares.pause
-            pause = self._known
-            await self.insist(lambda: self.store.tell(shares.server, pause))
-        return await self.insist(lambda: self.store.write(one, change))
+        """Write it, and tell what this client knows newly of its server: an end comes first, a new try last."""
+        if change.wait is not None:
+            await self._tell()
+        written = await self.insist(lambda: self.store.write(one, change))
+        if change.wait is None:
+            await self._tell()
+        return written
+
+    async def _tell(self) -> None:
+        if (shares := self._shares) is None:
+            return
+        pause, paced = None if shares.pause == self._known else shares.pause, shares.tell_pace()
+        self._known, self._paced = pause or self._known, self._paced or paced is not None
+        if pause is not None or paced is not None:
+            await self.insist(lambda: self.store.tell(shares.server, pause, paced))
 
     def _stop(self) -> None:
         self._stopped = True
@@ -161,20 +176,27 @@ class Worker:
 
     async def _take(self) -> float | None:
         """Begin what is due, as much as there is room for; seconds until the next look."""
-        room = self.store.concurrency - len(self._turns)
-        if room <= 0:
+        room, waiting = self.store.concurrency - len(self._turns), 0
+        if self._shares is not None and self._paced:
+            waiting = self._shares.without_turn
+        if room + waiting <= 0:
             return None
         asked_at = time.monotonic()
         server = self._shares.server if self._shares is not None else None
-        batch = await self.insist(lambda: self.store.take(room, server))
-        if self._shares is not None and batch.pause != self._known:
-            self._known = batch.pause
-            self._shares.adopt(batch.pause)
+        batch = await self.insist(lambda: self.store.take(room, server, waiting))
+        if self._shares is not None:
+            if batch.pause != self._known:
+                self._known = batch.pause
+                self._shares.adopt(batch.pause)
+            self._paced = batch.pace is not None
+            self._shares.follow(batch.pace, batch.turns)
         for one in batch.taken:
             turn = asyncio.ensure_future(self._turn(one, asked_at))
             self._turns[turn] = one
             self._busy.set()
             turn.add_done_callback(self._ended)
+        if waiting and batch.pace is not None:
+            return _ASK if batch.wait is None else min(batch.wait, _ASK)
         return batch.wait
 
     async def _turn(self, one: Taken, asked_at: float) -> None:

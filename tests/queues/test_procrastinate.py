@@ -10,7 +10,7 @@ import logging
 import uuid
 import zlib
 from base64 import b64encode
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import mta
@@ -25,7 +25,7 @@ from psycopg.types.json import Jsonb
 from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 
 import smtpretry
-from smtpretry import Delivery, RetryingSMTP, RetryPolicy
+from smtpretry import Delivery, RetryingSMTP, RetryPolicy, Step
 from smtpretry.queues.engine import Progress
 from smtpretry.queues.postgres import TAKE
 from smtpretry.queues.procrastinate import ProcrastinateEngine
@@ -321,6 +321,43 @@ async def test_a_later_version(database: str) -> None:
     async with engine_in(database) as engine:
         with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
             await engine.submit(smtpretry.prepare(letter(ANN)))
+
+
+# What workers tell each other of a server
+
+
+@pytest.mark.parametrize(
+    ("script", "most"),
+    [({}, 6 + 10), ({"max_rate": (20, 1)}, 10 + 10)],
+    ids=["pause", "pace"],
+)
+@at_once
+async def test_five_workers_cost_a_server_what_one_does(database: str, script: dict[str, Any], most: int) -> None:
+    """Where a server says 421 to everybody, or takes so many a second, what one worker learns holds for all."""
+    refused = list[int]()
+
+    def hook(_: Delivery | None, event: object) -> None:
+        if isinstance(event, Step) and event.reply.code == 454:
+            refused.append(event.reply.code)
+
+    async with ScriptedServer(**script) as server, AsyncExitStack() as stack:
+        storm = None if script else server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        workers = list[asyncio.Task[None]]()
+        for _ in range(5):
+            engine = await stack.enter_async_context(engine_in(database, fetch_job_polling_interval=0.5))
+            smtp = await stack.enter_async_context(RetryingSMTP(server.client, POLICY, max_connections=2, on_step=hook))
+            workers.append(asyncio.create_task(engine.work(smtp)))
+        for number in range(100):
+            await engine.submit(smtpretry.prepare(letter(ANN), id=str(number)))
+        if storm is not None:
+            await asyncio.sleep(5)
+            server.scripts.remove(storm)
+            assert server.connections <= most  # one alone: six; two connections each before anybody knows
+        await programs.until(lambda: len(server.messages) == 100)
+        assert len(refused) <= most
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
 
 # What smtpretry 0.1 has queued
