@@ -234,7 +234,7 @@ class Store:
                 if (row := may.row(number)) is not None:
                     await own.execute(_TRIED, (*row, server))
                 wait = batch.wait if may.wait is None or number < may.room else min(may.wait, self._poll)
-                return batch._replace(wait=wait, pace=may.pace, turns=may.used(number))
+                return batch._replace(wait=wait, pace=may.pace, turns=may.used(number), alone=may.is_alone(number))
 
     async def _take(self, own: psycopg.AsyncConnection[Any], values: dict[str, Any], pause: Pause) -> Batch:
         rows = await (await own.execute(TAKE, values)).fetchall() if values["room"] else []

@@ -45,10 +45,14 @@ class Leave(NamedTuple):
         """The turns, where so many deliveries have been taken."""
         return self.turns[: len(self.turns) - self.room + number]
 
+    def is_alone(self, number: int) -> bool:
+        """Whether no other worker may try, where so many deliveries have been taken."""
+        return self.probe is not None and (number > 0 or bool(self.used(number)))
+
     def row(self, number: int) -> tuple[str | None, float] | None:
         """The pace and the probe of the row then; None where it stays as it is."""
         turns = self.used(number)
-        if not (turns or (number and self.probe)):
+        if not (turns or self.is_alone(number)):
             return None
         return self.pace and with_turns(self.pace, turns), self.probe or 0.0
 

@@ -211,7 +211,7 @@ class _Store:
             wait = None if due is None else max(0.0, due - now)
             if leave.wait is not None and len(taken) == leave.room:
                 wait = leave.wait
-            return Batch(leave.pause, taken, wait, leave.pace, leave.used(len(taken)))
+            return Batch(leave.pause, taken, wait, leave.pace, leave.used(len(taken)), leave.is_alone(len(taken)))
 
         return await self._file.transact(work)
 

@@ -63,6 +63,7 @@ class Batch(NamedTuple):
     wait: float | None
     pace: str | None = None
     turns: Sequence[float] = ()  # of what waited for one, and of what was taken
+    alone: bool = False  # whether no other worker tries the server until this one has told what came of it
 
 
 class Change(NamedTuple):
@@ -119,7 +120,7 @@ class Worker:
         self._bell = asyncio.Event()
         self._stopped = False
         self._shares = smtp if isinstance(smtp, SharesPause) else None
-        self._known, self._paced = Pause(), False
+        self._known, self._paced, self._alone = Pause(), False, False
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
     async def run(self, *, signals: bool = True) -> None:
@@ -167,7 +168,8 @@ class Worker:
             return
         pause, paced = None if shares.pause == self._known else shares.pause, shares.tell_pace()
         self._known, self._paced = pause or self._known, self._paced or paced is not None
-        if pause is not None or paced is not None:
+        if pause is not None or paced is not None or self._alone:
+            self._alone = False
             await self.insist(lambda: self.store.tell(shares.server, pause, paced))
 
     def _stop(self) -> None:
@@ -188,7 +190,7 @@ class Worker:
             if batch.pause != self._known:
                 self._known = batch.pause
                 self._shares.adopt(batch.pause)
-            self._paced = batch.pace is not None
+            self._paced, self._alone = batch.pace is not None, self._alone or batch.alone
             self._shares.follow(batch.pace, batch.turns)
         for one in batch.taken:
             turn = asyncio.ensure_future(self._turn(one, asked_at))
