@@ -89,13 +89,15 @@ def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor]
     return work
 
 
+DUE: Final = (
+    "SELECT id, envelope, state, message, taken + 1, holder IS NOT NULL, number FROM smtpretry_deliveries "
+    "LEFT JOIN smtpretry_messages USING (number) WHERE due <= ? ORDER BY due LIMIT ?"
+)
+
+
 def take(connection: sqlite3.Connection, now: float, until: float, holder: str, limit: int) -> list[Taken]:
     """Take what is due, first what has been due for longest."""
-    rows = connection.execute(
-        "SELECT id, envelope, state, message, taken + 1, holder IS NOT NULL, number FROM smtpretry_deliveries "
-        "LEFT JOIN smtpretry_messages USING (number) WHERE due <= ? ORDER BY due LIMIT ?",
-        (now, limit),
-    ).fetchall()
+    rows = connection.execute(DUE, (now, limit)).fetchall()
     connection.executemany(
         "UPDATE smtpretry_deliveries SET due = ?, taken = taken + 1, holder = ? WHERE number = ?",
         [(until, holder, row[-1]) for row in rows],
