@@ -84,7 +84,7 @@ TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(h
     )) RETURNING id, envelope::text, state::text, message, taken, died"""
 _NEXT: Final = """SELECT extract(epoch FROM due - now())::float8 FROM smtpretry_deliveries
     WHERE queue = %(queue)s AND due > now() ORDER BY due LIMIT 1"""
-_CALM: Final = "SELECT 1 FROM smtpretry_servers WHERE name = %(server)s AND (failures > 0 OR pace IS NOT NULL)"
+_TROUBLE: Final = "SELECT 1 FROM smtpretry_servers WHERE name = %(server)s AND (failures > 0 OR pace IS NOT NULL)"
 _SERVER: Final = f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = %(server)s FOR UPDATE"
 _TRIED: Final = "UPDATE smtpretry_servers SET pace = %s, probe = %s WHERE name = %s"
 _NEW: Final = """INSERT INTO smtpretry_servers (name, until, failures) VALUES (%(server)s, 0, 0)
@@ -223,9 +223,10 @@ class Store:
         """See `Store`."""
         values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "server": server}
         with _told():
-            async with statement(self._connect) as own:
-                if server is None or (self._calm and not (await own.execute(_CALM, values)).rowcount):
-                    return await self._take(own, values, Pause())
+            if server is None or self._calm:
+                async with statement(self._connect) as own:
+                    if server is None or not (await own.execute(_TROUBLE, values)).rowcount:
+                        return await self._take(own, values, Pause())
             async with self._connect() as own, own.transaction():
                 may = leave(await (await own.execute(_SERVER, values)).fetchone(), self._clock(), room, waiting)
                 self._calm = not may.pause.failures and may.pace is None
