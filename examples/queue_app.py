@@ -36,8 +36,6 @@ async def open_queue() -> AsyncIterator[Engine]:
 
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=DATABASE))
     async with app.open_async():
-        if not await app.check_connection_async():
-            await app.schema_manager.apply_schema_async()
         yield ProcrastinateEngine(app)
 
 

@@ -26,7 +26,7 @@ from .session.waiting import Wish
 from .stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable
+    from collections.abc import Awaitable, Iterable, Sequence
     from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .attempt import Save
     from .delivery import Delivery
     from .events import Hook
-    from .queues.engine import Engine
+    from .queues.engine import Engine, Paced
 
 
 class RetryingSMTP(Sends):
@@ -267,6 +267,19 @@ class RetryingSMTP(Sends):
         """Keep the pause that another client of the same server was asked for, or has seen the end of."""
         said = Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
         self._pool.adopt(pause.until, pause.failures, said)
+
+    def tell_pace(self) -> Paced | None:
+        """What makes of the stored pace one that knows what this client has found out; None: that is nothing new."""
+        return self._pool.news()
+
+    @property
+    def without_turn(self) -> int:
+        """How many deliveries wait for a turn in the pace that is stored."""
+        return self._pool.without_turn
+
+    def follow(self, pace: str | None, turns: Sequence[float]) -> None:
+        """Keep the pace that is stored, with these turns in it."""
+        self._pool.follow(pace, turns)
 
     def _alarm(self, seconds: float) -> Awaitable[None]:
         return self._pool.alarm(seconds)

@@ -116,9 +116,7 @@ async def main(server: postgres.Postgres, folder: str) -> None:
     conninfos = {
         name: server.create(name) for name in ("conformance", *(f"window{size}" for size, _ in SIZES.values()))
     }
-    for conninfo in conninfos.values():
-        await postgres.make_tables(conninfo)
-    await check("procrastinate", functools.partial(in_postgres, conninfos))
+    await check("PostgreSQL", functools.partial(in_postgres, conninfos))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def running(*, fsync: bool = False) -> Iterator[Postgres]:
 
 @contextlib.asynccontextmanager
 async def engine_in(conninfo: str, *, timeout: float = 30.0, **options: Any) -> AsyncIterator[ProcrastinateEngine]:
-    """Open an engine in a database that has procrastinate's tables; its workers are taken for dead after two seconds.
+    """Open an engine in a database; its workers are taken for dead after two seconds.
 
     A connection is waited for as long as `timeout`, in seconds.
     """

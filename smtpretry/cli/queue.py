@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from smtpretry.queues.shelf import Shelf, Stored, opened
+from smtpretry.queues.shelf import Shelf, opened
 
 from . import UNREADABLE
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from smtpretry.delivery import Delivery
+    from smtpretry.queues.stored import Stored
 
 NOT_THERE: Final = 1
 """The exit code where there is no such delivery, or nothing can be done about it any more."""

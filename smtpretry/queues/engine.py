@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from smtpretry.delivery import Delivery
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from smtpretry.policy import RetryPolicy
     from smtpretry.replies.reply import Reply
     from smtpretry.replies.stage import Stage
@@ -52,8 +54,19 @@ class Progress:
         return f"{self.waiting} waiting, {self.due} due, {self.working} under way, {self.ended} ended"
 
 
+class QueueError(OSError):
+    """The queue cannot be used; the message says why, and what to do.
+
+    Attributes:
+        passing: whether it may be over in a while, as where the disk is full.
+    """
+
+    passing = False
+
+
 OnEnd = Callable[[Delivery], Awaitable[None]]
 OnProgress = Callable[[Progress], None]
+Paced = Callable[[str | None], str | None]
 Save = Callable[[Delivery], Awaitable[None]]
 
 
@@ -70,7 +83,7 @@ class SupportsAttempt(Protocol):
 
 @runtime_checkable
 class SharesPause(Protocol):
-    """What a client lets the workers on one queue share: the pause that its server has asked for."""
+    """What a client lets the workers on one queue share: the pause that its server has asked for, and its speed."""
 
     @property
     def server(self) -> str:
@@ -82,6 +95,16 @@ class SharesPause(Protocol):
 
     def adopt(self, pause: Pause) -> None:
         """Take over what another one knows."""
+
+    def tell_pace(self) -> Paced | None:
+        """What makes of the stored pace one that knows what this client has found out; None: that is nothing new."""
+
+    @property
+    def without_turn(self) -> int:
+        """How many deliveries wait for a turn in the pace that is stored."""
+
+    def follow(self, pace: str | None, turns: Sequence[float]) -> None:
+        """Keep the pace that is stored, with these turns in it."""
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
+from .engine import QueueError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -24,16 +26,6 @@ _CHECKPOINT: Final = 4 * 2**20  # bytes of write-ahead log after which it is wri
 _PASSING: Final = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED")  # what may be over in a while
 _REMOTE: Final = ("afs", "ceph", "cifs", "fuse.sshfs", "gluster", "lustre", "ncpfs", "nfs", "smb")
 _left_by_fork: Final = list[object]()  # connections of a parent process: closing them here would harm it
-
-
-class QueueError(OSError):
-    """The queue's file cannot be used; the message says why, and what to do.
-
-    Attributes:
-        passing: whether it may be over in a while, as where the disk is full.
-    """
-
-    passing = False
 
 
 class _Order(Generic[T]):

@@ -1,95 +1,63 @@
-"""procrastinate as the queue: jobs in PostgreSQL, and workers anywhere. Needs the extra ``procrastinate``.
+"""PostgreSQL as the queue, and workers anywhere: in the database of a procrastinate app. Needs the extra of that name.
 
-One job is one delivery for its whole life: the job's arguments are its envelope and its state, which each save updates
-in place; its message is a row of a table of ours, written once. What a worker writes about a job holds only as long as
-the job is its own (`_OURS`): one that was taken for dead, and was not, changes nothing any more.
+The app lends its connections. Deliveries lie in a table of their own (see `postgres`): a procrastinate job is written
+anew with each change of its status, together with a log of those.
 """
-
-# ruff: noqa: ANN401 - arguments that are procrastinate's
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import time
-import zlib
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, LiteralString
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 try:
     import procrastinate
     import psycopg
     from procrastinate.exceptions import ConnectorException
-    from procrastinate.jobs import Job, Status
-    from procrastinate.manager import JobManager
-    from psycopg.types.json import Jsonb
-    from psycopg_pool import PoolClosed
+
+    from . import legacy, postgres
 except ImportError as error:
     _message = "this engine needs procrastinate and psycopg: pip install 'smtpretry[procrastinate]'"
     raise ImportError(_message, name=error.name) from error
 
 from smtpretry import log
-from smtpretry.delivery import Delivery
-from smtpretry.policy import RetryPolicy
 
-from .turn import Turn
+from .engine import QueueError
+from .worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from .engine import OnEnd, SupportsAttempt
+    from smtpretry.delivery import Delivery
 
-_TASK = "smtpretry:attempt"
-_OURS = """ WHERE id = %(id)s AND status = 'doing' AND attempts = %(attempts)s
-    AND worker_id IS NOT DISTINCT FROM %(worker)s RETURNING id"""
-_TO_DO = """status = (CASE WHEN abort_requested THEN 'aborted' ELSE 'todo' END)::procrastinate_job_status,
-    abort_requested = false, attempts = attempts + 1, scheduled_at = %(retry_at)s"""
-_DUE = "coalesce(scheduled_at, '-infinity'::timestamptz)"
-_TABLES = f"""
-    SET LOCAL lock_timeout = '5s';
-    SELECT pg_advisory_xact_lock(hashtextextended('smtpretry', 0));
-    DO $$ BEGIN IF to_regclass('smtpretry_due') IS NULL THEN
-        CREATE TABLE smtpretry_messages (job_id bigint PRIMARY KEY, message bytea NOT NULL);
-        ALTER TABLE smtpretry_messages ALTER COLUMN message SET STORAGE EXTERNAL;  -- it is compressed
-        CREATE UNIQUE INDEX smtpretry_lock ON procrastinate_jobs (lock) WHERE task_name = '{_TASK}';
-        CREATE INDEX smtpretry_due ON procrastinate_jobs (queue_name, ({_DUE}))
-            WHERE status = 'todo' AND task_name = '{_TASK}';
-    END IF; END $$
-"""
-_SUBMIT = f"""WITH job AS (
-        INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args, scheduled_at)
-        VALUES (%(queue)s, '{_TASK}', %(lock)s, %(args)s, %(at)s)
-        ON CONFLICT (lock) WHERE task_name = '{_TASK}' DO NOTHING RETURNING id
-    ) INSERT INTO smtpretry_messages SELECT id, %(message)s FROM job"""  # noqa: S608 - texts of this module
-_FETCH = f"""UPDATE procrastinate_jobs AS job SET status = 'doing', worker_id = %(worker)s WHERE id = (
-        SELECT id FROM procrastinate_jobs
-        WHERE status = 'todo' AND task_name = '{_TASK}' AND queue_name = %(queue)s AND {_DUE} <= now()
-        ORDER BY {_DUE} LIMIT 1 FOR UPDATE SKIP LOCKED
-    ) RETURNING job.*, (SELECT message FROM smtpretry_messages WHERE job_id = job.id)"""  # noqa: S608 - the same
-_END = f"""WITH ended AS (
-        UPDATE procrastinate_jobs SET status = 'succeeded', abort_requested = false,
-            args = (args || %(state)s) - 'message'{_OURS}
-    ), gone AS (DELETE FROM smtpretry_messages USING ended WHERE job_id = ended.id) SELECT id FROM ended"""  # noqa: S608
-_SAVE = f"UPDATE procrastinate_jobs SET args = args || %(state)s{_OURS}"  # noqa: S608
-_AGAIN = f"UPDATE procrastinate_jobs SET {_TO_DO}, args = args || %(state)s{_OURS}"  # noqa: S608
-_DELETE = "DELETE FROM procrastinate_jobs WHERE id = %(id)s AND status = 'succeeded'"
-_PAUSE = 1.0  # seconds: the shortest wait of a job, and the time between two tries to reach the database
+    from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
+
+_TAKE_OVER: Final = 60.0  # seconds between two looks for what smtpretry 0.1 has queued
+_SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
 class ProcrastinateEngine:
     """An `Engine` in the database of a procrastinate app, which the application opens and closes.
 
+    The tables are made when it is first used. What smtpretry 0.1 has queued there is taken over by the first worker.
+
     Args:
-        app: the app; its connector is a `PsycopgConnector`. Its job manager is replaced by one that keeps deliveries
-            out of procrastinate's logs, and lets a worker finish or retry a delivery only while it is its own.
-        queue: the name of the queue. Workers that are started otherwise than by `work` must leave it alone.
-        stalled_after: seconds without a heartbeat after which a worker is taken for dead; the app's other workers
-            have one every ten seconds.
-        options: those of `procrastinate.App.run_worker_async` for `work`, such as ``concurrency`` (here 10).
+        app: the app; its connector is a `PsycopgConnector`.
+        queue: the name of the queue.
+        stalled_after: seconds without a heartbeat after which a worker is taken for dead; at least two.
+        concurrency: how many deliveries a worker sends at a time.
+        keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
+        fetch_job_polling_interval: seconds between two looks into the database where nobody says that something is due:
+            where LISTEN does not work, and for what a dead worker had.
+        shutdown_graceful_timeout: seconds that attempts under way get if a worker is stopped; None for `stalled_after`.
+        install_signal_handlers: whether SIGINT and SIGTERM end `work`.
+        others: other options of `procrastinate.App.run_worker_async`, which have no effect.
 
     Raises:
         TypeError: the app has another connector.
+        ValueError: `stalled_after` or `concurrency` is too small.
     """
 
     def __init__(
@@ -98,189 +66,107 @@ class ProcrastinateEngine:
         queue: str = "smtpretry",
         *,
         stalled_after: float = 30.0,
-        **options: Any,
+        concurrency: int = 10,
+        keep: timedelta = timedelta(days=7),
+        fetch_job_polling_interval: float = 5.0,
+        shutdown_graceful_timeout: float | None = None,
+        install_signal_handlers: bool = True,
+        **others: Any,  # noqa: ANN401, ARG002 - procrastinate's
     ) -> None:
         if not isinstance(app.connector, procrastinate.PsycopgConnector):
             msg = f"the app needs a PsycopgConnector, it has {type(app.connector).__name__}"
             raise TypeError(msg)
+        if not stalled_after >= _SHORTEST_LEASE:
+            msg = f"stalled_after is {_SHORTEST_LEASE:g} seconds or more, not {stalled_after!r}"
+            raise ValueError(msg)
+        if concurrency < 1:
+            msg = f"concurrency is a whole number from 1 on, not {concurrency!r}"
+            raise ValueError(msg)
         self.app, self._connector, self._queue, self._stalled_after = app, app.connector, queue, stalled_after
-        self._options: dict[str, Any] = {
-            "queues": [queue],
-            "concurrency": 10,
-            "fetch_job_polling_interval": 1.0,
-            "shutdown_graceful_timeout": stalled_after,
-            "update_heartbeat_interval": min(stalled_after / 3, 10.0),
-            "stalled_worker_timeout": stalled_after,
-            **options,
-        }
-        self._manager = app.job_manager = _Manager(app.connector, queue)
+        self._concurrency, self._keep, self._poll = concurrency, keep, fetch_job_polling_interval
+        self._grace = stalled_after if shutdown_graceful_timeout is None else shutdown_graceful_timeout
+        self._signals = install_signal_handlers
         self._has_tables = False
-        self._come_again = _ComeAgain()
-        self._work: tuple[SupportsAttempt, OnEnd | None] | None = None
-        app.task(name=_TASK, queue=queue, pass_context=True, retry=self._come_again)(self._attempt)
 
     async def submit(self, delivery: Delivery, /, *, connection: psycopg.AsyncConnection[Any] | None = None) -> None:
         """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits."""
         await self._make_tables()
         if connection is None:
-            async with self._connector.pool.connection() as own, own.transaction():
-                return await self.submit(delivery, connection=own)
-        if not isinstance(connection, psycopg.AsyncConnection):
+            async with postgres.statement(self._connect) as own:
+                await postgres.insert(own, self._queue, delivery)
+        elif isinstance(connection, psycopg.AsyncConnection):
+            await postgres.insert(connection, self._queue, delivery)
+        else:
             msg = f"connection is a psycopg.AsyncConnection, not {type(connection).__name__}"
             raise TypeError(msg)
-        args = {name: value for name, value in delivery.to_dict().items() if name != "message"}
-        at = datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None
-        values = {"queue": self._queue, "lock": _lock(delivery.id), "args": Jsonb(args), "at": at}
-        await connection.execute(_SUBMIT, values | {"message": zlib.compress(delivery.message, 1)})
-        return None
 
     async def has(self, delivery_id: str, /) -> bool:
-        """Whether it has taken the delivery over; it has forgotten what was deleted from procrastinate's tables."""
-        query = "SELECT 1 FROM procrastinate_jobs WHERE lock = %s AND task_name = %s"
-        async with self._connector.pool.connection() as own:
-            found = await own.execute(query, [_lock(delivery_id), _TASK])
+        """Whether it has taken the delivery over, and not forgotten it since (`keep`)."""
+        await self._make_tables()
+        async with self._connect() as own:
+            found = await own.execute("SELECT 1 FROM smtpretry_deliveries WHERE id = %s", [delivery_id])
             return bool(found.rowcount)
 
-    async def _make_tables(self) -> None:
-        """Make what stands beside procrastinate's tables, where it does not, as in a database of smtpretry 0.1."""
-        if self._has_tables:
-            return
-        async with self._connector.pool.connection() as own:
-            found = await own.execute("SELECT to_regclass('smtpretry_due')")
-            if None in (await found.fetchone() or (None,)):
-                try:
-                    await own.execute(_TABLES)
-                except psycopg.Error as error:
-                    error.add_note("smtpretry: start one worker alone, with a role that may make tables here")
-                    raise
-        self._has_tables = True
-
-    async def work(self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None) -> None:
-        """See `Engine`. Ends with SIGINT or SIGTERM, or where the database stays away: then start it again."""
-        self._work, self._come_again.policy = (smtp, on_end), smtp.policy
+    async def progress(self) -> Progress:
+        """How many deliveries there are."""
         await self._make_tables()
-        rescue = asyncio.create_task(self._rescue())
+        async with self._connect() as own:
+            return await postgres.count(own, self._queue)
+
+    async def work(
+        self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None, on_progress: OnProgress | None = None
+    ) -> None:
+        """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits.
+
+        Args:
+            smtp: the client to send with.
+            on_end: see `Engine`.
+            on_progress: called every minute with the number of deliveries that are waiting, due, under way and ended;
+                the log says it, too.
+        """
+        await self._make_tables()
+        store = postgres.Store(
+            self._connect,
+            self._listen,
+            queue=self._queue,
+            lease=self._stalled_after,
+            grace=self._grace,
+            concurrency=self._concurrency,
+            poll=min(self._poll, self._stalled_after / 3),
+            keep=self._keep,
+            clock=smtp.policy.clock,
+        )
+        taking_over = asyncio.ensure_future(self._take_over())
         try:
-            await self.app.run_worker_async(**self._options)
+            await Worker(store, smtp, on_end, on_progress).run(signals=self._signals)
         finally:
-            rescue.cancel()
+            taking_over.cancel()
+            await asyncio.wait([taking_over])
 
-    async def _rescue(self) -> None:
-        """Let the jobs of dead workers run again, now."""
-        while True:
-            with contextlib.suppress(ConnectorException):
-                for job in await self._manager.get_stalled_jobs(
-                    task_name=_TASK, seconds_since_heartbeat=self._stalled_after
-                ):
-                    log.say(logging.WARNING, "smtp job %s: its worker is gone; to be run again", job.id, job=job.id)
-                    await self._manager.retry_job(job, retry_at=datetime.now(UTC))
-            await asyncio.sleep(self._stalled_after / 3)
+    def _connect(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
+        return self._connector.pool.connection()
 
-    async def _attempt(self, context: procrastinate.JobContext, stored: _Stored) -> None:
-        if self._work is None:
-            msg = "a worker for this queue is started with ProcrastinateEngine.work"
-            raise RuntimeError(msg)
-        smtp, on_end = self._work
-        self._manager.settled.add(context.job.id or 0)
-        await Turn(_Hold(self._manager, context.job, stored), smtp, on_end).take()
+    async def _make_tables(self) -> None:
+        if not self._has_tables:
+            async with self._connect() as own:
+                await postgres.prepare(own)
+            self._has_tables = True
 
+    async def _listen(self, heard: Callable[[str], None]) -> None:
+        async def call(*, channel: str, payload: str) -> None:  # noqa: ARG001 - its signature
+            heard(payload)
 
-class _Hold:
-    """A worker's hold on one job."""
+        try:
+            await self._connector.listen_notify(call, [postgres.CHANNEL])
+        except ConnectorException as error:
+            raise QueueError(type(error).__name__) from error
 
-    def __init__(self, manager: _Manager, job: Job, stored: _Stored) -> None:
-        self._manager, self._job, self._stored = manager, job, stored
-        self.name, self.number, self.taken_at = f"job {job.id}", job.attempts + 1, stored.taken_at
-
-    def load(self) -> Delivery:
-        args, message = self._stored.args, self._stored.message
-        if "message" in args:  # as smtpretry 0.1 stored it
-            return Delivery.from_dict(args)
-        delivery = Delivery.from_dict(args | {"message": ""})
-        if message is None:
-            msg = "the message is not in the queue any more"
-            raise ValueError(msg)
-        delivery.message = zlib.decompress(message)
-        return delivery
-
-    async def save(self, delivery: Delivery, *, over: bool) -> bool:
-        query = _END if over else _SAVE
-        return await self._manager.change(self._job, query, state=delivery.state())
-
-    async def again(self, delivery: Delivery | None, wait: float) -> None:
-        at = datetime.now(UTC) + timedelta(seconds=max(wait, _PAUSE))
-        state = {} if delivery is None else delivery.state()
-        await self._manager.change(self._job, _AGAIN, retry_at=at, state=state)
-
-
-class _ComeAgain(procrastinate.BaseRetryStrategy):
-    """When a job comes again that ended by raising. It always does: a job ends by returning."""
-
-    policy = RetryPolicy.queue()
-
-    def get_retry_decision(self, *, exception: BaseException, job: Job) -> procrastinate.RetryDecision:  # noqa: ARG002 - its signature
-        wait = self.policy.backoff(attempt=job.attempts + 1, elapsed=0.0)
-        return procrastinate.RetryDecision(retry_at=datetime.now(UTC) + timedelta(seconds=max(wait, _PAUSE)))
-
-
-class _Stored:
-    """A job's arguments, which procrastinate would write into its logs."""
-
-    def __init__(self, args: dict[str, Any], message: bytes | None, taken_at: float) -> None:
-        self.args, self.message, self.taken_at = args, message, taken_at
-
-    def __repr__(self) -> str:
-        return "<not shown>"
-
-
-class _Manager(JobManager):
-    """procrastinate's own writes to a job by its number alone, whoever has it."""
-
-    def __init__(self, connector: procrastinate.PsycopgConnector, queue: str) -> None:
-        super().__init__(connector)
-        self._queue = queue
-        self.settled = set[int]()  # jobs whose turn writes what is to be written
-
-    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
-        if queues is None or list(queues) != [self._queue]:
-            return await super().fetch_job(queues, worker_id)
-        asked_at = time.monotonic()
-        rows = await self.connector.execute_query_all_async(_FETCH, worker=worker_id, queue=self._queue)
-        if not rows:
-            return None
-        job = Job.from_row(rows[0])
-        return job.evolve(task_kwargs={"stored": _Stored(job.task_kwargs, rows[0]["message"], asked_at)})
-
-    async def retry_job(self, job: Job, retry_at: datetime | None = None, **others: Any) -> None:  # type: ignore[override]
-        if job.id in self.settled:
-            self.settled.discard(job.id)
-        elif job.task_name == _TASK:
-            await self.change(job, _AGAIN, retry_at=retry_at, state={})
-        else:
-            await super().retry_job(job, retry_at, **others)
-
-    async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:  # noqa: FBT001 - procrastinate's
-        if job.task_name == _TASK:
-            self.settled.discard(job.id or 0)
-            if delete_job:
-                await self.connector.execute_query_async(_DELETE, id=job.id)
-        else:
-            await super().finish_job(job, status, delete_job)
-
-    async def change(self, job: Job, query: LiteralString, **values: Any) -> bool:
-        """Change a job as long as it is this worker's: False where it is not. Waits for a database that is away."""
-        ours = {"id": job.id, "worker": job.worker_id, "attempts": job.attempts}
+    async def _take_over(self) -> None:
+        """Take over what smtpretry 0.1 has queued, and goes on to queue where it is still in use."""
         while True:
             try:
-                return bool(await self.connector.execute_query_all_async(query, **ours, **values))
-            except ConnectorException as error:
-                away = error.__cause__
-                if not isinstance(away, psycopg.OperationalError) or isinstance(away, PoolClosed):
-                    raise
-                why = type(away).__name__
-                log.say(logging.WARNING, "smtp job %s: the database is away: %s", job.id, why, job=job.id)
-            await asyncio.sleep(_PAUSE)
-
-
-def _lock(delivery_id: str) -> str:
-    return f"smtpretry:{delivery_id}"
+                async with postgres.statement(self._connect) as own:
+                    await legacy.take_over(own, self._queue, self._stalled_after)
+            except psycopg.Error as error:
+                log.say(logging.WARNING, "smtp queue: jobs of smtpretry 0.1 stay: %s", type(error).__name__)
+            await asyncio.sleep(_TAKE_OVER)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from smtpretry.delivery import Delivery
-from smtpretry.replies.reply import Reply
-from smtpretry.replies.stage import Stage
-
-from .engine import Pause, Progress
+from .engine import Progress
+from .servers import COLUMNS, Leave, leave, told
+from .worker import Taken
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterable
 
+    from smtpretry.delivery import Delivery
+
+    from .engine import Paced, Pause
+
 VERSION: Final = 1
 _ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
-_PROBE: Final = 60.0  # seconds that a worker has to find out whether a server works again, before another one may
 
 # A file may be the application's own: these tables stand beside its own ones, and say their version themselves.
 _SCHEMA: Final = (
@@ -41,7 +41,8 @@ _SCHEMA: Final = (
         failures INTEGER NOT NULL,
         stage TEXT,
         reply TEXT,
-        probe REAL NOT NULL DEFAULT 0  -- until when one worker finds out whether it works again
+        probe REAL NOT NULL DEFAULT 0,  -- until when one worker finds out whether it works again
+        pace TEXT
     )""",
     "CREATE TABLE smtpretry_schema (version INTEGER NOT NULL)",
 )
@@ -61,37 +62,14 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         connection.execute("INSERT INTO smtpretry_schema VALUES (?)", (VERSION,))
         if not shared:
             connection.execute(f"PRAGMA user_version = {VERSION}")
+    if not connection.execute("SELECT 1 FROM pragma_table_info('smtpretry_servers') WHERE name = 'pace'").fetchone():
+        connection.execute("ALTER TABLE smtpretry_servers ADD COLUMN pace TEXT")
     (version,) = connection.execute("SELECT max(version) FROM smtpretry_schema").fetchone()
     if not shared:  # else it is the application's
         version = max(version, connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
         msg = f"the queue is of version {version}, this smtpretry knows {VERSION}: upgrade smtpretry here, too"
         raise ValueError(msg)
-
-
-@dataclass
-class Taken:
-    """A delivery that a worker has taken."""
-
-    number: int
-    name: str
-    envelope: str
-    state: str
-    message: bytes | None
-    taken: int
-    died: bool  # the worker that had it before
-
-    def load(self, now: float) -> Delivery:
-        """The delivery. An attempt that its worker did not survive counts as one."""
-        delivery = Delivery.from_dict(json.loads(self.envelope) | {"message": ""} | json.loads(self.state))
-        if self.message is None:
-            msg = "the message is not in the queue any more"
-            raise ValueError(msg)
-        delivery.message = self.message
-        if self.died:
-            for who in delivery.due(now):
-                delivery.outcomes[who].attempts += 1
-        return delivery
 
 
 def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], None]:
@@ -111,16 +89,18 @@ def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor]
     return work
 
 
+DUE: Final = (
+    "SELECT id, envelope, state, message, taken + 1, holder IS NOT NULL, number FROM smtpretry_deliveries "
+    "LEFT JOIN smtpretry_messages USING (number) WHERE due <= ? ORDER BY due LIMIT ?"
+)
+
+
 def take(connection: sqlite3.Connection, now: float, until: float, holder: str, limit: int) -> list[Taken]:
     """Take what is due, first what has been due for longest."""
-    rows = connection.execute(
-        "SELECT number, id, envelope, state, message, taken + 1, holder IS NOT NULL FROM smtpretry_deliveries "
-        "LEFT JOIN smtpretry_messages USING (number) WHERE due <= ? ORDER BY due LIMIT ?",
-        (now, limit),
-    ).fetchall()
+    rows = connection.execute(DUE, (now, limit)).fetchall()
     connection.executemany(
         "UPDATE smtpretry_deliveries SET due = ?, taken = taken + 1, holder = ? WHERE number = ?",
-        [(until, holder, row[0]) for row in rows],
+        [(until, holder, row[-1]) for row in rows],
     )
     return [Taken(*row) for row in rows]
 
@@ -180,37 +160,31 @@ def count(connection: sqlite3.Connection, now: float) -> Progress:
     return Progress(*waiting, *ended)
 
 
-# The pause that a server has asked for
+# What a server has asked for
 
 
-def may_try(connection: sqlite3.Connection, server: str, now: float) -> tuple[Pause, int | None, float | None]:
-    """What is known of a server; how many deliveries may be tried now (None: any); and when to ask again."""
-    row = connection.execute(
-        "SELECT until, failures, stage, reply, probe FROM smtpretry_servers WHERE name = ?", (server,)
-    ).fetchone()
-    if row is None:
-        return Pause(), None, None
-    until, failures, stage, reply, probe = row
-    pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
-    if not failures:
-        return pause, None, None
-    ask_again = max(until, probe)
-    if now < ask_again:
-        return pause, 0, ask_again
-    connection.execute("UPDATE smtpretry_servers SET probe = ? WHERE name = ?", (now + _PROBE, server))
-    return pause, 1, now + _PROBE
+def may_try(connection: sqlite3.Connection, server: str, now: float, room: int, waiting: int) -> Leave:
+    """What is known of a server, and how many deliveries may be tried now."""
+    return leave(_row(connection, server), now, room, waiting)
 
 
-def tell(connection: sqlite3.Connection, server: str, pause: Pause) -> None:
+def tried(connection: sqlite3.Connection, server: str, by: Leave, number: int) -> None:
+    """Let the other workers know that so many are tried."""
+    if (row := by.row(number)) is not None:
+        connection.execute("UPDATE smtpretry_servers SET pace = ?, probe = ? WHERE name = ?", (*row, server))
+
+
+def tell(connection: sqlite3.Connection, server: str, pause: Pause | None, paced: Paced | None) -> None:
     """Tell the other workers."""
-    values: tuple[Any, ...] = (pause.until, pause.failures, pause.stage and pause.stage.value, _plain(pause.reply))
     connection.execute(
-        "INSERT INTO smtpretry_servers (until, failures, stage, reply, name) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (name) DO UPDATE SET until = excluded.until, failures = excluded.failures, "
-        "stage = excluded.stage, reply = excluded.reply, probe = 0",
-        (*values, server),
+        "INSERT INTO smtpretry_servers (name, until, failures) VALUES (?, 0, 0) ON CONFLICT DO NOTHING", (server,)
+    )
+    connection.execute(
+        "UPDATE smtpretry_servers SET until = ?, failures = ?, stage = ?, reply = ?, pace = ?, probe = 0 "
+        "WHERE name = ?",
+        (*told(_row(connection, server), pause, paced), server),
     )
 
 
-def _plain(reply: Reply | None) -> str | None:
-    return None if reply is None else json.dumps([reply.code, reply.enhanced, reply.text])
+def _row(connection: sqlite3.Connection, server: str) -> Any:  # noqa: ANN401 - a row
+    return connection.execute(f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = ?", (server,)).fetchone()  # noqa: S608 - ours

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from smtpretry.delivery import Delivery
+from .stored import Stored, delivery_of, due_now
 
 if TYPE_CHECKING:
     import sqlite3
@@ -26,15 +24,6 @@ _WHERE = {
     "working": "holder IS NOT NULL",
     "ended": "due IS NULL",
 }
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A delivery as it is in a queue: "waiting", "due", "working" or "ended"; and when it is due."""
-
-    delivery: Delivery
-    state: str
-    due: float | None
 
 
 class Shelf(Protocol):
@@ -73,7 +62,16 @@ async def opened(where: str) -> AsyncIterator[Shelf]:
         async with SQLiteEngine(path) as engine:
             yield FileShelf(engine)
         return
-    msg = f"{where!r} is no address of a queue: sqlite:mail.db is one"
+    if kind in ("postgresql", "postgres"):
+        try:
+            from .tables import opened_tables  # noqa: PLC0415 - only where it is asked for
+        except ImportError as error:
+            msg = "a queue in PostgreSQL needs psycopg: pip install 'smtpretry[procrastinate]'"
+            raise ImportError(msg, name=error.name) from error
+        async with opened_tables(where) as shelf:
+            yield shelf
+        return
+    msg = f"{where!r} is no address of a queue: sqlite:mail.db is one, and postgresql://host/database"
     raise ValueError(msg)
 
 
@@ -116,11 +114,8 @@ class FileShelf:
             row = own.execute(f"{_QUERY} WHERE id = ? AND due IS NOT NULL AND holder IS NULL", (name,)).fetchone()
             if row is None:
                 return False
-            delivery = _stored(row).delivery
-            for who in delivery.pending:
-                delivery.outcomes[who].next_at = 0.0
             own.execute(
-                "UPDATE smtpretry_deliveries SET due = 0, state = ? WHERE id = ?", (json.dumps(delivery.state()), name)
+                "UPDATE smtpretry_deliveries SET due = 0, state = ? WHERE id = ?", (due_now(row[0], row[1]), name)
             )
             return True
 
@@ -143,7 +138,5 @@ class FileShelf:
 
 def _stored(row: tuple[Any, ...], message: bytes = b"") -> Stored:
     envelope, state, due, holder = row
-    delivery = Delivery.from_dict(json.loads(envelope) | {"message": ""} | json.loads(state))
-    delivery.message = message
     named = "ended" if due is None else "working" if holder else "due" if due <= time.time() else "waiting"
-    return Stored(delivery, named, due)
+    return Stored(delivery_of(envelope, state, message), named, due)

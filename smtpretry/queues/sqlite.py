@@ -12,21 +12,25 @@ import contextlib
 import os
 import sqlite3
 import time
+import uuid
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
-from .file import File, QueueError
-from .schema import check, count, insert
-from .worker import Worker
+from . import schema
+from .engine import Pause, QueueError
+from .file import File
+from .servers import Leave
+from .worker import Batch, Worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from types import TracebackType
 
     from smtpretry.delivery import Delivery
 
-    from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
+    from .engine import OnEnd, OnProgress, Paced, Progress, SupportsAttempt
+    from .worker import Change, Taken
 
 __all__ = ["QueueError", "SQLiteEngine"]
 
@@ -69,7 +73,7 @@ class SQLiteEngine:
             raise ValueError(msg)
         self.path = Path(path).absolute()
         self.lease, self.concurrency, self.keep = lease, concurrency, keep
-        self.file = File(self.path, check)
+        self.file = File(self.path, schema.check)
 
     def __repr__(self) -> str:
         """With its file."""
@@ -101,9 +105,9 @@ class SQLiteEngine:
             ValueError: `connection` is to another file.
         """
         if connection is None:
-            await self.file.transact(insert(delivery))
+            await self.file.transact(schema.insert(delivery))
         else:
-            insert(delivery)(self._checked(connection))
+            schema.insert(delivery)(self._checked(connection))
         self.ring()
 
     async def has(self, delivery_id: str, /) -> bool:
@@ -125,12 +129,12 @@ class SQLiteEngine:
         Raises:
             QueueError: the file cannot be used, and that will not pass by itself.
         """
-        await Worker(self, smtp, on_end, on_progress).run()
+        await Worker(_Store(self, smtp.policy.clock), smtp, on_end, on_progress).run()
 
     async def progress(self, now: float | None = None) -> Progress:
         """How many deliveries there are, by now (seconds since the epoch)."""
         at = time.time() if now is None else now
-        return await self.file.look(lambda own: count(own, at))
+        return await self.file.look(lambda own: schema.count(own, at))
 
     def ring(self) -> None:
         """Wake the workers of this process."""
@@ -171,5 +175,68 @@ class SQLiteEngine:
         if not own or not self.path.samefile(own):
             msg = f"connection is to {own or 'a database in memory'}, not to the file of the queue, {self.path}"
             raise ValueError(msg)
-        check(cursor)
+        schema.check(cursor)
         return cursor
+
+
+class _Store:
+    """The file, as one worker sees it."""
+
+    def __init__(self, engine: SQLiteEngine, clock: Callable[[], float]) -> None:
+        self._engine, self._file, self._clock = engine, engine.file, clock
+        self._holder = uuid.uuid4().hex
+        self.name, self.lease, self.concurrency = engine.path.name, engine.lease, engine.concurrency
+        self.grace = engine.lease
+
+    @contextlib.asynccontextmanager
+    async def listening(self, wake: Callable[[], None]) -> AsyncIterator[None]:
+        """See `Store`."""
+        await self._file.look(lambda _: None)  # it is there now, for those who watch it
+        with self._engine.heard(wake) as bell, self._file.watched(bell):
+            yield
+
+    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+        """See `Store`."""
+        now = self._clock()
+
+        def work(own: sqlite3.Connection) -> Batch:
+            due = schema.next_due(own)
+            leave = Leave(Pause(), room if due is not None and due <= now else 0)
+            if server is not None:
+                leave = schema.may_try(own, server, now, leave.room, waiting)
+            taken = schema.take(own, now, now + self.lease, self._holder, leave.room) if leave.room else []
+            if server is not None:
+                schema.tried(own, server, leave, len(taken))
+            due = schema.next_due(own)
+            wait = None if due is None else max(0.0, due - now)
+            if leave.wait is not None and len(taken) == leave.room:
+                wait = leave.wait
+            return Batch(leave.pause, taken, wait, leave.pace, leave.used(len(taken)), leave.is_alone(len(taken)))
+
+        return await self._file.transact(work)
+
+    async def write(self, one: Taken, change: Change) -> bool:
+        """See `Store`."""
+        now = self._clock()
+        if change.over:
+            return await self._file.transact(lambda own: schema.end(own, one, now, change.state or ""))
+        due, free = now + (self.lease if change.wait is None else change.wait), change.wait is not None
+        return await self._file.transact(lambda own: schema.store(own, one, due, change.state, free=free))
+
+    async def beat(self, those: Sequence[Taken]) -> None:
+        """See `Store`."""
+        now = self._clock()
+
+        def work(own: sqlite3.Connection) -> None:
+            schema.renew(own, those, now + self.lease)
+            schema.forget(own, now - self._engine.keep.total_seconds())
+
+        await self._file.transact(work)
+
+    async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
+        """See `Store`."""
+        await self._file.transact(lambda own: schema.tell(own, server, pause, paced))
+
+    async def progress(self) -> Progress:
+        """See `Store`."""
+        return await self._engine.progress(self._clock())

@@ -1,4 +1,4 @@
-"""A worker of an SQLite queue: it takes what is due, and waits for more without reading the file."""
+"""A worker: it takes what is due in a queue, makes the attempts, and waits for more. The same for each engine."""
 
 from __future__ import annotations
 
@@ -7,50 +7,100 @@ import contextlib
 import json
 import logging
 import time
-import uuid
-from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import log
+from smtpretry.delivery import Delivery
 
-from . import schema
-from .engine import Pause, SharesPause
-from .file import QueueError
-from .schema import Taken
+from .engine import Pause, QueueError, SharesPause
 from .signals import stopping
 from .turn import Turn
 
 if TYPE_CHECKING:
-    import sqlite3
-    from collections.abc import Callable
-    from contextlib import AbstractContextManager
-    from datetime import timedelta
-    from pathlib import Path
+    from collections.abc import Awaitable, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
-    from smtpretry.delivery import Delivery
-
-    from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
-    from .file import File
+    from .engine import OnEnd, OnProgress, Paced, Progress, SupportsAttempt
 
 T = TypeVar("T")
 
-_AGAIN: Final = 1.0  # seconds between two tries where the file cannot be written now
+_AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be written now
+_ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
 _REPORT: Final = 60.0  # seconds between two reports
 
 
-class Queue(Protocol):
-    """What a worker works on."""
+@dataclass(slots=True)
+class Taken:
+    """A delivery that a worker has taken."""
 
-    path: Path
-    file: File
-    lease: float
+    name: str
+    envelope: str
+    state: str
+    message: bytes | None
+    taken: int  # how many times
+    died: bool  # the worker that had it before
+    number: int = 0  # of its row, where it has one
+
+    def load(self, now: float) -> Delivery:
+        """The delivery. An attempt that its worker did not survive counts as one."""
+        delivery = Delivery.from_dict(json.loads(self.envelope) | {"message": ""} | json.loads(self.state))
+        if self.message is None:
+            msg = "the message is not in the queue any more"
+            raise ValueError(msg)
+        delivery.message = self.message
+        if self.died:
+            for who in delivery.due(now):
+                delivery.outcomes[who].attempts += 1
+        return delivery
+
+
+class Batch(NamedTuple):
+    """What a look into the queue has brought, with the seconds to the next look."""
+
+    pause: Pause
+    taken: Sequence[Taken]
+    wait: float | None
+    pace: str | None = None
+    turns: Sequence[float] = ()  # of what waited for one, and of what was taken
+    alone: bool = False  # whether no other worker tries the server until this one has told what came of it
+
+
+class Change(NamedTuple):
+    """What is to be written about a delivery that a worker has."""
+
+    state: str | None  # None: as it is
+    wait: float | None = None  # seconds after which it may be taken again, where the worker lets go of it
+    over: bool = False
+
+
+class Store(Protocol):
+    """A queue, as one worker sees it. Each call is on the disk when it returns, or raises a `QueueError`."""
+
+    name: str
+    lease: float  # seconds without a heartbeat after which a worker counts as dead
+    grace: float  # seconds that attempts under way get to finish
     concurrency: int
-    keep: timedelta
 
-    def heard(self, wake: Callable[[], None]) -> AbstractContextManager[Callable[[], None]]:
-        """Have it called when something was submitted in this process."""
+    def listening(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
+        """Have it called when there may be something new, as long as the block lasts."""
 
-    async def progress(self, now: float | None = None) -> Progress:
+    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+        """Take what is due, at most so many; none of it where the server wants nothing now.
+
+        Where the server is paced, each has a turn, and before them those that were taken and are waiting for one.
+        """
+
+    async def write(self, one: Taken, change: Change) -> bool:
+        """Write it, unless another worker has the delivery: then False."""
+
+    async def beat(self, those: Sequence[Taken]) -> None:
+        """Say that their worker lives; forget what ended long ago."""
+
+    async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
+        """Tell the other workers of a pause, and what makes of the stored pace the one that holds now."""
+
+    async def progress(self) -> Progress:
         """How many there are."""
 
 
@@ -58,80 +108,98 @@ class Worker:
     """What is under way, and what it waits for."""
 
     def __init__(
-        self, queue: Queue, smtp: SupportsAttempt, on_end: OnEnd | None, on_progress: OnProgress | None
+        self,
+        store: Store,
+        smtp: SupportsAttempt,
+        on_end: OnEnd | None,
+        on_progress: OnProgress | None,
     ) -> None:
-        self.queue, self.smtp, self.clock = queue, smtp, smtp.policy.clock
+        self.store, self.smtp, self.clock = store, smtp, smtp.policy.clock
         self._on_end, self._on_progress = on_end, on_progress
-        self._holder = uuid.uuid4().hex
         self._turns = dict[asyncio.Task[None], Taken]()
         self._bell = asyncio.Event()
         self._stopped = False
         self._shares = smtp if isinstance(smtp, SharesPause) else None
-        self._known = Pause()
+        self._known, self._paced, self._alone = Pause(), False, False
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, *, signals: bool = True) -> None:
         """Work until a signal, or until it is cancelled."""
-        await self.queue.file.look(lambda _: None)  # it is there now, for those who watch it
-        with stopping(self._stop), self.queue.heard(self._bell.set) as bell, self.queue.file.watched(bell):
-            beating = asyncio.ensure_future(self._beat())
-            reporting = asyncio.ensure_future(self._report())
-            try:
-                while not self._stopped:
-                    self._bell.clear()
-                    when = await self._take()
-                    if beating.done():
-                        beating.result()
-                    await self._wait(when)
-            finally:
+        with stopping(self._stop) if signals else contextlib.nullcontext():
+            async with self.store.listening(self._bell.set):
+                beating = asyncio.ensure_future(self._beat())
+                reporting = asyncio.ensure_future(self._report())
                 try:
-                    await self._finish()
+                    while not self._stopped:
+                        self._bell.clear()
+                        wait = await self._take()
+                        if beating.done():
+                            beating.result()
+                        await self._wait(wait)
                 finally:
-                    beating.cancel()
-                    reporting.cancel()
+                    try:
+                        await self._finish()
+                    finally:
+                        beating.cancel()
+                        reporting.cancel()
 
-    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Do it, and where the file cannot be written now, wait until it can: what is known must not be forgotten."""
+    async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Do it, and where the queue cannot be used now, wait until it can: what is known must not be forgotten."""
         while True:
             try:
-                return await self.queue.file.transact(work)
+                return await call()
             except QueueError as error:
                 if not error.passing:
                     raise
                 log.say(logging.WARNING, "smtp queue: %s; tried again in %.0f s", error, _AGAIN, wait=_AGAIN)
             await asyncio.sleep(_AGAIN)
 
+    async def write(self, one: Taken, change: Change) -> bool:
+        """Write it, and tell what this client knows newly of its server: an end comes first, a new try last."""
+        if change.wait is not None:
+            await self._tell()
+        written = await self.insist(lambda: self.store.write(one, change))
+        if change.wait is None:
+            await self._tell()
+        return written
+
+    async def _tell(self) -> None:
+        if (shares := self._shares) is None:
+            return
+        pause, paced = None if shares.pause == self._known else shares.pause, shares.tell_pace()
+        self._known, self._paced = pause or self._known, self._paced or paced is not None
+        if pause is not None or paced is not None or self._alone:
+            self._alone = False
+            await self.insist(lambda: self.store.tell(shares.server, pause, paced))
+
     def _stop(self) -> None:
         self._stopped = True
         self._bell.set()
 
     async def _take(self) -> float | None:
-        """Begin what is due, as much as there is room for; when to look again, on the policy's clock."""
-        room = self.queue.concurrency - len(self._turns)
-        if room <= 0:
+        """Begin what is due, as much as there is room for; seconds until the next look."""
+        room, waiting = self.store.concurrency - len(self._turns), 0
+        if self._shares is not None and self._paced:
+            waiting = self._shares.without_turn
+        if room + waiting <= 0:
             return None
         asked_at = time.monotonic()
-        pause, taken, when = await self.transact(partial(self._due, self.clock(), room))
-        if self._shares is not None and pause != self._known:
-            self._known = pause
-            self._shares.adopt(pause)
-        for one in taken:
+        server = self._shares.server if self._shares is not None else None
+        batch = await self.insist(lambda: self.store.take(room, server, waiting))
+        if self._shares is not None:
+            if batch.pause != self._known:
+                self._known = batch.pause
+                self._shares.adopt(batch.pause)
+            self._paced, self._alone = batch.pace is not None, self._alone or batch.alone
+            self._shares.follow(batch.pace, batch.turns)
+        for one in batch.taken:
             turn = asyncio.ensure_future(self._turn(one, asked_at))
             self._turns[turn] = one
             self._busy.set()
             turn.add_done_callback(self._ended)
-        return when
-
-    def _due(self, now: float, room: int, connection: sqlite3.Connection) -> tuple[Pause, list[Taken], float | None]:
-        due = schema.next_due(connection)
-        if due is None or due > now:
-            return self._known, [], due
-        pause, limit, ask_again = Pause(), None, None
-        if self._shares is not None:
-            pause, limit, ask_again = schema.may_try(connection, self._shares.server, now)
-        room = room if limit is None else min(limit, room)
-        taken = schema.take(connection, now, now + self.queue.lease, self._holder, room) if room else []
-        return pause, taken, schema.next_due(connection) if ask_again is None else ask_again
+        if waiting and batch.pace is not None:
+            return _ASK if batch.wait is None else min(batch.wait, _ASK)
+        return batch.wait
 
     async def _turn(self, one: Taken, asked_at: float) -> None:
         await Turn(_Hold(self, one, asked_at), self.smtp, self._on_end).take()
@@ -145,9 +213,8 @@ class Worker:
         if not turn.cancelled() and (error := turn.exception()) is not None:
             log.say(logging.ERROR, "smtp job %s: %s: %s", one.name, type(error).__name__, error, job=one.name)
 
-    async def _wait(self, when: float | None) -> None:
-        """Wait until something was submitted, has ended, or was written by another process; or until then."""
-        wait = None if when is None else max(0.0, when - self.clock())
+    async def _wait(self, wait: float | None) -> None:
+        """Wait until something was submitted, has ended, or was written by another process; or for so long."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._bell.wait(), wait)
 
@@ -155,22 +222,17 @@ class Worker:
         """Renew the leases, and forget what has ended long ago."""
         while True:
             await self._busy.wait()
-            await asyncio.sleep(self.queue.lease / 3)
-            now = self.clock()
-            await self.transact(partial(self._renew, now))
-
-    def _renew(self, now: float, connection: sqlite3.Connection) -> None:
-        schema.renew(connection, list(self._turns.values()), now + self.queue.lease)
-        schema.forget(connection, now - self.queue.keep.total_seconds())
+            await asyncio.sleep(self.store.lease / 3)
+            await self.insist(lambda: self.store.beat(list(self._turns.values())))
 
     async def _report(self) -> None:
         """Say how far it is, where that has changed."""
         before: Progress | None = None
         while True:
-            progress = await self.queue.progress(self.clock())
+            progress = await self.insist(self.store.progress)
             if progress != before:
                 before = progress
-                log.say(logging.INFO, "smtp queue %s: %s", self.queue.path.name, progress)
+                log.say(logging.INFO, "smtp queue %s: %s", self.store.name, progress)
                 if self._on_progress is not None:
                     self._on_progress(progress)
             await asyncio.sleep(_REPORT)
@@ -178,22 +240,15 @@ class Worker:
             self._moved.clear()
 
     async def _finish(self) -> None:
-        """Let what is under way end, within the time of a lease; give back what does not."""
+        """Let what is under way end, within the time that it gets; give back what does not."""
         try:
             if self._turns:
-                await asyncio.wait(list(self._turns), timeout=self.queue.lease)
+                await asyncio.wait(list(self._turns), timeout=self.store.grace)
         finally:
             turns = list(self._turns)
             for turn in turns:
                 turn.cancel()
             await asyncio.gather(*turns, return_exceptions=True)
-
-    def share(self) -> Callable[[sqlite3.Connection], None] | None:
-        """What to write, where this client knows something new of its server."""
-        if self._shares is None or self._shares.pause == self._known:
-            return None
-        self._known = self._shares.pause
-        return partial(schema.tell, server=self._shares.server, pause=self._known)
 
 
 class _Hold:
@@ -207,22 +262,8 @@ class _Hold:
         return self._one.load(self._worker.clock())
 
     async def save(self, delivery: Delivery, *, over: bool) -> bool:
-        now, state = self._worker.clock(), json.dumps(delivery.state())
-        if over:
-            return await self._write(lambda own: schema.end(own, self._one, now, state))
-        until = now + self._worker.queue.lease
-        return await self._write(lambda own: schema.store(own, self._one, until, state))
+        return await self._worker.write(self._one, Change(json.dumps(delivery.state()), over=over))
 
     async def again(self, delivery: Delivery | None, wait: float) -> None:
-        due, state = self._worker.clock() + wait, json.dumps(delivery.state()) if delivery else None
-        await self._write(lambda own: schema.store(own, self._one, due, state, free=True))
-
-    async def _write(self, work: Callable[[sqlite3.Connection], bool]) -> bool:
-        share = self._worker.share()
-
-        def both(connection: sqlite3.Connection) -> bool:
-            if share is not None:
-                share(connection)
-            return work(connection)
-
-        return await self._worker.transact(both)
+        state = json.dumps(delivery.state()) if delivery else None
+        await self._worker.write(self._one, Change(state, max(wait, 0.0)))

@@ -79,6 +79,11 @@ class Pace:
         return self._refusals > 0
 
     @property
+    def searching(self) -> bool:
+        """Whether the speed rises with each message, until the next refusal."""
+        return self._searching
+
+    @property
     def _counts(self) -> bool:
         return self.period >= _LONG
 
@@ -158,6 +163,14 @@ class Pace:
         self._climb = max(_CLIMB * (self.resumes_at - self._refused_at), _CALM / self._measured)
         self.rate = self._risen()
         return self.resumes_at
+
+    def add(self, run: int, measured: float) -> None:
+        """Before the first refusal, the server took so many from another client, too; see `_measure`."""
+        if self._measuring:
+            self._run += run
+            self._measured += measured
+            self._searching = self._searching and self._run < _FEW
+            self.rate = self._risen()
 
     def _measure(self, now: float, wait: float) -> None:
         """Tell the speed from what was taken before the first refusal."""

@@ -13,6 +13,7 @@ from smtpretry.errors import ClientClosed
 from .alarms import Alarms
 from .limits import Limits
 from .register import Register
+from .shared import SharedPace
 from .stock import Stock
 from .waiting import Asked, Waiting, Wish
 
@@ -125,6 +126,29 @@ class Pool(Limits):
         self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
         self._serve()
         self.observer.tell()
+
+    @property
+    def shared(self) -> SharedPace:
+        """The pace, as one that several workers keep; it is one from now on."""
+        if not isinstance(self.pace, SharedPace):
+            self.pace = SharedPace(self.pace)
+        return self.pace
+
+    def news(self) -> Callable[[str | None], str | None] | None:
+        """What the clients of other workers do not know; None where that is nothing."""
+        return self.shared.tell(self.reason) if self.shared.has_news else None
+
+    @property
+    def without_turn(self) -> int:
+        """How many sends wait for a turn in that pace."""
+        return self.shared.without_turn(self._waiting.sends)
+
+    def follow(self, stored: str | None, turns: Sequence[float]) -> None:
+        """Keep the pace that several workers keep, with these turns in it."""
+        said = self.shared.follow(stored, turns, self._clock())
+        self.reason = self.reason or said
+        self._slot = None  # its bell may be too late now
+        self._serve()
 
     @property
     def connections(self) -> Sequence[Connection]:

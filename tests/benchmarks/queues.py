@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import aiosmtplib
 import postgres
@@ -80,7 +80,7 @@ async def worker_of(kind: str, where: str, port: int, number: int) -> None:
                 "concurrency": CONCURRENCY,
                 "install_signal_handlers": False,
             }
-            await drain(lambda: app.run_worker_async(**options), lambda: ended_in_postgres(where), number)
+            await drain(lambda: app.run_worker_async(**options), lambda: ended_jobs(where), number)
         return
     app = procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=where))
     async with app.open_async(), smtp_for(port) as smtp:
@@ -92,9 +92,12 @@ def run_worker(*args: Any) -> None:
     asyncio.run(worker_of(*args))
 
 
+def ended_jobs(conninfo: str) -> int:
+    return number_in(conninfo, "SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'")
+
+
 def ended_in_postgres(conninfo: str) -> int:
-    with psycopg.connect(conninfo) as connection:
-        return connection.execute("SELECT count(*) FROM procrastinate_jobs WHERE status = 'succeeded'").fetchone()[0]  # type: ignore[index] # a count
+    return number_in(conninfo, "SELECT count(*) FROM smtpretry_deliveries WHERE ended IS NOT NULL")
 
 
 def ended_in_file(path: str) -> int:
@@ -105,8 +108,12 @@ def ended_in_file(path: str) -> int:
 
 
 def log_position(conninfo: str) -> int:
+    return number_in(conninfo, "SELECT pg_current_wal_insert_lsn() - '0/0'")
+
+
+def number_in(conninfo: str, query: LiteralString) -> int:
     with psycopg.connect(conninfo) as connection:
-        return int(connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()[0])  # type: ignore[index] # a position
+        return int(connection.execute(query).fetchone()[0])  # type: ignore[index] # a number
 
 
 async def submit(kind: str, where: str, port: int, messages: Sequence[Any]) -> None:
@@ -139,7 +146,7 @@ def one_run(kind: str, where: str, port: int, size: int, number: int) -> tuple[f
     began = time.monotonic()
     for worker in workers:
         worker.start()
-    done = ended_in_file if kind == FILE else ended_in_postgres
+    done = {FILE: ended_in_file, OURS: ended_in_postgres, PLAIN: ended_jobs}[kind]
     first = number // 10
     while done(where) < first:
         time.sleep(0.05)

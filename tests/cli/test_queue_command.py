@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
+import mta
+import postgres
+import psycopg
 import pytest
+from postgres import Postgres
 from support import ANN, BOB, letter
 
 import smtpretry
@@ -16,30 +22,47 @@ from smtpretry.queues.sqlite import SQLiteEngine
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
+NUMBERS = itertools.count()
 
-@pytest.fixture
-def queue(tmp_path: Path) -> str:
-    """Make a queue in which one delivery has ended, one waits, and one is due."""
-    path = tmp_path / "mail.db"
 
-    async def fill() -> None:
-        async with ScriptedServer() as server, SQLiteEngine(path) as engine:
-            server.on("RCPT", BOB, "450 4.2.0 Greylisted for 300 seconds")
-            async with RetryingSMTP(server.client(), defer=engine) as smtp:
-                await smtp.enqueue(letter(ANN), id="ended")
-                await smtp.enqueue(letter(BOB), id="waits")
-                worker = asyncio.create_task(engine.work(smtp))
-                async with asyncio.timeout(10):
-                    while (await engine.progress()).ended + (await engine.progress()).waiting < 2:  # noqa: ASYNC110 - in a file
-                        await asyncio.sleep(0.05)
-                worker.cancel()
-                await asyncio.gather(worker, return_exceptions=True)
-            await engine.submit(smtpretry.prepare(letter(ANN), id="due"))
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    """Run one PostgreSQL."""
+    mta.require(Postgres)
+    with postgres.running() as running:
+        yield running
 
-    asyncio.run(fill())
-    return f"sqlite:{path}"
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def queue(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Make a queue in which one delivery has ended, one waits, and one is due; return its address."""
+    if request.param == "sqlite":
+        path = tmp_path / "mail.db"
+        asyncio.run(fill(SQLiteEngine(path)))
+        return f"sqlite:{path}"
+    conninfo = request.getfixturevalue("server").create(f"queue{next(NUMBERS)}")
+    asyncio.run(fill(postgres.engine_in(conninfo)))
+    known = psycopg.conninfo.conninfo_to_dict(conninfo)
+    return f"postgresql://{known['user']}@/{known['dbname']}?host={quote(str(known['host']), safe='')}"
+
+
+async def fill(engine_in: AbstractAsyncContextManager[Any]) -> None:
+    async with ScriptedServer() as server, engine_in as engine:
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted for 300 seconds")
+        async with RetryingSMTP(server.client(), defer=engine) as smtp:
+            await smtp.enqueue(letter(ANN), id="ended")
+            await smtp.enqueue(letter(BOB), id="waits")
+            worker = asyncio.create_task(engine.work(smtp))
+            async with asyncio.timeout(10):
+                while (await engine.progress()).ended + (await engine.progress()).waiting < 2:  # noqa: ASYNC110 - in a file
+                    await asyncio.sleep(0.05)
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+        await engine.submit(smtpretry.prepare(letter(ANN), id="due"))
 
 
 def test_the_list(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,9 +103,22 @@ def test_retry_and_drop(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "complaint"), [("sqlite:missing.db", "there is no such file"), ("redis://x", "is no address of a queue")]
+    ("where", "complaint"),
+    [
+        ("sqlite:missing.db", "there is no such file"),
+        ("redis://x", "is no address of a queue"),
+        ("postgresql:///mail?host=/nowhere", "No such file or directory"),
+    ],
 )
 def test_no_queue(where: str, complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A queue that is not there is an error, and is not made."""
     assert main(["queue", where, "list"]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_database_without_a_queue(server: Postgres, capsys: pytest.CaptureFixture[str]) -> None:
+    """A look makes no tables; the error says who does."""
+    conninfo = server.create("empty")
+    where = f"postgresql:///empty?user=postgres&host={psycopg.conninfo.conninfo_to_dict(conninfo)['host']}"
+    assert main(["queue", where, "stats"]) == 2
+    assert "there is no queue in that database: a worker makes it" in capsys.readouterr().err

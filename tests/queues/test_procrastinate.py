@@ -1,13 +1,16 @@
-"""procrastinate as the queue, in a PostgreSQL of the tests' own."""
+"""PostgreSQL as the queue, one of the tests' own."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import itertools
+import json
 import logging
+import uuid
+import zlib
 from base64 import b64encode
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import mta
@@ -18,13 +21,14 @@ import psycopg
 import pytest
 import tenacity
 from postgres import Postgres, engine_in
-from procrastinate.exceptions import ConnectorException
 from psycopg.types.json import Jsonb
 from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 
 import smtpretry
-from smtpretry import Delivery, RetryingSMTP, RetryPolicy
-from smtpretry.queues.procrastinate import _FETCH, ProcrastinateEngine
+from smtpretry import Delivery, RetryingSMTP, RetryPolicy, Step
+from smtpretry.queues.engine import Progress
+from smtpretry.queues.postgres import TAKE
+from smtpretry.queues.procrastinate import ProcrastinateEngine
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
 
 POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
 NUMBERS = itertools.count()
+VERSION = "UPDATE smtpretry_deliveries SET state = replace(state::text, %s, %s)::json"
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +49,8 @@ def server() -> Iterator[Postgres]:
 
 @pytest.fixture
 def database(server: Postgres) -> str:
-    """Make a database with procrastinate's tables in it; return how to connect to it."""
-    conninfo = server.create(f"test{next(NUMBERS)}")
-    asyncio.run(postgres.make_tables(conninfo))
-    return conninfo
+    """Make an empty database; return how to connect to it."""
+    return server.create(f"test{next(NUMBERS)}")
 
 
 def at_once(test: Callable[..., Awaitable[None]]) -> Callable[[str], None]:
@@ -62,19 +65,21 @@ def at_once(test: Callable[..., Awaitable[None]]) -> Callable[[str], None]:
 
 @asynccontextmanager
 async def working(engine: ProcrastinateEngine, smtp: RetryingSMTP, **options: Any) -> AsyncIterator[None]:
-    """Have a worker, in this process; it ends where the database stays away."""
+    """Have a worker, in this process."""
     worker = asyncio.create_task(engine.work(smtp, **options))
     try:
         yield
     finally:
         worker.cancel()
-        with suppress(asyncio.CancelledError, ConnectorException):
+        with suppress(asyncio.CancelledError):
             await worker
 
 
-def rows(database: str, what: str = "status::text, attempts, args") -> list[tuple[Any, ...]]:
+def rows(
+    database: str, what: str = "id, ended IS NOT NULL", table: str = "smtpretry_deliveries"
+) -> list[tuple[Any, ...]]:
     with psycopg.connect(database) as connection:
-        return connection.execute(f"SELECT {what} FROM procrastinate_jobs ORDER BY id").fetchall()  # noqa: S608
+        return connection.execute(f"SELECT {what} FROM {table} ORDER BY id").fetchall()  # type: ignore[call-overload,no-any-return,unused-ignore] # noqa: S608
 
 
 def change(database: str, query: str, *values: Any) -> None:
@@ -113,25 +118,25 @@ async def test_from_the_application_to_the_worker(database: str) -> None:
         assert list(errors) == [EVE]
         assert "1 of 3 recipients deferred until" in text
         async with working(engine, smtp, on_end=on_end):
-            await programs.until(lambda: ended)
-        [(status, _, stored)] = rows(database)
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
+        [(stored,)] = rows(database, "smtpretry_deliveries::text")
         await smtp.aclose()
     assert [len(server.received(who)) for who in (ANN, BOB, EVE)] == [1, 1, 0]
-    assert (status, sorted(ended[0].accepted), list(ended[0].refused)) == ("succeeded", [ANN, BOB], [EVE])
+    assert (sorted(ended[0].accepted), list(ended[0].refused)) == ([ANN, BOB], [EVE])
     assert ["Greylisted" in str(attempt.steps) for attempt in ended[0].attempts] == [True, True, False]
-    assert "message" not in stored
-    assert PASSWORD not in str(stored)
+    assert PASSWORD not in stored
+    assert rows(database, "message IS NULL") == [(True,)]
 
 
 @at_once
-async def test_a_job_is_made_once(database: str) -> None:
-    """However often a delivery is submitted, at once or after its end, there is one job, and one mail."""
+async def test_the_same_id_is_queued_once(database: str) -> None:
+    """However often a delivery is submitted, at once or after its end, there is one row, and one mail."""
     delivery = smtpretry.prepare(letter(ANN))
     async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client()) as smtp:
         await asyncio.gather(*[engine.submit(delivery) for _ in range(4)])
         assert len(rows(database)) == 1
         async with working(engine, smtp):
-            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
             await engine.submit(delivery)
         assert len(rows(database)) == len(server.messages) == 1
 
@@ -151,8 +156,7 @@ async def test_in_the_transaction_of_the_application(database: str) -> None:
         assert delivery.deferred == [ANN]
         assert rows(database) == []
         await connection.commit()
-        [(stored,)] = rows(database, "args")
-        assert Delivery.from_dict(stored | {"message": ""}).pending == [ANN]
+        assert rows(database) == [(delivery.id, False)]
         with pytest.raises(TypeError, match=r"connection is a psycopg\.AsyncConnection"):
             await smtp.enqueue(letter(ANN), connection=database)
 
@@ -165,13 +169,12 @@ async def test_no_message_in_any_log(database: str, caplog: pytest.LogCaptureFix
         async with ScriptedServer() as server, engine_in(database) as engine:
             smtp = RetryingSMTP(server.client(), POLICY, defer=engine)
             delivery = await smtp.enqueue(body, sender=APP, recipients=[ANN])
-            change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
+            change(database, VERSION, '"version": 2', '"version": 99')
             async with working(engine, smtp):
-                await programs.until(lambda: rows(database, "attempts") == [(1,)])
-                change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 2}))
+                await programs.until(lambda: rows(database, "taken") == [(1,)])
+                change(database, VERSION, '"version": 99', '"version": 2')
                 await programs.until(lambda: server.messages)
             await smtp.aclose()
-    assert "ended with status: Success" in caplog.text
     ours = (record for record in caplog.records if record.name != "mail.log")  # the mail server's
     logged = "\n".join(f"{record.getMessage()} {record.__dict__} {record.exc_text}" for record in ours)
     assert delivery.id in logged
@@ -185,11 +188,11 @@ async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCap
     """A delivery that this smtpretry cannot read is not lost: it stays in the queue, until one can."""
     async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
         await engine.submit(smtpretry.prepare(letter(ANN)))
-        change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 99}))
+        change(database, VERSION, '"version": 2', '"version": 99')
         async with working(engine, smtp):
-            await programs.until(lambda: rows(database, "attempts") == [(2,)])
+            await programs.until(lambda: rows(database, "taken") == [(2,)])
             assert not server.messages
-            change(database, "UPDATE procrastinate_jobs SET args = args || %s", Jsonb({"version": 2}))
+            change(database, VERSION, '"version": 99', '"version": 2')
             await programs.until(lambda: server.messages)
     assert "ValueError; comes again in 1 s" in caplog.text
 
@@ -197,39 +200,39 @@ async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCap
 @pytest.mark.parametrize(
     "theft",
     [
-        "status = 'todo', attempts = attempts + 1, scheduled_at = now() + interval '1 day'",
-        "attempts = attempts + 1",
-        "worker_id = NULL",
-        "status = 'failed'",
+        "taken = taken + 1, lease = now() + interval '1 day'",
+        "holder = gen_random_uuid(), lease = now() + interval '1 day'",
+        "holder = NULL, due = now() + interval '1 day'",
+        "holder = NULL, due = NULL, ended = now()",
     ],
 )
 @at_once
-async def test_a_worker_that_lost_its_job_changes_nothing(database: str, theft: str) -> None:
-    """A worker whose job was given away in mid-pass sends nothing more, and leaves the job as the other has it."""
+async def test_a_worker_that_lost_its_delivery_changes_nothing(database: str, theft: str) -> None:
+    """A worker whose delivery was given away in mid-pass sends nothing more, and leaves it as the other has it."""
     async with ScriptedServer() as server, engine_in(database, stalled_after=30.0) as engine:
         smtp = RetryingSMTP(server.client(), POLICY)
         held = server.fail_at("RCPT", "late", delay=1.2, times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
             await programs.until(lambda: held.used)
-            change(database, f"UPDATE procrastinate_jobs SET {theft}")  # noqa: S608
-            taken = rows(database, "status::text, attempts, worker_id, args")
+            change(database, f"UPDATE smtpretry_deliveries SET {theft}")  # noqa: S608
+            taken = rows(database, "smtpretry_deliveries::text")
             await programs.until(lambda: not server.open_connections)
             await asyncio.sleep(0.2)
-            assert rows(database, "status::text, attempts, worker_id, args") == taken
+            assert rows(database, "smtpretry_deliveries::text") == taken
         assert not server.messages
 
 
 @at_once
 async def test_a_worker_that_stops_gives_back_what_it_has(database: str) -> None:
-    """A pass that a worker's end cuts short is run again at once, by another, and its end is no abort."""
+    """A pass that a worker's end cuts short is run again at once, by another."""
     async with ScriptedServer() as server, engine_in(database, shutdown_graceful_timeout=0.1) as engine:
         smtp = RetryingSMTP(server.client(), POLICY)
         held = server.fail_at("RCPT", "stall", times=1)
         await engine.submit(smtpretry.prepare(letter(ANN)))
         async with working(engine, smtp):
             await programs.until(lambda: held.used)
-        assert rows(database, "status::text, scheduled_at <= now() + interval '1 second'") == [("todo", True)]
+        assert rows(database, "holder, due <= now() + interval '1 second'") == [(None, True)]
         async with working(engine, smtp):
             await programs.until(lambda: server.messages)
         await smtp.aclose()
@@ -249,25 +252,10 @@ async def test_the_application_is_told_until_it_has_heard(database: str) -> None
         server.on("RCPT", EVE, "550 5.1.1 User unknown", times=1)
         await engine.submit(smtpretry.prepare(letter(ANN, EVE)))
         async with working(engine, smtp, on_end=on_end):
-            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
         assert [list(delivery.refused) for delivery in told] == [[EVE], [EVE]]
         assert told[1].dsn()["To"] == APP
         assert len(server.messages) == 1
-
-
-@at_once
-async def test_an_abort_ends_a_delivery(database: str) -> None:
-    """A job that somebody aborts in procrastinate is ended, and comes no more."""
-    async with ScriptedServer() as server, engine_in(database, abort_job_polling_interval=0.1) as engine:
-        smtp = RetryingSMTP(server.client(), POLICY)
-        held = server.fail_at("RCPT", "stall", times=1)
-        await engine.submit(smtpretry.prepare(letter(ANN)))
-        async with working(engine, smtp):
-            await programs.until(lambda: held.used)
-            [(number,)] = rows(database, "id")
-            await engine.app.job_manager.cancel_job_by_id_async(number, abort=True)
-            await programs.until(lambda: rows(database, "status::text") == [("aborted",)])
-        assert not server.messages
 
 
 @at_once
@@ -282,10 +270,10 @@ async def test_a_database_that_restarts_between_acceptance_and_save(database: st
             await asyncio.to_thread(server.stop)
             await asyncio.sleep(1.2)
             await asyncio.to_thread(server.start)
-            await programs.until(lambda: "ACCEPTED" in str(rows(database, "args->'outcomes'")))
-        async with working(engine, smtp):
-            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
-        assert len(smtp_server.messages) == 1
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: smtp_server.received(BOB))  # LISTEN, or a look, after the restart
+        assert len(smtp_server.received(ANN)) == 1
         await smtp.aclose()
 
 
@@ -307,14 +295,78 @@ def test_another_connector_is_refused() -> None:
 
 
 @at_once
-async def test_a_delivery_of_the_first_version(database: str) -> None:
-    """A job that smtpretry 0.1 has made is sent, once, and its message is let go of; its id is not taken again."""
-    body = b"Subject: hello\r\n\r\nHow are you?\r\n"
-    outcome = {"status": "PENDING", "stage": None, "reply": None, "attempts": 0, "next_at": 0.0, "uncertain": False}
-    first = {
-        "id": "old",
+async def test_a_submission_wakes_the_worker(database: str) -> None:
+    """A worker begins at once, whoever has submitted: no polling is waited for."""
+    async with (
+        ScriptedServer() as server,
+        engine_in(database, fetch_job_polling_interval=30.0, stalled_after=90.0) as engine,
+        engine_in(database) as other,
+        RetryingSMTP(server.client()) as smtp,
+        working(engine, smtp),
+    ):
+        await asyncio.sleep(1)
+        began = asyncio.get_running_loop().time()
+        for number in range(5):
+            await other.submit(smtpretry.prepare(letter(ANN)))
+            await programs.until(lambda number=number: len(server.messages) > number)  # type: ignore[misc]
+        assert asyncio.get_running_loop().time() - began < 5
+
+
+@at_once
+async def test_a_later_version(database: str) -> None:
+    """Tables of a later version are left alone, and the error names the cure."""
+    async with engine_in(database) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+    change(database, "INSERT INTO smtpretry_schema VALUES (99)")
+    async with engine_in(database) as engine:
+        with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+
+
+# What workers tell each other of a server
+
+
+@pytest.mark.parametrize(
+    ("script", "most"),
+    [({}, 8 + 15), ({"max_rate": (20, 1)}, 10 + 15)],  # as one, and three each before anybody knows
+    ids=["pause", "pace"],
+)
+@at_once
+async def test_five_workers_cost_a_server_what_one_does(database: str, script: dict[str, Any], most: int) -> None:
+    """Where a server says 421 to everybody, or takes so many a second, what one worker learns holds for all."""
+    refused = list[int]()
+
+    def hook(_: Delivery | None, event: object) -> None:
+        if isinstance(event, Step) and event.reply.code == 454:
+            refused.append(event.reply.code)
+
+    async with ScriptedServer(**script) as server, AsyncExitStack() as stack:
+        storm = None if script else server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        for _ in range(5):
+            engine = await stack.enter_async_context(engine_in(database, fetch_job_polling_interval=0.5))
+            smtp = await stack.enter_async_context(RetryingSMTP(server.client, POLICY, max_connections=2, on_step=hook))
+            await stack.enter_async_context(working(engine, smtp))
+        for number in range(100):
+            await engine.submit(smtpretry.prepare(letter(ANN), id=str(number)))
+        if storm is not None:
+            await asyncio.sleep(5)
+            server.scripts.remove(storm)
+            assert server.connections <= most
+        await programs.until(lambda: len(server.messages) == 100)
+        assert len(refused) <= most
+
+
+# What smtpretry 0.1 has queued
+
+BODY = b"Subject: hello\r\n\r\nHow are you?\r\n"
+
+
+def of_the_first_version(name: str, status: str = "PENDING") -> dict[str, Any]:
+    outcome = {"status": status, "stage": None, "reply": None, "attempts": 0, "next_at": 0.0, "uncertain": False}
+    return {
+        "id": name,
         "sender": APP,
-        "message": b64encode(body).decode(),
+        "message": b64encode(BODY).decode(),
         "mail_options": [],
         "rcpt_options": [],
         "version": 1,
@@ -324,37 +376,76 @@ async def test_a_delivery_of_the_first_version(database: str) -> None:
         "outcomes": {ANN: outcome | {"alone": False}},
         "attempts": [],
     }
+
+
+def job(database: str, args: dict[str, Any], status: str = "todo") -> None:
     change(
         database,
-        "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args) "
-        "VALUES ('smtpretry', 'smtpretry:attempt', 'smtpretry:old', %s)",
-        Jsonb(first),
+        "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, args, status) "
+        "VALUES ('smtpretry', 'smtpretry:attempt', %s, %s, %s::procrastinate_job_status)",
+        f"smtpretry:{args['id']}",
+        Jsonb(args),
+        status,
     )
+
+
+@at_once
+async def test_deliveries_of_the_first_version(database: str) -> None:
+    """What 0.1 has queued moves into the table, and is sent once; an id that has ended is not taken again."""
+    await postgres.make_tables(database)
+    job(database, of_the_first_version("waits"))
+    job(database, of_the_first_version("died"), "doing")
+    job(database, of_the_first_version("ended", "ACCEPTED"), "succeeded")
+    job(database, of_the_first_version("unreadable") | {"version": 99})
     async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
         async with working(engine, smtp):
-            await programs.until(lambda: rows(database, "status::text") == [("succeeded",)])
-        await engine.submit(smtpretry.prepare(letter(ANN), id="old"))
-        assert await engine.has("old")
+            await programs.until(lambda: len(server.messages) == 2)
+            await programs.until(lambda: rows(database) == [("died", True), ("ended", True), ("waits", True)])
+        for name in ("waits", "ended"):
+            await engine.submit(smtpretry.prepare(letter(ANN), id=name))
+        assert await engine.has("ended")
         assert not await engine.has("new")
-        assert [message.content for message in server.messages] == [body]
-    [(stored,)] = rows(database, "args")
-    assert (stored["version"], "message" in stored) == (2, False)
+        assert await engine.progress() == Progress(0, 0, 0, 3)
+        assert [message.content for message in server.messages] == [BODY, BODY]
+    assert rows(database, "args->>'id'", "procrastinate_jobs") == [("unreadable",)]
+
+
+@at_once
+async def test_messages_apart_from_their_jobs(database: str) -> None:
+    """So does what a version between 0.1 and this one has queued."""
+    await postgres.make_tables(database)
+    change(database, "CREATE TABLE smtpretry_messages (job_id bigint PRIMARY KEY, message bytea NOT NULL)")
+    args = of_the_first_version("apart")
+    del args["message"]
+    job(database, args)
+    change(database, "INSERT INTO smtpretry_messages SELECT id, %s FROM procrastinate_jobs", zlib.compress(BODY))
+    async with ScriptedServer() as server, engine_in(database) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        async with working(engine, smtp):
+            await programs.until(lambda: server.messages)
+        assert server.messages[0].content == BODY
+
+
+# Many
 
 
 @at_once
 async def test_what_waits_does_not_slow_what_is_due(database: str) -> None:
-    """The next delivery is found by an index, without a look at those that wait, however many they are."""
+    """The next delivery is found by an index, without a look at the 100,000 that wait; before and after ANALYZE."""
     async with engine_in(database) as engine:
         await engine.submit(smtpretry.prepare(letter(ANN)))
     change(
         database,
-        "INSERT INTO procrastinate_jobs (queue_name, task_name, lock, scheduled_at) SELECT 'smtpretry', "
-        "'smtpretry:attempt', 'x' || n, now() + interval '1 hour' + n * interval '1 second' FROM generate_series(1, 20000) n",
+        "INSERT INTO smtpretry_deliveries (id, queue, envelope, due, state) SELECT 'x' || n, 'smtpretry', '{}', "
+        "now() + interval '1 hour' + n * interval '1 second', '{}' FROM generate_series(1, 100000) n",
     )
-    change(database, "ANALYZE procrastinate_jobs")
-    with psycopg.connect(database) as connection:
-        plan = connection.execute(f"EXPLAIN ANALYZE {_FETCH}", {"worker": None, "queue": "smtpretry"}).fetchall()
-    text = "\n".join(line for (line,) in plan)
-    assert "smtpretry_due" in text
-    assert "Seq Scan on procrastinate_jobs" not in text
-    assert "Rows Removed" not in text
+    values = {"holder": uuid.uuid4(), "lease": 30.0, "queue": "smtpretry", "room": 10}
+    for analyzed in (False, True):
+        if analyzed:
+            change(database, "ANALYZE smtpretry_deliveries")
+        with psycopg.connect(database) as connection:
+            plan = connection.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {TAKE}", values).fetchone()[0][0]  # type: ignore[index]
+            connection.rollback()
+        text = json.dumps(plan)
+        assert "smtpretry_deliveries_due" in text
+        assert "Seq Scan" not in text
+        assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 50

@@ -1,0 +1,32 @@
+"""A delivery as it is in a queue: `Stored`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from smtpretry.delivery import Delivery
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A delivery as it is in a queue: "waiting", "due", "working" or "ended"; and when it is due."""
+
+    delivery: Delivery
+    state: str
+    due: float | None
+
+
+def delivery_of(envelope: str, state: str, message: bytes = b"") -> Delivery:
+    """The delivery, as it is stored."""
+    delivery = Delivery.from_dict(json.loads(envelope) | {"message": ""} | json.loads(state))
+    delivery.message = message
+    return delivery
+
+
+def due_now(envelope: str, state: str) -> str:
+    """The state of a delivery of which everybody pending may be tried now."""
+    delivery = delivery_of(envelope, state)
+    for who in delivery.pending:
+        delivery.outcomes[who].next_at = 0.0
+    return json.dumps(delivery.state())
