@@ -52,8 +52,10 @@ def has_long_line(message: bytes) -> bool:
     start, size = 0, len(message)
     while size - start > _LONGEST:
         end = message.rfind(b"\n", start, start + _LONGEST + 2)
-        if end < 0 or (end == start + _LONGEST + 1 and message[end - 1] != ord("\r")):
-            return end >= 0 or size - start > _LONGEST
+        if end < 0:
+            return True
+        if end == start + _LONGEST + 1 and message[end - 1] != ord("\r") and b"\n" not in message[start:end]:
+            return True
         start = end + 1
     return False
 

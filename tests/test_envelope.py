@@ -203,6 +203,13 @@ def test_what_a_long_line_is(before: bytes, line: bytes, after: bytes, long: boo
     assert has_long_line(before + line + after) is long
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_many_short_lines_are_no_long_one(end: bytes) -> None:
+    """Wherever lines of 80 octets end, none is too long."""
+    for first in range(120):
+        assert not has_long_line(b"x" * first + end + (b"y" * 80 + end) * 40)
+
+
 # Addresses outside ASCII
 
 
