@@ -197,20 +197,22 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
     """What a server said, in an exception of aiosmtplib or smtplib, or in one that was raised because of it.
 
     Empty where there is no such thing in it, or where no other attempt would change it. A connection that was lost at a
-    moment that the exception does not tell counts as lost after the final dot.
+    moment that the exception does not tell counts as lost after the final dot. A QUIT that fails tells nothing.
     """
     for link in _chain(error):
+        if isinstance(link, smtplib.SMTPException) and (str(link) == _NOT_CONNECTED or _came_in(link, "quit")):
+            continue  # what came of the message, and why there is no connection, stands behind it
         if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
             return [] if hasattr(link, "delivery") else _read(link)
-        if isinstance(link, OSError) and not isinstance(link, ssl.SSLError) and _in_connecting(link):
+        if isinstance(link, OSError) and not isinstance(link, ssl.SSLError) and _came_in(link, "connect"):
             return [(Stage.CONNECT, Reply.of(NO_REPLY, str(link)))]
     return []
 
 
-def _in_connecting(error: OSError) -> bool:
-    """Whether smtplib raised it when it connected: its own exceptions leave that out."""
+def _came_in(error: Exception, method: str) -> bool:
+    """Whether smtplib raised it in that method: its exceptions leave out where they come from."""
     frames = (frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__))
-    return any(code.co_filename == smtplib.__file__ and code.co_name == "connect" for code in frames)
+    return any(code.co_filename == smtplib.__file__ and code.co_name == method for code in frames)
 
 
 def _read(  # noqa: PLR0911 - one for each kind
@@ -227,8 +229,6 @@ def _read(  # noqa: PLR0911 - one for each kind
             return [(_stage(error), Reply.of(error.smtp_code, error.smtp_error))]
         case aiosmtplib.SMTPConnectError():
             return [(Stage.CONNECT, Reply.of(NO_REPLY, str(error)))]
-        case smtplib.SMTPServerDisconnected() if str(error) == _NOT_CONNECTED:
-            return []
         case aiosmtplib.SMTPServerDisconnected() | aiosmtplib.SMTPTimeoutError() | smtplib.SMTPServerDisconnected():
             return [(Stage.END_OF_DATA, Reply.of(NO_REPLY, str(error)))]
         case _:

@@ -592,6 +592,34 @@ def test_what_others_meet_is_none_of_its_business() -> None:
         assert server.connections == 1
 
 
+def quitting(server: ThreadedServer) -> None:
+    """Send as Flask-Mail does: whatever comes of it, say QUIT, and raise what comes of that."""
+    client = smtplib.SMTP(server.hostname, server.port)
+    try:
+        client.sendmail(APP, [BOB], "Subject: hello\r\n\r\nhello\r\n")
+    finally:
+        client.quit()
+
+
+def test_a_failing_quit_hides_no_reason() -> None:
+    """After a 421 smtplib has hung up, and QUIT fails: the reason to try again is the 421."""
+    policy = no_wait()
+    with ThreadedServer() as server:
+        server.on("MAIL", "421 4.3.2 busy", times=1)
+        smtpretry.retry(policy=policy)(quitting)(server)
+        assert len(server.messages) == 1
+        assert len(policy.waits) == 1
+
+
+def test_a_failing_quit_sends_nothing_again() -> None:
+    """The server has taken the message before: what QUIT raises comes out, and nobody gets it twice."""
+    with ThreadedServer() as server:
+        server.fail_at("QUIT", "fin")
+        with pytest.raises(smtplib.SMTPServerDisconnected):
+            smtpretry.retry(policy=no_wait())(quitting)(server)
+        assert len(server.messages) == 1
+
+
 def test_a_client_that_was_never_connected_is_a_mistake() -> None:
     """What smtplib calls "please run connect() first" comes out at once."""
     policy = no_wait()
