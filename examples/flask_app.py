@@ -5,7 +5,8 @@ Start it with `flask --app examples/flask_app.py run` (needs flask-mail). Then
     curl -F email=bob@example.com localhost:5000/orders
 
 gets 200 when the customer's server has the mail, within half a minute or so, and 502 where it does not. With
-Flask-Mailman it is the same two lines around `message.send()`.
+Flask-Mailman it is the same two lines, above a function that makes the message and sends it: a message keeps its
+connection, and after a 421 that is of no use.
 
 SMTP_HOST (localhost) and SMTP_PORT (25) name the mail server.
 """

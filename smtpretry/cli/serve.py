@@ -80,16 +80,16 @@ def _rate(said: str) -> tuple[int, float]:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from smtpretry.testing import ScriptedServer  # noqa: PLC0415 - it needs an extra
-
     try:
+        from smtpretry.testing import ScriptedServer  # noqa: PLC0415 - it needs an extra
+
         server = ScriptedServer(port=options.port, tls=options.tls, auth=options.auth, max_rate=options.max_rate)
         for verb, pattern, reply, times in options.scripts:
             server.on(verb, pattern, reply, times=times)
         if options.ca:
             options.ca.write_text(_authority(server), encoding="ascii")
         return asyncio.run(_until_stopped(server, as_json=options.json))
-    except (ValueError, OverflowError, OSError) as error:
+    except (ImportError, ValueError, OverflowError, OSError) as error:
         print(error, file=sys.stderr)
         return UNREADABLE
 

@@ -91,12 +91,14 @@ def test_flask_mailman_is_patient() -> None:
         policy = no_wait()
         send = smtpretry.retry(policy=policy)(lambda who: flask_mailman.EmailMessage("s", "b", APP, [who]).send())
         server.on("RCPT", BOB, "450 4.2.0 Greylisted for 300 seconds", times=1)
+        server.on("MAIL", "250 2.1.0 Ok", times=1)
+        server.on("MAIL", "421 4.3.2 busy, try again in 20 seconds", times=1)
         server.on("RCPT", "eve@*", "550 5.1.1 who?")
         with app.app_context():
             assert send(BOB) == 1
             with pytest.raises(smtplib.SMTPRecipientsRefused):
                 send("eve@example.com")
-        assert policy.waits == [300.0]
+        assert policy.waits == [300.0, 20.0]
         assert list(server.mailboxes) == [BOB]
 
 

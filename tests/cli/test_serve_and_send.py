@@ -146,6 +146,14 @@ def test_serve_says_what_is_wrong_with_its_arguments(arguments: list[str], said:
     assert "Traceback" not in done.stderr
 
 
+def test_serve_names_the_extra_that_is_missing() -> None:
+    """Without what `smtpretry.testing` needs it says what to install."""
+    run = "import sys; sys.modules['trustme'] = None; from smtpretry.__main__ import main; sys.exit(main(['serve']))"
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "smtpretry.testing needs aiosmtpd and trustme: pip install 'smtpretry[testing]'\n"
+
+
 def test_send_tells_the_story_as_it_goes() -> None:
     """What the server says, the wait and the end of each recipient are lines; the message arrives as it was."""
     with ThreadedServer() as server:
