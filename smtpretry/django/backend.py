@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
@@ -66,11 +67,12 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
     that smtplib would have raised, after all messages were tried.
     """
 
-    def __init__(self, *args: Any, queue: str | None = None, **options: Any) -> None:  # noqa: ANN401 - Django's
+    def __init__(self, *args: Any, queue: str | os.PathLike[str] | None = None, **options: Any) -> None:  # noqa: ANN401 - Django's
         own = dict(getattr(settings, "SMTPRETRY", {})) | {name: options.pop(name) for name in _OURS & options.keys()}
         super().__init__(*args, **options)
-        self.queue: str | None = queue or own.pop("queue", None)
+        queue = queue or own.get("queue")
         own.pop("queue", None)
+        self.queue = os.path.abspath(queue) if queue else None  # noqa: PTH100 - as SQLite finds it
         if unknown := own.keys() - _OURS:
             msg = f"SMTPRETRY has {', '.join(sorted(unknown))}, which EmailBackend does not take"
             raise TypeError(msg)

@@ -28,10 +28,6 @@ def engine(path: str) -> Engine:
     return made
 
 
-def _same(one: object, other: object) -> bool:
-    return os.path.realpath(str(one)) == os.path.realpath(str(other))
-
-
 @contextmanager
 def outbox(path: str | None) -> Iterator[Any]:
     """The connection to submit with, where a transaction is open on the file of the queue; else None."""

@@ -31,7 +31,7 @@ def server(database: Path) -> Iterator[ThreadedServer]:
     """Start a server, and let the settings lead there and to a queue in the project's database."""
     with (
         ThreadedServer() as running,
-        override_settings(EMAIL_HOST=running.hostname, EMAIL_PORT=running.port, SMTPRETRY={"queue": str(database)}),
+        override_settings(EMAIL_HOST=running.hostname, EMAIL_PORT=running.port, SMTPRETRY={"queue": database}),
     ):
         yield running
     connection.close()
