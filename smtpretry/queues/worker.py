@@ -149,7 +149,8 @@ class Worker:
         """Wait until something was submitted, has ended, or was written by another process; or until then."""
         wait = None if when is None else max(0.0, when - self.clock())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._bell.wait(), wait)
+            async with asyncio.timeout(wait):  # Python 3.11's wait_for loses a cancellation that comes with the bell
+                await self._bell.wait()
 
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""
