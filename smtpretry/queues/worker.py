@@ -216,7 +216,8 @@ class Worker:
     async def _wait(self, wait: float | None) -> None:
         """Wait until something was submitted, has ended, or was written by another process; or for so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._bell.wait(), wait)
+            async with asyncio.timeout(wait):  # Python 3.11's wait_for loses a cancellation that comes with the bell
+                await self._bell.wait()
 
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""

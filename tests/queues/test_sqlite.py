@@ -30,6 +30,7 @@ from smtpretry.queues.engine import Progress
 from smtpretry.queues.file import network_file_system
 from smtpretry.queues.schema import DUE
 from smtpretry.queues.sqlite import QueueError, SQLiteEngine
+from smtpretry.queues.worker import Worker
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
@@ -269,6 +270,25 @@ async def test_a_worker_that_stops_gives_back_what_it_has(path: Path) -> None:
             assert rows(path, "holder, due < unixepoch() + 1") == [(None, 1)]
             async with working(engine, smtp):
                 await programs.until(lambda: server.messages)
+
+
+@virtually
+async def test_a_worker_ends_whenever_it_is_cancelled(tmp_path: Path) -> None:
+    """A cancellation that comes in the moment in which something was submitted ends it, too."""
+    async with SQLiteEngine(tmp_path / "mail.db") as engine, RetryingSMTP(ScriptedServer().client(), patient()) as smtp:
+        tomorrow = smtpretry.prepare(letter(ANN))
+        tomorrow.outcomes[ANN].next_at = virtual.clock() + 86400
+        await engine.submit(tomorrow)
+        for steps in range(6):
+            worker = Worker(engine, smtp, None, None)
+            running = asyncio.create_task(worker.run())
+            await asyncio.sleep(10)
+            worker._bell.set()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait([running], timeout=60)
+            assert running.cancelled(), steps
 
 
 @in_real_time
