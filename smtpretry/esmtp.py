@@ -156,6 +156,11 @@ def _describe(message: bytes, options: dict[str, str], offers: Mapping[str, str]
 def _too_much(message: bytes, offers: Mapping[str, str]) -> str | None:
     """Why the server cannot take the message, by what it says of itself."""
     if "8bitmime" not in offers and not message.isascii():
+        if message.partition(b"\r\n\r\n")[2].isascii():
+            return (
+                "the header of the message is not ASCII, as where it shows such an address, and the server offers "
+                "neither SMTPUTF8 (RFC 6531) nor 8BITMIME: send a message without that address to the others"
+            )
         return (
             "the message has 8-bit bytes, and the server does not offer 8BITMIME (RFC 6152): "
             "give send_message an EmailMessage, which it writes as 7-bit MIME"

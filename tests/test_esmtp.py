@@ -99,6 +99,10 @@ def test_eight_bits_need_8bitmime() -> None:
     assert obstacle is not None
     assert "8BITMIME" in obstacle
     assert "EmailMessage" in obstacle
+    shown = said(message="To: jörg@x.example\r\n\r\nhi\r\n".encode(), offers={}).obstacle
+    assert shown is not None
+    assert "EmailMessage" not in shown
+    assert "without that address" in shown
 
 
 @pytest.mark.parametrize(
