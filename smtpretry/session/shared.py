@@ -32,7 +32,7 @@ class SharedPace(Pace):
     """
 
     def __init__(self, pace: Pace) -> None:
-        super().__init__(longest=pace.longest)
+        super().__init__(longest=pace.longest, patience=pace.patience)
         self.__dict__.update(vars(pace))
         self._asked_at = -math.inf  # when turns were asked for
         self._turns = deque[float]()  # when its next messages may go, by the pace of all
@@ -67,14 +67,14 @@ class SharedPace(Pace):
         super().taken(now)
         self._note(lambda pace: pace.taken(now))
 
-    def too_fast(self, now: float, wait: float, since: float) -> float:
+    def too_fast(self, now: float, wait: float, since: float, *, named: bool = False) -> float:
         """The server has refused a message because they come too fast."""
         run, is_first = self._run, self.speed is None
-        until = super().too_fast(now, wait, since)
+        until = super().too_fast(now, wait, since, named=named)
         if is_first and self.speed is not None:
             measured = self._measured
             self._note(lambda pace: pace.add(run, measured))
-        self._note(lambda pace: pace.too_fast(now, wait, since))
+        self._note(lambda pace: pace.too_fast(now, wait, since, named=named))
         return until
 
     def tell(self, said: Said | None) -> Callable[[str | None], str | None]:
@@ -83,13 +83,13 @@ class SharedPace(Pace):
         Args:
             said: what the server said when it last refused a message.
         """
-        news, own, longest = list(self._news), _plain(self, said), self.longest
+        news, own, longest, patience = list(self._news), _plain(self, said), self.longest, self.patience
         self._news.clear()
 
         def merged(stored: str | None) -> str | None:
             if stored is None:
                 return own
-            pace, before = _of(stored, longest)
+            pace, before = _of(stored, longest, patience)
             for one in news:
                 one(pace)
             return _plain(pace, said or before)
@@ -106,7 +106,7 @@ class SharedPace(Pace):
         self._turns = deque(at for at in (*self._turns, *turns) if at > now - _LATE)
         if stored is None:
             return None
-        pace, said = _of(stored, self.longest)
+        pace, said = _of(stored, self.longest, self.patience)
         if not self._news:
             self.__dict__.update((name, getattr(pace, name)) for name in (*_KEPT, *_ALSO))
         return said
@@ -118,7 +118,7 @@ class SharedPace(Pace):
 
 def reserve(stored: str, now: float, room: int) -> tuple[list[float], float]:
     """The next turns, so many at most; and seconds until there are more of them."""
-    pace, _ = _of(stored, LONGEST)
+    pace, _ = _of(stored)
     turns = list[float]()
     most, ahead = (min(room, 1), 0.0) if pace.probing or pace.searching else (room, _AHEAD)
     while len(turns) < most and (at := pace.next_slot(now)) <= now + ahead:
@@ -129,7 +129,7 @@ def reserve(stored: str, now: float, room: int) -> tuple[list[float], float]:
 
 def with_turns(stored: str, turns: Iterable[float]) -> str | None:
     """The pace when those turns have been given away."""
-    pace, said = _of(stored, LONGEST)
+    pace, said = _of(stored)
     for at in turns:
         pace.let_through(at)
     return _plain(pace, said)
@@ -137,7 +137,7 @@ def with_turns(stored: str, turns: Iterable[float]) -> str | None:
 
 def is_probing(stored: str) -> bool:
     """Whether a single message is to find out if the server takes any again."""
-    return _of(stored, LONGEST)[0].probing
+    return _of(stored)[0].probing
 
 
 def _plain(pace: Pace, said: Said | None) -> str | None:
@@ -149,8 +149,8 @@ def _plain(pace: Pace, said: Said | None) -> str | None:
     return json.dumps(plain)
 
 
-def _of(stored: str, longest: float) -> tuple[Pace, Said | None]:
+def _of(stored: str, longest: float = LONGEST, patience: float = math.inf) -> tuple[Pace, Said | None]:
     plain = json.loads(stored)
-    pace, said = Pace(longest=longest), plain.get("said")
+    pace, said = Pace(longest=longest, patience=patience), plain.get("said")
     pace.__dict__.update((name, plain[name]) for name in (*_KEPT, *_ALSO))
     return pace, said and Said(Stage(said[0]), Reply(*said[1:]))
