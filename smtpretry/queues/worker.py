@@ -216,7 +216,8 @@ class Worker:
     async def _wait(self, wait: float | None) -> None:
         """Wait until something was submitted, has ended, or was written by another process; or for so long."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._bell.wait(), wait)
+            async with asyncio.timeout(wait):  # wait_for may swallow a cancellation before Python 3.12
+                await self._bell.wait()
 
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""
