@@ -151,7 +151,7 @@ def test_serve_names_the_extra_that_is_missing() -> None:
     run = "import sys; sys.modules['trustme'] = None; from smtpretry.__main__ import main; sys.exit(main(['serve']))"
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2
-    assert done.stderr == "smtpretry.testing needs aiosmtpd and trustme: pip install 'smtpretry[testing]'\n"
+    assert done.stderr == "smtpretry.testing needs aiosmtpd and trustme: install smtpretry with its extra 'testing'\n"
 
 
 def test_send_tells_the_story_as_it_goes() -> None:
