@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import email.message
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from aiosmtplib.typing import Default
 
@@ -57,6 +57,14 @@ class Sends(ABC):
         self.policy = policy
         self._engine, self._max_wait = defer, max_wait
         self._observer = Observer(hooks, policy.clock)
+
+    def __enter__(self) -> NoReturn:
+        """Say what to write in place of `with`."""
+        msg = "write `async with`, not `with`; for code without an event loop there is smtpretry.Blocking"
+        raise TypeError(msg)
+
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - without it, Python does not ask for `__enter__`
+        """Never called."""
 
     @abstractmethod
     async def attempt(

@@ -1,4 +1,4 @@
-"""The figures of the README's section on reliability: ``python -m tests.reliability`` prints them, in some three minutes.
+"""The figures of the README's section on reliability: ``python -m tests.reliability`` prints them, in some seven minutes.
 
 The whole matrix of `faults.py`, tried with smtpretry in both of its modes, and with what is commonly written instead:
 tenacity around `aiosmtplib.send`. A mail is one message for one recipient; each cell has three.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import logging
 import sys
 import time
 from pathlib import Path
@@ -115,7 +116,7 @@ def main() -> int:
     """Print the figures; return 1 where a promise was broken."""
     began = time.monotonic()
     totals, problems = [collections.Counter[str]() for _ in ROWS], list[str]()
-    with concurrent.futures.ProcessPoolExecutor() as workers:
+    with concurrent.futures.ProcessPoolExecutor(initializer=logging.disable) as workers:
         for done, found in workers.map(try_place, range(len(faults.PLACES))):
             for total, figures in zip(totals, done, strict=True):
                 total.update(figures)

@@ -59,3 +59,9 @@ def test_each_way_to_send_names_the_other(mistake: str, cure: str) -> None:
     """What the one does not take is for the other, with its arguments."""
     with pytest.raises(TypeError, match=re.escape(cure)):
         _send(mistake).send(None)
+
+
+def test_with_names_async_with() -> None:
+    """`with` in place of `async with` says so."""
+    with pytest.raises(TypeError, match="write `async with`, not `with`"), RetryingSMTP(aiosmtplib.SMTP()):
+        pass

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 from . import UNREADABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from smtpretry.testing import ReceivedMessage, ScriptedServer
+    from smtpretry.testing.scripts import Script
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,6 +27,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         "serve",
         help="be an SMTP server that answers as told, for tests",
         description="Be an SMTP server on 127.0.0.1 that takes every message and prints it, but answers as told. "
+        "Verbs: CONNECT EHLO HELO STARTTLS AUTH MAIL RCPT DATA END_OF_DATA RSET QUIT. "
         "Ctrl-C ends it; the exit code is 1 where a --once was not reached.",
     )
     serve.add_argument("--port", type=int, default=0, help="default: a free one, which is printed")
@@ -84,6 +86,7 @@ def _serve(options: argparse.Namespace) -> int:
         from smtpretry.testing import ScriptedServer  # noqa: PLC0415 - it needs an extra
 
         server = ScriptedServer(port=options.port, tls=options.tls, auth=options.auth, max_rate=options.max_rate)
+        server.on_script = None if options.json else _tell_script
         for verb, pattern, reply, times in options.scripts:
             server.on(verb, pattern, reply, times=times)
         if options.ca:
@@ -123,6 +126,11 @@ class _Told(list["ReceivedMessage"]):
         """Print it, too."""
         super().append(message)
         print(self._tell(len(self), message), flush=True)
+
+
+def _tell_script(script: Script, subjects: Sequence[str]) -> None:
+    reply = (script.reply or b"").decode(errors="backslashreplace").strip()
+    print(f"{' '.join([script.verb, *subjects]).strip()}: {reply}", flush=True)
 
 
 def _told(number: int, message: ReceivedMessage) -> str:

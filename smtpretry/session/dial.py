@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _A_WHILE = 5.0  # seconds for a server to say in the clear why it takes no connection
+_NO_BANNER = "Timed out waiting for server ready message"  # in aiosmtplib's words
 _PATIENCE = 300.0  # seconds for one of several addresses, where the client has no time-out (RFC 5321 §4.5.3.2.1)
 
 
@@ -114,7 +115,7 @@ class Dial(NamedTuple):
                 if self.context is not None:
                     await self._hear_in_clear(line)
                     await line.encrypt(self.context, self.client.hostname, seconds, replies=1)
-                late = "Timed out waiting for server ready message"
+                late = _NO_BANNER
                 banner = await line.receive()
             self._check(banner)
         except BaseException as error:
@@ -167,7 +168,9 @@ class Dial(NamedTuple):
 
 
 def unreachable(error: BaseException) -> str | None:
-    """What to check where there is no such host, or nothing listens there."""
+    """What to check where there is no such host, nothing listens there, or nobody greets."""
+    if isinstance(error, SMTPConnectTimeoutError) and error.message == _NO_BANNER:
+        return "where the port begins with TLS, give use_tls=True (Django: EMAIL_USE_SSL)"
     match error.__cause__:
         case socket.gaierror():
             return "check hostname="

@@ -25,8 +25,8 @@ SPEAKS_CLEAR: Final = "the server speaks SMTP in the clear where TLS was expecte
 _SMTPS = 465  # the port where TLS begins with the first byte (RFC 8314 §3.3)
 _NO_TLS = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"})
 _USE_NO_TLS = (
-    "the port does not begin with TLS: use_tls=True is for port 465; for ports 587 and 25 leave it out, and STARTTLS "
-    "is done where the server offers it"
+    "the port does not begin with TLS: use_tls=True is for port 465 (Django: EMAIL_USE_SSL); for ports 587 and 25 "
+    "leave it out, and STARTTLS is done where the server offers it"
 )
 # Alerts of the server's, and what OpenSSL says of the server on this side.
 _NO_COMMON = (
@@ -41,7 +41,10 @@ _OTHER_TLS = (
 _OTHER_CERTIFICATE = (
     "the server wants a certificate of this side, or does not trust it: look at client_cert= and client_key="
 )
-_USE_TLS = "the port begins with TLS: give use_tls=True, which is for port 465; port 587 is for STARTTLS"
+_USE_TLS = (
+    "the port begins with TLS: give use_tls=True (Django: EMAIL_USE_SSL), which is for port 465; "
+    "port 587 is for STARTTLS"
+)
 
 
 class Contexts:

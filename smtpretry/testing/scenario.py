@@ -11,7 +11,7 @@ from .scripts import FAULTS, WHOLE, ReceivedMessage, Script, wire
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
 FAILURE: Final = b"451 4.3.0 Temporary failure\r\n"
 
@@ -83,6 +83,7 @@ class Scenario:
         self.connections = 0  # how many there have been
         self.scripts: list[Script] = []
         self.errors: list[Exception] = []  # what went wrong inside the server
+        self.on_script: Callable[[Script, list[str]], object] | None = None  # called for each that is reached
         self.listening = False
         self.sessions = set[Session]()
         self._taken = deque[float]()  # when the latest messages were taken
@@ -218,6 +219,8 @@ class Scenario:
         for script in self.scripts:
             if script.matches(verb, subjects):
                 script.used += 1
+                if self.on_script is not None:
+                    self.on_script(script, [*subjects])
                 return script
         return None
 

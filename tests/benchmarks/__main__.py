@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> int:
     if unknown := set(args.questions) - set(QUESTIONS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; the questions are {', '.join(QUESTIONS)}")
 
+    logging.disable()  # what is broken off at the end of a benchmark, for one
     began, where = time.monotonic(), machine()
     tables = {}
     if not args.json:

@@ -88,6 +88,20 @@ def test_serve_answers_as_told_and_prints_what_it_took(how: signal.Signals) -> N
     assert (messages[0]["event"], messages[0]["sender"], messages[0]["authenticated"]) == ("message", APP, None)
 
 
+def test_serve_prints_the_answers_that_it_was_told() -> None:
+    """A person sees each answer of a script, and to whom it went, before the message that came through."""
+    process = subprocess.Popen(
+        command("serve", "--once", "RCPT bob@* 450 4.2.0 later"), stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    port = int(process.stdout.readline().rpartition(":")[2])
+    with smtplib.SMTP("127.0.0.1", port) as client:
+        client.sendmail(APP, [ANN, BOB], MAIL)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert said.splitlines()[0] == f"RCPT {BOB}: 450 4.2.0 later"
+
+
 def test_serve_encrypts_logs_in_and_limits(tmp_path: Path) -> None:
     """--tls, --ca, --auth and --max-rate do what their arguments of ScriptedServer do."""
     authority = tmp_path / "ca.pem"

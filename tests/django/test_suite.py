@@ -50,5 +50,6 @@ def test_djangos_own_tests_pass(tmp_path: Path, pip: Callable[..., None]) -> Non
         [sys.executable, "-c", RUN, tests], check=False, capture_output=True, text=True, errors="replace", timeout=120
     )
     number, skipped, *failed = ran.stdout.split()
-    assert set(failed) == NOT_OURS.keys(), ran.stderr
-    assert (int(number) >= 50, skipped) == (True, "0")
+    there = {name for name in NOT_OURS if f"{name} (" in ran.stderr}  # Django 5.2.0 has one of them less
+    assert set(failed) == there, ran.stderr
+    assert (int(number) >= 50, skipped, len(there) >= 4) == (True, "0", True)
