@@ -214,10 +214,10 @@ class Scenario:
         """Forget all scripts, those too that were not reached."""
         self.scripts.clear()
 
-    def take(self, verb: str, subjects: Iterable[str]) -> Script | None:
+    def take(self, verb: str, subjects: Iterable[str], *, faults_only: bool = False) -> Script | None:
         """Return the script for this place, and count it as reached."""
         for script in self.scripts:
-            if script.matches(verb, subjects):
+            if script.matches(verb, subjects) and not (faults_only and script.how == "say"):
                 script.used += 1
                 if self.on_script is not None:
                     self.on_script(script, [*subjects])

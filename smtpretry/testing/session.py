@@ -205,16 +205,14 @@ class Session(aiosmtpd.SMTP):
         await self._answer(self._reply)
 
     def _take(self, verb: str) -> Script | None:
-        """Return the script for this place, and count it as reached. Behind a refused MAIL there is none for RCPT."""
-        if verb == "RCPT" and self._mail_refused:
-            return None
+        """Return the script for this place, and count it as reached. RCPT behind a refused MAIL reaches faults only."""
         subjects = [self._argument.partition(" ")[0]]
         if verb in {"MAIL", "RCPT"}:
             address, _ = self._getaddr(self._argument.partition(":")[2].strip())
             subjects = [(address or "").removeprefix("<>")]
         elif verb in IN_A_TRANSACTION:
             subjects = self.envelope.rcpt_tos
-        return self.server.take(verb, subjects)
+        return self.server.take(verb, subjects, faults_only=verb == "RCPT" and self._mail_refused)
 
     async def push(self, status: str | bytes) -> None:
         """Keep what aiosmtpd says until the command is done; but what asks the client to go on is said at once."""

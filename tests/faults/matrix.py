@@ -212,12 +212,6 @@ class Cell:
         at_the_dot = self.place.verb == "END_OF_DATA" or (self.place.verb == "BODY" and not self.place.large)
         return at_the_dot and self.fault.kind == "lost"
 
-    @property
-    def behind_a_refused_mail(self) -> bool:
-        """Whether the reply comes to a RCPT that was sent ahead behind a MAIL to which 530 came: it is about nobody."""
-        first = self.place.verb == "RCPT" and self.place.pattern == RECIPIENTS[0]
-        return first and self.place.session == "tls" and self.ahead and not (self.used or self.ever)
-
     def expected(self, recipient: str) -> tuple[set[Status], int | None]:  # noqa: C901, PLR0911, PLR0912 - a table
         """What may have become of a recipient, and the code of the reply that says so (None: whatever)."""
         place, fault = self.place, self.fault
@@ -241,8 +235,6 @@ class Cell:
             return ({Status.UNCERTAIN}, NO_REPLY) if self.ever or self.mode == "raise" else ({Status.ACCEPTED}, 250)
         if fault.kind == "5xx" and fault.close and place.verb in ("MAIL", "RCPT") and self.ahead and not self.ever:
             return {Status.REFUSED, Status.ACCEPTED}, None  # cut off in the midst of the answers, it is offered again
-        if fault.kind == "5xx" and self.behind_a_refused_mail:
-            return {Status.ACCEPTED}, 250
         if fault.reply == WHAT:
             return ({Status.ACCEPTED}, 250) if self.ahead and not self.ever else ({Status.REFUSED}, 502)
         if fault.kind == "5xx":
