@@ -101,9 +101,8 @@ postlog    unix-dgram n - n - 1 postlogd
     def start(self) -> None:
         """Start Postfix, which returns when its ports are open."""
         if self.log.exists():
-            self.log.chmod(
-                0o666
-            )  # where a kill has left half a file in the queue, postsuper says so, as the user postfix
+            # Where a kill has left half a file in the queue, postsuper says so there, as the user postfix.
+            self.log.chmod(0o666)
         self._control("start")
 
     def stop(self) -> None:
