@@ -55,11 +55,11 @@ def _as_bytes(message: Message) -> tuple[bytes, bool]:
     signed, (shown, utf8) = _SIGNATURE in message, show_in_ascii(message)
     if not signed:
         message = shown
-    written = _write(message, utf8=utf8)
+    written = _write(message, utf8=utf8, signed=signed)
     if has_long_line(written) or (not signed and (b"\0" in written or not written.isascii())):
         message = copy.deepcopy(message)
         _encode_bodies(message)
-        written = _write(message, utf8=utf8)
+        written = _write(message, utf8=utf8, signed=signed)
         if has_long_line(written):
             msg = "the message has a line of more than 998 octets in a header or a signed part (RFC 5322 §2.1.1)"
             raise ValueError(msg)
@@ -102,9 +102,9 @@ def has_long_line(message: bytes) -> bool:
     return False
 
 
-def _write(message: Message, *, utf8: bool) -> bytes:
+def _write(message: Message, *, utf8: bool, signed: bool) -> bytes:
     try:
-        if _SIGNATURE in message:  # of the bytes that the message itself writes
+        if signed:  # what is signed are the bytes that the message itself writes
             own: Any = message.policy.clone(linesep="\r\n", mangle_from_=False)
             return flatten(message, own)
         if isinstance(message, email.message.EmailMessage):

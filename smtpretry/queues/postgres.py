@@ -20,6 +20,7 @@ from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
 from .servers import COLUMNS, leave, told
+from .stored import envelope_of
 from .worker import Batch, Change, Taken
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 VERSION: Final = 1
 CHANNEL: Final = "smtpretry"
 # ruff: noqa: S608 - the statements are put together from texts of this module
-_ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
 _TABLES: Final = f"""
     SET LOCAL lock_timeout = '5s';
     SELECT pg_advisory_xact_lock(hashtextextended('smtpretry', 0));
@@ -133,7 +133,7 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
     values = {
         "id": delivery.id,
         "queue": queue,
-        "envelope": json.dumps({name: getattr(delivery, name) for name in _ENVELOPE}),
+        "envelope": envelope_of(delivery),
         "message": zlib.compress(delivery.message, 1),
         "at": datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None,
         "state": json.dumps(delivery.state()),

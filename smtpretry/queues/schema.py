@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Progress
 from .servers import COLUMNS, Leave, leave, told
+from .stored import envelope_of
 from .worker import Taken
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from .engine import Paced, Pause
 
 VERSION: Final = 1
-_ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
 
 # A file may be the application's own: these tables stand beside its own ones, and say their version themselves.
 _SCHEMA: Final = (
@@ -74,9 +74,7 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
 
 def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], None]:
     """Take a delivery over, unless one of its name is there."""
-    whole = delivery.to_dict()
-    envelope = json.dumps({name: whole[name] for name in _ENVELOPE})
-    row = (delivery.id, envelope, json.dumps(delivery.state()), delivery.next_at, delivery.message)
+    row = (delivery.id, envelope_of(delivery), json.dumps(delivery.state()), delivery.next_at, delivery.message)
 
     def work(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         inserted = connection.execute(

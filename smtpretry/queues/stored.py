@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Final
 
 from smtpretry.delivery import Delivery
 
@@ -15,6 +16,14 @@ class Stored:
     delivery: Delivery
     state: str
     due: float | None
+
+
+_ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")
+
+
+def envelope_of(delivery: Delivery) -> str:
+    """What no attempt changes, without the message."""
+    return json.dumps({name: getattr(delivery, name) for name in _ENVELOPE})
 
 
 def delivery_of(envelope: str, state: str, message: bytes = b"") -> Delivery:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import log
-from smtpretry.delivery import Delivery
 
 from .engine import Pause, QueueError, SharesPause
 from .signals import stopping
+from .stored import delivery_of
 from .turn import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
     from contextlib import AbstractAsyncContextManager
+
+    from smtpretry.delivery import Delivery
 
     from .engine import OnEnd, OnProgress, Paced, Progress, SupportsAttempt
 
@@ -44,11 +46,10 @@ class Taken:
 
     def load(self, now: float) -> Delivery:
         """The delivery. An attempt that its worker did not survive counts as one."""
-        delivery = Delivery.from_dict(json.loads(self.envelope) | {"message": ""} | json.loads(self.state))
+        delivery = delivery_of(self.envelope, self.state, self.message or b"")
         if self.message is None:
             msg = "the message is not in the queue any more"
             raise ValueError(msg)
-        delivery.message = self.message
         if self.died:
             for who in delivery.due(now):
                 delivery.outcomes[who].attempts += 1

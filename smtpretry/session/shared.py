@@ -20,8 +20,10 @@ _AHEAD: Final = 0.4  # seconds before its turn that a message may be taken from 
 _LATE: Final = 1.0  # seconds after which a turn that nobody has used is over
 _PATIENT: Final = 2.0  # seconds that a message waits for its turn to be given
 _MOST: Final = 1000  # events that are kept where nobody tells them
-_KEPT: Final = ("rate", "period", "resumes_at", "_measured", "_progress", "_climb", "_searching", "_measuring", "_slot")
-_ALSO: Final = ("_in_demand", "_counted", "_counted_from", "_run", "_began_at", "_refusals", "_refused_at")
+_KEPT: Final = (
+    *("rate", "period", "resumes_at", "_measured", "_progress", "_climb", "_searching", "_measuring", "_slot"),
+    *("_in_demand", "_counted", "_counted_from", "_run", "_began_at", "_refusals", "_refused_at"),
+)
 
 
 class SharedPace(Pace):
@@ -108,7 +110,7 @@ class SharedPace(Pace):
             return None
         pace, said = _of(stored, self.longest, self.patience)
         if not self._news:
-            self.__dict__.update((name, getattr(pace, name)) for name in (*_KEPT, *_ALSO))
+            self.__dict__.update((name, getattr(pace, name)) for name in _KEPT)
         return said
 
     def _note(self, event: Callable[[Pace], object]) -> None:
@@ -143,7 +145,7 @@ def is_probing(stored: str) -> bool:
 def _plain(pace: Pace, said: Said | None) -> str | None:
     if pace.speed is None and not pace.probing:
         return None
-    plain: dict[str, Any] = {name: getattr(pace, name) for name in (*_KEPT, *_ALSO)}
+    plain: dict[str, Any] = {name: getattr(pace, name) for name in _KEPT}
     if said is not None:
         plain["said"] = [said.stage.value, said.reply.code, said.reply.enhanced, said.reply.text[:500]]
     return json.dumps(plain)
@@ -152,5 +154,5 @@ def _plain(pace: Pace, said: Said | None) -> str | None:
 def _of(stored: str, longest: float = LONGEST, patience: float = math.inf) -> tuple[Pace, Said | None]:
     plain = json.loads(stored)
     pace, said = Pace(longest=longest, patience=patience), plain.get("said")
-    pace.__dict__.update((name, plain[name]) for name in (*_KEPT, *_ALSO))
+    pace.__dict__.update((name, plain[name]) for name in _KEPT)
     return pace, said and Said(Stage(said[0]), Reply(*said[1:]))
