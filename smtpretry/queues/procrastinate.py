@@ -24,7 +24,7 @@ except ImportError as error:
 from smtpretry import log
 
 from .engine import QueueError
-from .worker import Worker
+from .worker import Worker, check_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
 
 _TAKE_OVER: Final = 60.0  # seconds between two looks for what smtpretry 0.1 has queued
-_SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
 class ProcrastinateEngine:
@@ -76,12 +75,7 @@ class ProcrastinateEngine:
         if not isinstance(app.connector, procrastinate.PsycopgConnector):
             msg = f"the app needs a PsycopgConnector, it has {type(app.connector).__name__}"
             raise TypeError(msg)
-        if not stalled_after >= _SHORTEST_LEASE:
-            msg = f"stalled_after is {_SHORTEST_LEASE:g} seconds or more, not {stalled_after!r}"
-            raise ValueError(msg)
-        if concurrency < 1:
-            msg = f"concurrency is a whole number from 1 on, not {concurrency!r}"
-            raise ValueError(msg)
+        check_worker("stalled_after", stalled_after, concurrency)
         self.app, self._connector, self._queue, self._stalled_after = app, app.connector, queue, stalled_after
         self._concurrency, self._keep, self._poll = concurrency, keep, fetch_job_polling_interval
         self._grace = stalled_after if shutdown_graceful_timeout is None else shutdown_graceful_timeout

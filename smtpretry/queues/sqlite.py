@@ -15,13 +15,13 @@ import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from . import schema
 from .engine import Pause, QueueError
 from .file import File
 from .servers import Leave
-from .worker import Batch, Worker
+from .worker import Batch, Worker, check_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueError", "SQLiteEngine"]
 
-_SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 _bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of this process, by file
 
 
@@ -65,12 +64,7 @@ class SQLiteEngine:
         if os.fspath(path) in ("", ":memory:"):
             msg = "a queue is a file: name one, such as SQLiteEngine('mail.db')"
             raise ValueError(msg)
-        if not lease >= _SHORTEST_LEASE:
-            msg = f"lease is {_SHORTEST_LEASE:g} seconds or more, not {lease!r}"
-            raise ValueError(msg)
-        if concurrency < 1:
-            msg = f"concurrency is a whole number from 1 on, not {concurrency!r}"
-            raise ValueError(msg)
+        check_worker("lease", lease, concurrency)
         self.path = Path(path).absolute()
         self.lease, self.concurrency, self.keep = lease, concurrency, keep
         self.file = File(self.path, schema.check)

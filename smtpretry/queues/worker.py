@@ -30,6 +30,7 @@ T = TypeVar("T")
 _AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be written now
 _ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
 _REPORT: Final = 60.0  # seconds between two reports
+_SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
 @dataclass(slots=True)
@@ -251,6 +252,16 @@ class Worker:
             for turn in turns:
                 turn.cancel()
             await asyncio.gather(*turns, return_exceptions=True)
+
+
+def check_worker(name: str, lease: float, concurrency: int) -> None:
+    """Refuse a lease that is too short, by the name that the engine gives it, and a concurrency below one."""
+    if not lease >= _SHORTEST_LEASE:
+        msg = f"{name} is {_SHORTEST_LEASE:g} seconds or more, not {lease!r}"
+        raise ValueError(msg)
+    if concurrency < 1:
+        msg = f"concurrency is a whole number from 1 on, not {concurrency!r}"
+        raise ValueError(msg)
 
 
 class _Hold:
