@@ -45,9 +45,8 @@ def _order(*names: str) -> dict[str, int]:
     return {name.lower(): place for place, name in enumerate(names)}
 
 
-_RESENT = _order("Resent-Date")
-_SENDERS = {prefix: _order(f"{prefix}Sender", f"{prefix}From") for prefix in ("", "Resent-")}
-_RECIPIENTS = {prefix: _order(f"{prefix}To", f"{prefix}Cc", f"{prefix}Bcc") for prefix in ("", "Resent-")}
+_SENDERS = _order("Resent-Date", "Resent-Sender", "Resent-From", "Sender", "From")
+_RECIPIENTS = _order("Resent-Date", "Resent-To", "Resent-Cc", "Resent-Bcc", "To", "Cc", "Bcc")
 _SHOWN = _order(
     *(f"{prefix}{name}" for prefix in ("", "Resent-") for name in ("From", "Sender", "Reply-To", "To", "Cc"))
 )
@@ -90,7 +89,7 @@ def sender_of(message: Message) -> str | None:
     Raises:
         ValueError: the header cannot be read, or the message has several blocks of Resent- fields.
     """
-    headers = _headers(message, _SENDERS[_prefix(message)])
+    headers = _resent_or_not(_headers(message, _SENDERS))
     found = _mailboxes(*headers[0]) if headers else []
     return found[0] if found else None
 
@@ -101,8 +100,8 @@ def recipients_of(message: Message) -> list[str]:
     Raises:
         ValueError: a header cannot be read, or the message has several blocks of Resent- fields.
     """
-    found = list[str]()
-    for name, value in _headers(message, _RECIPIENTS[_prefix(message)]):
+    found: list[str] = []
+    for name, value in _resent_or_not(_headers(message, _RECIPIENTS)):
         mailboxes = _mailboxes(name, value)
         if "" in mailboxes:
             msg = f"{name}: {str(value)!r} names somebody without an address: give recipients="
@@ -152,12 +151,16 @@ def a_label(domain: str) -> str:
         return domain
 
 
-def _prefix(message: Message) -> str:
-    blocks = len(_headers(message, _RESENT))
+def _resent_or_not(headers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Of these headers the Resent- forms behind a Resent-Date, or else the others (RFC 5322 §3.6.6)."""
+    resent = [header for header in headers if header[0].lower().startswith("resent-")]
+    if not resent:
+        return headers
+    blocks = sum(name.lower() == "resent-date" for name, _ in resent)
     if blocks > 1:
         msg = "the message has more than one block of Resent- fields: give sender= and recipients="
         raise ValueError(msg)
-    return "Resent-" if blocks else ""
+    return resent[1:] if blocks else headers[len(resent) :]  # they are in order: the date, its block, the others
 
 
 def _headers(message: Message, order: dict[str, int]) -> list[tuple[str, Any]]:
@@ -168,6 +171,8 @@ def _headers(message: Message, order: dict[str, int]) -> list[tuple[str, Any]]:
 
 def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Header or a header object
     text = str(value)
+    if isinstance(value, str) and compiled(_PLAIN_LIST).fullmatch(text) and not getattr(value, "defects", None):
+        return text.replace(" ", "").split(",")
     try:
         if not isinstance(value, (str, email.header.Header)):
             msg = f"it is of type {type(value).__name__}, not a str"

@@ -52,9 +52,9 @@ class Pass:
         self.unfinished = self.ledger.has_work(policy.clock())
         self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
-        self._repaired = set[Action]()  # what was mended; the same is not mended again
-        self._replaced = set[Rule]()  # why it went on at once over a new connection; not twice in a row
-        self._waits = dict[tuple[Scope, int, float | None], float]()  # so that those who wait alike go on together
+        self._repaired: set[Action] = set()  # what was mended; the same is not mended again
+        self._replaced: set[Rule] = set()  # why it went on at once over a new connection; not twice in a row
+        self._waits: dict[tuple[Scope, int, float | None], float] = {}  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at = -math.inf
@@ -133,7 +133,8 @@ class Pass:
         before = connection.authenticated
         slow = None if connection.is_open else self.pool.warn_if_slow()
         try:
-            await connection.prepare(self._time_to_connect(connection))
+            if not connection.is_ready:
+                await connection.prepare(self._time_to_connect(connection))
         finally:
             if slow is not None:
                 slow.cancel()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import secrets
 from base64 import b64decode, b64encode
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -14,7 +13,8 @@ from .outcome import Attempt, Outcome, Status
 from .stored import history_of, outcome_of, plain_history, plain_outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
+    from contextlib import AbstractContextManager
     from email.message import Message
 
     from .replies.reply import Reply
@@ -62,22 +62,16 @@ class Delivery:
     expires_at: float | None = None
     _sender: object = field(default=None, init=False, repr=False)
 
-    @contextmanager
-    def sent_by(self, sender: object) -> Iterator[None]:
+    def sent_by(self, sender: object) -> AbstractContextManager[None]:
         """Keep others from sending it at the same time: that would be a second copy.
 
         Raises:
             ValueError: somebody else is sending it.
         """
-        before = self._sender
-        if before is not None and before is not sender:
+        if self._sender is not None and self._sender is not sender:
             msg = f"delivery {self.id} is being sent already: await that send, or prepare another one for another copy"
             raise ValueError(msg)
-        self._sender = sender
-        try:
-            yield
-        finally:
-            self._sender = before
+        return _Hold(self, sender)
 
     def __getstate__(self) -> tuple[None, dict[str, Any]]:
         """Without who is sending it: a copy is sent by nobody."""
@@ -122,8 +116,8 @@ class Delivery:
 
     def due(self, now: float) -> list[str]:
         """The recipients to offer in a pass that begins now; those that must go alone come last."""
-        due = [who for who in self.pending if self.outcomes[who].next_at <= now]
-        return sorted(due, key=lambda who: self.outcomes[who].alone)
+        due = [who for who, one in self.outcomes.items() if one.status is Status.PENDING and one.next_at <= now]
+        return sorted(due, key=lambda who: self.outcomes[who].alone) if len(due) > 1 else due
 
     def hand_over(self, now: float) -> None:
         """Let the limits count from now, unless they do already."""
@@ -153,8 +147,8 @@ class Delivery:
         """
         if self.left(now) <= 0:
             return f"expired: it was to be sent before {_iso(self.expires_at or now)}"
-        late = now - (self.next_at or now)
-        if self.elapsed(now) > patience + 1.0 and (not self.attempts or late > _LATE):
+        late = self.elapsed(now) > patience + 1.0
+        if late and (not self.attempts or now - (self.next_at or now) > _LATE):
             limit = timedelta(seconds=patience)
             return f"expired: it was handed over at {_iso(self.submitted_at or now)}, and the limit is {limit}"
         return None
@@ -292,6 +286,21 @@ class Delivery:
 
     def _with(self, status: Status) -> list[str]:
         return [who for who, outcome in self.outcomes.items() if outcome.status is status]
+
+
+class _Hold:
+    """A delivery while somebody sends it."""
+
+    __slots__ = ("_before", "_delivery", "_sender")
+
+    def __init__(self, delivery: Delivery, sender: object) -> None:
+        self._delivery, self._before, self._sender = delivery, delivery._sender, sender  # noqa: SLF001 - its own
+
+    def __enter__(self) -> None:
+        self._delivery._sender = self._sender  # noqa: SLF001
+
+    def __exit__(self, *_: object) -> None:
+        self._delivery._sender = self._before  # noqa: SLF001
 
 
 def _iso(at: float) -> str:

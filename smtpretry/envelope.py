@@ -181,13 +181,17 @@ def _identified(message: bytes, domain: str, *, is_object: bool) -> bytes:
 
 def _signed(header: bytes) -> set[bytes]:
     """The fields that DKIM signatures name: one that is named and not there must not come later (RFC 6376 §5.4.2)."""
-    unfolded = re.sub(rb"\r\n[ \t]+", b" ", header) if b"dkim-signature" in header else b""
+    if b"dkim-signature" not in header:
+        return set()
+    unfolded = re.sub(rb"\r\n[ \t]+", b" ", header)
     names = re.findall(rb"(?m)^dkim-signature[ \t]*:(?:[^\r\n]*;)?[ \t]*h[ \t]*=([^;\r\n]*)", unfolded)
     return {name.strip() for one in names for name in one.split(b":")}
 
 
 def _has(name: bytes, header: bytes) -> bool:
     """Whether a field is in the header, both in lower case."""
+    if b"\n%b:" % name in header:
+        return True
     found = (b"\n" + header).split(b"\n" + name)[1:]
     return any(rest.lstrip(b" \t").startswith(b":") for rest in found)
 

@@ -93,9 +93,10 @@ def commands(delivery: Envelope, recipients: Iterable[str], offers: Mapping[str,
     rcpt_options, left_out, obstacles = _offered(delivery.rcpt_options, offers)
     mail_options, more_left_out, more_obstacles = _offered(delivery.mail_options, offers)
     obstacles += more_obstacles
-    tail = "".join(f" {option}" for option in rcpt_options.values())
+    tail = "".join([f" {option}" for option in rcpt_options.values()])
     utf8_offered, utf8_needed = "smtputf8" in offers, False
-    rcpts, impossible = dict[str, bytes](), dict[str, str]()
+    rcpts: dict[str, bytes] = {}
+    impossible: dict[str, str] = {}
     for recipient in recipients:
         try:
             mailbox = mailbox_of(recipient)
@@ -114,7 +115,7 @@ def commands(delivery: Envelope, recipients: Iterable[str], offers: Mapping[str,
         else:  # told already, to those who need it
             more_left_out = [option for option in more_left_out if option.upper() != "SMTPUTF8"]
     _describe(delivery.message, mail_options, offers)
-    mail = f"MAIL FROM:<{sender}>" + "".join(f" {option}" for option in mail_options.values())
+    mail = f"MAIL FROM:<{sender}>" + "".join([f" {option}" for option in mail_options.values()])
     obstacles += filter(None, [obstacle, _too_much(delivery.message, offers)])
     return Commands(
         mail.encode(), rcpts, impossible, (*more_left_out, *left_out), "; ".join(obstacles) if obstacles else None
@@ -123,7 +124,9 @@ def commands(delivery: Envelope, recipients: Iterable[str], offers: Mapping[str,
 
 def _offered(options: tuple[str, ...], offers: Mapping[str, str]) -> tuple[dict[str, str], list[str], list[str]]:
     """The parameters that may be sent, by name; those left out; and what speaks against sending at all."""
-    kept, left_out, obstacles = dict[str, str](), list[str](), list[str]()
+    kept: dict[str, str] = {}
+    left_out: list[str] = []
+    obstacles: list[str] = []
     for option in options:
         name, _, value = option.partition("=")
         name = name.upper()

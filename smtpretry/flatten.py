@@ -57,7 +57,7 @@ def flatten(message: Message, policy: EmailPolicy | Compat32) -> bytes:
     Raises:
         UnicodeEncodeError: it has text outside ASCII that nobody encoded.
     """
-    written = list[bytes]()
+    written: list[bytes] = []
     try:
         # A copy, because a boundary that is missing is put into its header.
         _write(copy.copy(message) if message.is_multipart() else message, policy, written, unseen=UNSEEN)
@@ -115,8 +115,8 @@ def _line(name: str, value: object, plain: int, end: bytes) -> bytes | None:
         return None
     if "  " in text or text[0] == " " or text[-1] == " ":
         return None
-    if hasattr(value, "name"):
-        name = value.name
+    if (own := getattr(value, "name", None)) is not None:
+        name = own
         kind = type(value).__bases__[0]
         if (kind not in _READ_WHOLE or getattr(value, "defects", True)) and _given(value) != text:
             return None  # what is written is the tree: the comments of addresses are in it alone
@@ -126,7 +126,8 @@ def _line(name: str, value: object, plain: int, end: bytes) -> bytes | None:
 def _given(value: object) -> str:
     """The text that a header was parsed from: `str` of its tree, in less time."""
     tree: Any = getattr(value, "_parse_tree", None)
-    backwards, left = list[str](), [tree]
+    backwards: list[str] = []
+    left = [tree]
     while left:
         token = left.pop()
         kind: Any = type(token)

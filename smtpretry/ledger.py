@@ -63,8 +63,8 @@ class Ledger:
         self.todo: dict[str, None] = {}
         self.changed = False
         self._counted = False
-        self._deferred = list[Outcome]()
-        self._ended = list[str]()  # of whom the observer does not know yet
+        self._deferred: list[Outcome] = []
+        self._ended: list[str] = []  # of whom the observer does not know yet
 
     def has_work(self, now: float) -> bool:
         """Whether anybody is due, or too late."""

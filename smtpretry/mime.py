@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _LONGEST = 998  # octets in a line, without its CRLF
 _DEEPEST = 100  # parts within parts
 _SIGNATURE = "DKIM-Signature"
-_EMPTY_LINE = re.compile(rb"(?:\A|\r?\n)\r?\n")
+_NO_HEADER = (b"\n", b"\r\n")
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _OLD = email.policy.compat32.clone(mangle_from_=False)
 _OLD_7BIT = _OLD.clone(cte_type="7bit")
 _POLICIES: dict[bool, tuple[Any, Any]] = {  # by whether the headers are in UTF-8
@@ -63,8 +64,8 @@ def _as_bytes(message: Message) -> tuple[bytes, bool]:
         if has_long_line(written):
             msg = "the message has a line of more than 998 octets in a header or a signed part (RFC 5322 §2.1.1)"
             raise ValueError(msg)
-    end = _EMPTY_LINE.search(written)
-    header = b"" if end is None or not end.start() else b"\n" + written[: end.start()]
+    end = None if written.startswith(_NO_HEADER) else _EMPTY_LINE.search(written)
+    header = b"" if end is None else b"\n" + written[: end.start()]
     names = [name for name, _ in message.raw_items() if name.lower() not in UNSEEN]
     if header.count(b"\n") - header.count(b"\n ") - header.count(b"\n\t") != len(names):
         msg = "a header of the message has a line break in it, which would begin another one (RFC 5322 §2.2)"

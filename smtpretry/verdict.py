@@ -157,9 +157,11 @@ def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
     Behind a MAIL that was taken no RCPT is unknown or unexpected, nor is DATA behind a RCPT that was taken: something
     in between that says so cannot follow several commands at once.
     """
-    silent = any(answer.failure and answer.failure.reply.code == NO_REPLY for answer in answers)
-    if len(answers) != len(commands) or silent:
+    failures = [answer.failure for answer in answers if answer.failure is not None]
+    if len(answers) != len(commands) or any(said.reply.code == NO_REPLY for said in failures):
         return False
+    if not failures:
+        return True
     if commands[0] is Stage.MAIL and answers[0].failure is not None:
         return all(answer.failure for answer in answers)
     taken = any(answer.recipient is not None and answer.failure is None for answer in answers)

@@ -157,7 +157,7 @@ def _status(line: str) -> str | None:
 
 def _within(text: str) -> str | None:
     """The enhanced status that stands within a text."""
-    found = compiled(_INLINE).search(text, 0, READ)
+    found = compiled(_INLINE).search(text, 0, READ) if "." in text else None
     return found and found[1]
 
 

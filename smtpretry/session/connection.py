@@ -81,6 +81,16 @@ class Connection(Opening):
         self._refreshed = False
         self._sent: str | bytes = ""  # what the last AUTH was made with
         self._refusals = needs.refusals  # when it was connected
+        self._prepared: object = None  # what the last `prepare` has brought about
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a transaction can begin, for nothing has changed since the last `prepare`."""
+        return self.is_open and self._prepared == self._state and self.carried < self.max_messages
+
+    @property
+    def _state(self) -> tuple[object, ...]:
+        return self.client.protocol, self.needs.tls, self.needs.auth, self.authenticated
 
     async def prepare(self, timeout: Timeout = Default.token) -> None:
         """Bring the session to where a transaction can begin. Raises `Failed`."""
@@ -101,6 +111,7 @@ class Connection(Opening):
                     await self._log_in(timeout)
             elif self._must_log_in:
                 raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
+        self._prepared = self._state
 
     async def connect(self, timeout: Timeout = Default.token) -> SMTPResponse:
         """Connect, and encrypt where the client is set to. Returns the server's banner. Raises `Failed`."""

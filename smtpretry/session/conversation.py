@@ -14,7 +14,7 @@ from smtpretry.replies.stage import Stage
 
 from .codes import CLOSING, GOODBYES, accepts, agree
 from .failed import Failed
-from .reader import Beyond
+from .reader import NOTHING
 from .veil import Veil
 
 if TYPE_CHECKING:
@@ -55,12 +55,8 @@ class Conversation:
     @property
     def is_open(self) -> bool:
         """Whether there is a connection, as far as this side knows."""
-        return self._client is not None and self._client.is_connected
-
-    @property
-    def beyond(self) -> Beyond:
-        """What came beyond the replies that were due, since the last `send`."""
-        return Beyond() if self._line is None else self._line.beyond
+        protocol = None if self._client is None else self._client.protocol
+        return protocol is not None and protocol.is_connected
 
     def seconds(self, timeout: Timeout) -> float | None:
         """A time-out as the client has it: its own, where none is given."""
@@ -119,9 +115,10 @@ class Conversation:
 
         A connection on which a goodbye or another reply has come is closed, whatever the first reply was.
         """
-        beyond = Beyond() if stage is Stage.STARTTLS else self.beyond  # what came in the clear is thrown away
+        line = None if stage is Stage.STARTTLS else self._line  # where what came in the clear is thrown away
+        beyond = NOTHING if line is None else line.beyond
         in_step = not beyond.further or agree(stage, code, beyond.further)
-        if beyond.ends_it or code == CLOSING:
+        if code == CLOSING or (beyond is not NOTHING and beyond.ends_it):
             self.abort()
         if in_step and code // 100 == expect and (expect != 2 or accepts(stage, code)):  # noqa: PLR2004
             return

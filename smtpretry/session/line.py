@@ -82,6 +82,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
     def __init__(self, lost: Callable[[SMTPProtocol], None], due: int = 1) -> None:
         super().__init__(asyncio.get_running_loop(), lost)
         self._replies = Replies(due)
+        self._out: asyncio.WriteTransport | None = None
         self._broken: Exception | None = None
         self._full = False  # what was written waits on this side
         self._room = memoryview(bytearray(LONGEST_LINE))  # asyncio's own, 256 KB for each read, costs more than reading
@@ -101,13 +102,13 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     def send(self, data: bytes, replies: int = 1) -> bool:
         """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
-        if self.beyond.ends_it:
+        if self._replies.beyond.ends_it:
             self._end_out_of_step()
         if replies:
             self._replies.expect(replies)
-        if self._broken is not None or not self.is_connected:
+        if self._broken is not None or self._out is None or self._out.is_closing():
             return False
-        self.write(data)
+        self._out.write(data)
         return True
 
     async def receive(self, timeout: float | None = None) -> SMTPResponse:
@@ -121,15 +122,16 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             aiosmtplib.SMTPReadTimeoutError: nothing came in time; the connection is closed.
             aiosmtplib.SMTPResponseException: what came is no SMTP (code -1); the connection is closed.
         """
-        if not self.has_reply:
+        ready = self._replies.ready
+        if not ready and self._broken is None:
             self._deadline.set(timeout)
             try:
                 while not self.has_reply:
                     await self._something()
             finally:
                 self._deadline.set(None)
-        if self._replies.ready:
-            return self._replies.ready.popleft()
+        if ready:
+            return ready.popleft()
         raise cast("Exception", self._broken).with_traceback(None)
 
     async def drain(self, timeout: float | None = None) -> bool:
@@ -162,17 +164,13 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             ssl.SSLError, ssl.CertificateError: the handshake failed.
             OSError: the connection was lost.
         """
-        if self.transport is None or self.transport.is_closing():
+        if self._out is None or self._out.is_closing():
             raise SMTPServerDisconnected(_LOST)
         self._replies.forget(replies)
-        self.transport = await asyncio.get_running_loop().start_tls(
-            cast("asyncio.WriteTransport", self.transport),
-            self,
-            context,
-            server_hostname=hostname,
-            ssl_handshake_timeout=timeout,
+        encrypted = await asyncio.get_running_loop().start_tls(
+            self._out, self, context, server_hostname=hostname, ssl_handshake_timeout=timeout
         )
-        cast("asyncio.WriteTransport", self.transport).set_write_buffer_limits(high=1, low=0)
+        self.connection_made(cast("asyncio.BaseTransport", encrypted))  # not None: the loop says so by an error
 
     def abort(self) -> None:
         """Close the socket at once, whatever is still to be sent, or TLS would like to say."""
@@ -182,8 +180,8 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self.transport = transport
-        cast("asyncio.WriteTransport", transport).set_write_buffer_limits(high=1, low=0)  # at 0, TLS never resumes
+        self.transport = self._out = cast("asyncio.WriteTransport", transport)
+        self._out.set_write_buffer_limits(high=1, low=0)  # at 0, TLS never resumes
 
     def get_buffer(self, _: int) -> memoryview:
         """Where to put what comes."""
@@ -198,7 +196,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._replies.feed(data)
         if self._replies.fault is not None:
             self._break(self._replies.fault)
-        elif self.beyond.ends_it and not self._replies.ready:
+        elif not self._replies.ready and self.beyond.ends_it:
             self._end_out_of_step()
         self._wake()
 
@@ -282,8 +280,8 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             if self.beyond.goodbye is not None:
                 self._replies.ready.append(self.beyond.goodbye)
         self._deadline.cancel()
-        if self.transport is not None:
-            cast("asyncio.WriteTransport", self.transport).abort()
+        if self._out is not None:
+            self._out.abort()
         self._wake()
 
     def _something(self) -> asyncio.Future[None]:

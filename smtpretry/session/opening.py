@@ -59,7 +59,8 @@ class Opening(Conversation):
     @property
     def is_tls(self) -> bool:
         """Whether it is encrypted."""
-        return self.is_open and self.client.get_transport_info("sslcontext") is not None
+        transport = self.transport if self.is_open else None
+        return transport is not None and transport.get_extra_info("sslcontext") is not None
 
     @property
     def server(self) -> str:
@@ -81,7 +82,7 @@ class Opening(Conversation):
 
     @property
     def _can_encrypt(self) -> bool:
-        return self.is_open and not self.is_tls and self.client.supports_extension("starttls")
+        return self.client.supports_extension("starttls") and self.is_open and not self.is_tls
 
     def _use(self, client: SMTP) -> None:
         self._client = client
@@ -108,7 +109,7 @@ class Opening(Conversation):
 
     def _adopt(self) -> None:
         """Take over the line of a client that somebody else has connected."""
-        if not self.is_open or self.client.protocol is self._line:
+        if self.client.protocol is self._line or not self.is_open:
             return
         self._line = Line(self._lost, due=0)
         transport = self.client.transport

@@ -99,7 +99,7 @@ class Pace:
     @property
     def opens_at(self) -> float:
         """Until when nothing goes: since the last refusal, or since as many have gone as the server counts to."""
-        if self._counts and self._counted >= max(1, round(self.rate * self.period)):
+        if self._counted and self._counts and self._counted >= max(1, round(self.rate * self.period)):
             return max(self.resumes_at, self._counted_from + self.period / _MARGIN)
         return self.resumes_at
 

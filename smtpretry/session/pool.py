@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .waiting import Asked, Waiting, Wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from types import TracebackType
 
     from smtpretry.observer import Observer
     from smtpretry.policy import RetryPolicy
@@ -43,6 +44,7 @@ class Pool(Limits):
 
     Attributes:
         closed: whether it lends nothing.
+        loop: the event loop that it belongs to.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Pool(Limits):
         self._alarms = Alarms(policy.sleep)  # of those who wait
         self._bells = Alarms(policy.sleep)  # of the pool's own
         self._slot: asyncio.Future[None] | None = None  # the bell for the next one
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
 
     @property
@@ -155,8 +157,7 @@ class Pool(Limits):
         """All of them, in use or not."""
         return self._stock.connections
 
-    @asynccontextmanager
-    async def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AsyncIterator[Connection]:
+    def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
 
         Args:
@@ -168,21 +169,8 @@ class Pool(Limits):
             ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
-        async with nullcontext() if self._told is None or wish is not Wish.TURN else self._told:
-            connection = await self._my_turn(wish, first=first)
-            connection.watch()
-            loop = self._loop
-            try:
-                yield connection
-                connection.heed()
-                connection.reused = True
-            except BaseException:
-                if self._loop is loop:  # else its loop ended in the midst of it, and another one has the connection
-                    connection.abort()
-                raise
-            finally:
-                if self._loop is loop:
-                    self._give_back(connection)
+        loan = _Loan(self, wish, first=first)
+        return loan if self._told is None or wish is not Wish.TURN else _entered(self._told, loan)
 
     async def room(self) -> None:
         """Wait until fewer sends wait for a connection than there may be connections."""
@@ -229,7 +217,8 @@ class Pool(Limits):
             self._stock.stop()
             self._wide()
 
-    async def _my_turn(self, wish: Wish, *, first: bool) -> Connection:
+    async def turn(self, wish: Wish, *, first: bool) -> Connection:
+        """Wait in line for a connection; see `lend`."""
         if self.closed:
             raise ClientClosed(_CLOSED)
         asked = self._waiting.ask(wish, first=first)
@@ -239,7 +228,7 @@ class Pool(Limits):
             connection = await granted
         except asyncio.CancelledError:
             if not granted.cancelled() and granted.exception() is None and (connection := granted.result()) is not None:
-                self._give_back(connection)  # it came with the cancellation
+                self.give_back(connection)  # it came with the cancellation
             else:
                 self._serve()  # who is next may want less
             raise
@@ -247,7 +236,8 @@ class Pool(Limits):
             raise ClientClosed(_CLOSED)
         return connection
 
-    def _give_back(self, connection: Connection) -> None:
+    def give_back(self, connection: Connection) -> None:
+        """Take back what was lent."""
         if connection not in self._resting:
             self._stock.put(connection)
         elif self.closed:
@@ -303,21 +293,58 @@ class Pool(Limits):
     def _belong_here(self) -> None:
         """All of it lives in one event loop at a time."""
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
+        if self.loop is loop:
             return
-        if self._loop is not None and self._loop.is_closed():
+        if self.loop is not None and self.loop.is_closed():
             self._stock.forget()
-        elif self._loop is not None and (self._stock.out or self._waiting.next() or len(self._alarms)):
+        elif self.loop is not None and (self._stock.out or self._waiting.next() or len(self._alarms)):
             msg = "the client is in use in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
         self._stock.move(loop)
-        self._loop, self._all_back = loop, asyncio.Event()
+        self.loop, self._all_back = loop, asyncio.Event()
         self._wide()
         self._resting.clear()
         self._waiting.clear()
         self._alarms.forget()
         self._bells.forget()
         self._slot = None
+
+
+class _Loan:
+    """A connection for one pass, and back."""
+
+    def __init__(self, pool: Pool, wish: Wish, *, first: bool) -> None:
+        self._pool, self._wish, self._first = pool, wish, first
+
+    async def __aenter__(self) -> Connection:
+        connection = self._connection = await self._pool.turn(self._wish, first=self._first)
+        connection.watch()
+        self._loop = self._pool.loop
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        pool, connection = self._pool, self._connection
+        if pool.loop is not self._loop:
+            return  # its loop ended in the midst of it, and another one has the connection
+        try:
+            if error is None:
+                connection.heed()
+                connection.reused = True
+            else:
+                connection.abort()
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
+        finally:
+            pool.give_back(connection)
+
+
+@asynccontextmanager
+async def _entered(told: AbstractAsyncContextManager[Any], loan: _Loan) -> AsyncIterator[Connection]:
+    async with told, loan as connection:
+        yield connection
 
 
 def check_pace(pace: object) -> None:

@@ -44,7 +44,7 @@ class Beyond(NamedTuple):
         return self.goodbye is not None or bool(self.further)
 
 
-_NOTHING: Final = Beyond()
+NOTHING: Final = Beyond()
 
 
 class Replies:
@@ -63,7 +63,7 @@ class Replies:
     def __init__(self, due: int) -> None:
         self.due = due
         self.ready = deque[SMTPResponse]()
-        self.beyond = _NOTHING
+        self.beyond = NOTHING
         self.fault: SMTPResponseException | None = None
         self._buffer = bytearray()
         self._lines = list[bytes]()  # of the reply that has begun
@@ -76,14 +76,14 @@ class Replies:
         if not self.due:
             self._stray = bool(self._buffer or self._lines)
         self.due += replies
-        self.beyond = _NOTHING
+        self.beyond = NOTHING
 
     def forget(self, due: int) -> None:
         """Let go of what came and was not taken; so many are due now."""
         self.ready.clear()
         self._buffer.clear()
         self._lines.clear()
-        self.due, self.beyond, self._stray = due, _NOTHING, False
+        self.due, self.beyond, self._stray = due, NOTHING, False
 
     def feed(self, data: bytes) -> None:
         """Take in what came."""

@@ -127,9 +127,9 @@ class Transaction:
 
     async def _say(self, commands: Sequence[Command]) -> list[Answer]:
         """Send them in one write, and read the answers in their order; nothing comes after a silence."""
-        answers = list[Answer]()
+        answers: list[Answer] = []
         try:
-            self.connection.send(b"".join(command.line for command in commands), len(commands))
+            self.connection.send(b"".join([command.line for command in commands]), len(commands))
             for command in commands:
                 reply = await self.connection.receive(command.stage, self.timeout)
                 answers.append(self._answer(command, *reply))
