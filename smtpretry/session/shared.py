@@ -73,6 +73,7 @@ class SharedPace(Pace):
         """The server has refused a message because they come too fast."""
         run, is_first = self._run, self.speed is None
         until = super().too_fast(now, wait, since, named=named)
+        self._drop_turns(now)
         if is_first and self.speed is not None:
             measured = self._measured
             self._note(lambda pace: pace.add(run, measured))
@@ -105,13 +106,18 @@ class SharedPace(Pace):
     def follow(self, stored: str | None, turns: Iterable[float], now: float) -> Said | None:
         """Take over the pace of all, with turns of its own; return what the server said when it last refused."""
         self._asked_at = now
-        self._turns = deque(at for at in (*self._turns, *turns) if at > now - _LATE)
-        if stored is None:
-            return None
-        pace, said = _of(stored, self.longest, self.patience)
-        if not self._news:
-            self.__dict__.update((name, getattr(pace, name)) for name in _KEPT)
+        self._turns.extend(turns)
+        said = None
+        if stored is not None:
+            pace, said = _of(stored, self.longest, self.patience)
+            if not self._news:
+                self.__dict__.update((name, getattr(pace, name)) for name in _KEPT)
+        self._drop_turns(now)
         return said
+
+    def _drop_turns(self, now: float) -> None:
+        """Forget turns that are over, or fall into a pause: together, when it ends, they would be too fast."""
+        self._turns = deque(at for at in self._turns if at > now - _LATE and at >= self.resumes_at)
 
     def _note(self, event: Callable[[Pace], object]) -> None:
         if self.speed is not None or self.probing:

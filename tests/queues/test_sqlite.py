@@ -520,13 +520,18 @@ async def test_ten_workers_cost_a_struggling_server_what_one_does(tmp_path: Path
 
 @virtually
 async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
-    """Where a server takes so many a second, ten workers who share its pace are as fast as one, and all of it gets in."""
-    took = list[float]()
+    """Where a server takes so many a second, ten workers who share its pace are as fast as one, and refused as seldom."""
+    took, late_refusals = list[float](), 0
+
+    def count(_: Delivery | None, event: smtpretry.Event) -> None:
+        nonlocal late_refusals
+        late_refusals += isinstance(event, smtpretry.Step) and event.action is not None and event.at > began + 1
+
     for number in (1, 10):
         async with ScriptedServer(max_rate=(14, 1)) as server, SQLiteEngine(tmp_path / f"mail{number}.db") as engine:
             for one in range(300):
                 await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
-            clients = [RetryingSMTP(server.client, patient(), max_connections=3) for _ in range(number)]
+            clients = [RetryingSMTP(server.client, patient(), max_connections=3, on_step=count) for _ in range(number)]
             began = virtual.clock()
             workers = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
             while len(server.messages) < 300:
@@ -538,6 +543,7 @@ async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
             for smtp in clients:
                 await smtp.aclose()
     assert took[1] < 1.3 * took[0], took
+    assert late_refusals < 50  # 2 to 30 of 600; in the first instant they do not know of each other yet
 
 
 @virtually

@@ -84,3 +84,17 @@ def test_whoever_has_no_turn_waits_for_one() -> None:
     follower.follow(None, (106.5, 106.6), 106.0)
     assert follower.without_turn(3) == 1
     assert follower.next_slot(106.0) == 106.5
+
+
+def test_a_pause_takes_the_turns_that_fall_into_it() -> None:
+    """Turns of a pause are not used together when it ends, be it one's own refusal or another client's."""
+    own, other = SharedPace(Pace()), SharedPace(Pace())
+    pace = stored(found())
+    for one in (own, other):
+        one.follow(pace, (102.0, 102.1, 102.9, 104.5), 102.0)
+    own.let_through(102.0)
+    own.too_fast(102.05, 1.0, 102.0)
+    assert own.without_turn(3) == 2
+    assert own.next_slot(102.05) == 104.5
+    other.follow(stored(own, pace), (), 102.1)
+    assert other.next_slot(102.1) == 104.5
