@@ -14,8 +14,7 @@ from .ledger import Turn
 from .observer import hooks_of
 from .outcome import Status
 from .policy import RetryPolicy
-from .queues.engine import Pause
-from .replies.reply import Said
+from .queues.site import Site
 from .sending import Sends, check_number
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from .attempt import Save
     from .delivery import Delivery
     from .events import Hook
-    from .queues.engine import Engine, Paced
+    from .queues.engine import Engine
 
 
 class RetryingSMTP(Sends):
@@ -127,6 +126,7 @@ class RetryingSMTP(Sends):
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
         self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, told=pace)
+        self._site = Site(self._pool)
         self._observer.watch(self.stats)
 
     async def attempt(
@@ -145,40 +145,8 @@ class RetryingSMTP(Sends):
         """
         with delivery.sent_by(asyncio.current_task()):
             delivery.take_up(self.policy.clock(), late=True)
-            await self.take_turn(delivery, save, Turn(), timeout)
+            await self._take_turn(delivery, save, Turn(), timeout)
         return delivery
-
-    # What a Failover asks
-
-    async def take_turn(self, delivery: Delivery, save: Save | None, turn: Turn, timeout: Timeout) -> None:
-        """Make a pass, alone or as one of several servers."""
-        one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
-        while one.unfinished:
-            before_all_others = one.begun or (
-                self._pool.is_paced and bool(delivery.attempts)
-            )  # for it asked before them
-            async with self._pool.lend(Wish.TURN, first=before_all_others) as connection:
-                await one.run(connection)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the server is in no trouble, or a message may find out whether it still is."""
-        return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
-
-    @property
-    def resumes_at(self) -> float:
-        """Until when the server is left alone, on the policy's clock."""
-        return self._pool.opens_at
-
-    @property
-    def hooks(self) -> tuple[Hook, ...]:
-        """Who is told."""
-        return self._observer.hooks
-
-    @property
-    def has_queue(self) -> bool:
-        """Whether long waits go to a queue."""
-        return self._engine is not None
 
     def stats(self) -> Stats:
         """How the client is doing now, and what became of its recipients so far. It may be asked from any thread."""
@@ -248,41 +216,35 @@ class RetryingSMTP(Sends):
         """Close the client; without QUIT where something broke off."""
         await self._pool.close(politely=error is None or isinstance(error, Exception))
 
-    # What the workers of a queue tell each other
-
     @property
-    def server(self) -> str:
-        """The server's name, as the workers of a queue know it who share its pause: "smtp.example.com:587"."""
-        return self._pool.server
-
-    @property
-    def pause(self) -> Pause:
-        """Until when nothing is tried, because the server said so."""
-        said = self._pool.reason if self._pool.failures else None
-        if said is None:
-            return Pause()
-        return Pause(self._pool.resumes_at, self._pool.failures, said.stage, said.reply)
-
-    def adopt(self, pause: Pause) -> None:
-        """Keep the pause that another client of the same server was asked for, or has seen the end of."""
-        said = Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
-        self._pool.adopt(pause.until, pause.failures, said)
-
-    def tell_pace(self) -> Paced | None:
-        """What makes of the stored pace one that knows what this client has found out; None: that is nothing new."""
-        return self._pool.news()
-
-    @property
-    def without_turn(self) -> int:
-        """How many deliveries wait for a turn in the pace that is stored."""
-        return self._pool.without_turn
-
-    def follow(self, pace: str | None, turns: Sequence[float]) -> None:
-        """Keep the pace that is stored, with these turns in it."""
-        self._pool.follow(pace, turns)
+    def sites(self) -> Sequence[Site]:
+        """Its server, for the workers of a queue."""
+        return (self._site,)
 
     def _alarm(self, seconds: float) -> Awaitable[None]:
         return self._pool.alarm(seconds)
 
     async def _room(self) -> None:
         await self._pool.room()
+
+    # What a Failover asks
+
+    async def _take_turn(self, delivery: Delivery, save: Save | None, turn: Turn, timeout: Timeout) -> None:
+        """Make a pass, alone or as one of several servers."""
+        one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
+        while one.unfinished:
+            before_all_others = one.begun or (
+                self._pool.is_paced and bool(delivery.attempts)
+            )  # for it asked before them
+            async with self._pool.lend(Wish.TURN, first=before_all_others) as connection:
+                await one.run(connection)
+
+    @property
+    def _is_ready(self) -> bool:
+        """Whether the server is in no trouble, or a message may find out whether it still is."""
+        return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
+
+    @property
+    def _resumes_at(self) -> float:
+        """Until when the server is left alone, on the policy's clock."""
+        return self._pool.opens_at

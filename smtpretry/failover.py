@@ -1,5 +1,7 @@
 """`Failover`: the sending methods for several servers. If one is in trouble, the next one sends."""
 
+# ruff: noqa: SLF001 - its clients are next door
+
 from __future__ import annotations
 
 import asyncio
@@ -14,12 +16,13 @@ from .sending import Sends
 from .stats import Stats
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Sequence
     from types import TracebackType
 
     from .attempt import Save
     from .delivery import Delivery
     from .queues.engine import Engine
+    from .queues.site import Site
     from .session.connection import Timeout
 
 
@@ -56,10 +59,10 @@ class Failover(Sends):
         if len(servers) < 2 or len(set(map(id, servers))) < len(servers):  # noqa: PLR2004 - one is no choice
             msg = "Failover takes two clients or more, each of them once"
             raise ValueError(msg)
-        if any(server.has_queue for server in servers):
+        if any(server._engine is not None for server in servers):
             msg = "give the queue to the Failover, defer=, not to one of its clients"
             raise ValueError(msg)
-        hooks = {id(hook): hook for server in servers for hook in server.hooks}
+        hooks = {id(hook): hook for server in servers for hook in server._observer.hooks}
         super().__init__(servers[0].policy, defer, max_wait, tuple(hooks.values()))
         self.servers = servers
 
@@ -73,14 +76,14 @@ class Failover(Sends):
         with delivery.sent_by(asyncio.current_task()):
             delivery.take_up(self.policy.clock(), late=True)
             self._forget_servers(delivery)
-            ready = [number for number, server in enumerate(self.servers) if server.is_ready]
-            order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number].resumes_at)]
+            ready = [number for number, server in enumerate(self.servers) if server._is_ready]
+            order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number]._resumes_at)]
             for place, number in enumerate(order, start=1):
                 turn = Turn(number, self._tries(number), others_are_ready=place < len(order))
-                await self.servers[number].take_turn(delivery, save, turn, timeout)
+                await self.servers[number]._take_turn(delivery, save, turn, timeout)
             for number in set(range(len(self.servers))) - set(order):  # who waits for that one waits on
                 turn = Turn(number, self._tries(number), only_its_own=True)
-                await self.servers[number].take_turn(delivery, save, turn, timeout)
+                await self.servers[number]._take_turn(delivery, save, turn, timeout)
             self._come_back(delivery)
         return delivery
 
@@ -96,7 +99,7 @@ class Failover(Sends):
 
     def _come_back(self, delivery: Delivery) -> None:
         """Where all servers are left alone, let those who wait for any wait for the first that may work again."""
-        soonest = min(server.resumes_at for server in self.servers)
+        soonest = min(server._resumes_at for server in self.servers)
         if soonest <= self.policy.clock():
             return
         for who in delivery.pending:
@@ -129,6 +132,11 @@ class Failover(Sends):
         await asyncio.gather(*(server.aclose() for server in self.servers))
 
     @property
+    def sites(self) -> Sequence[Site]:
+        """Its servers, for the workers of a queue."""
+        return [site for server in self.servers for site in server.sites]
+
+    @property
     def is_connected(self) -> bool:
         """Whether a connection to one of the servers is open now."""
         return any(server.is_connected for server in self.servers)
@@ -146,7 +154,7 @@ class Failover(Sends):
         await asyncio.gather(*(server.__aexit__(kind, error, traceback) for server in self.servers))
 
     def _alarm(self, seconds: float) -> Awaitable[None]:
-        return self.servers[0]._alarm(seconds)  # noqa: SLF001 - of the same class
+        return self.servers[0]._alarm(seconds)
 
     async def _room(self) -> None:
-        await next((server for server in self.servers if server.is_ready), self.servers[0])._room()  # noqa: SLF001
+        await next((server for server in self.servers if server._is_ready), self.servers[0])._room()

@@ -400,12 +400,12 @@ async def test_a_pause_that_another_worker_has_found() -> None:
     """What the workers of a queue tell each other of a server, the hooks are told: a pause, once, and its end."""
     async with telling() as (_, smtp, told):
         pause = Pause(virtual.clock() + 300, 1, Stage.CONNECT, Reply.parse(DOWN))
-        smtp.adopt(pause)
-        smtp.adopt(pause)
+        smtp.sites[0].adopt(pause)
+        smtp.sites[0].adopt(pause)
         [paused] = told.of(Paused)
         assert (paused.until, paused.reply.code) == (pause.until, 421)
         assert smtp.stats().paused_until == pause.until
-        smtp.adopt(Pause())
+        smtp.sites[0].adopt(Pause())
         assert told.kinds() == ["Paused", "Resumed"]
         assert smtp.stats().paused_until is None
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from smtpretry.delivery import Delivery
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from smtpretry.policy import RetryPolicy
     from smtpretry.replies.reply import Reply
     from smtpretry.replies.stage import Stage
@@ -79,32 +77,6 @@ class SupportsAttempt(Protocol):
 
     async def attempt(self, delivery: Delivery, save: Save | None = None) -> Delivery:
         """Make one pass over the recipients that are due; see `RetryingSMTP.attempt`."""
-
-
-@runtime_checkable
-class SharesPause(Protocol):
-    """What a client lets the workers on one queue share: the pause that its server has asked for, and its speed."""
-
-    @property
-    def server(self) -> str:
-        """The name of its server, such as "smtp.example.com:587"."""
-
-    @property
-    def pause(self) -> Pause:
-        """The pause, as far as this client knows."""
-
-    def adopt(self, pause: Pause) -> None:
-        """Take over what another one knows."""
-
-    def tell_pace(self) -> Paced | None:
-        """What makes of the stored pace one that knows what this client has found out; None: that is nothing new."""
-
-    @property
-    def without_turn(self) -> int:
-        """How many deliveries wait for a turn in the pace that is stored."""
-
-    def follow(self, pace: str | None, turns: Sequence[float]) -> None:
-        """Keep the pace that is stored, with these turns in it."""
 
 
 @runtime_checkable

@@ -19,12 +19,12 @@ import psycopg
 from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
-from .servers import COLUMNS, leave, told
+from .servers import COLUMNS, Known, leaves, told
 from .stored import envelope_of
 from .worker import Batch, Change, Taken
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import timedelta
 
@@ -84,10 +84,13 @@ TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(h
     )) RETURNING id, envelope::text, state::text, message, taken, died"""
 _NEXT: Final = """SELECT extract(epoch FROM due - now())::float8 FROM smtpretry_deliveries
     WHERE queue = %(queue)s AND due > now() ORDER BY due LIMIT 1"""
-_TROUBLE: Final = "SELECT 1 FROM smtpretry_servers WHERE name = %(server)s AND (failures > 0 OR pace IS NOT NULL)"
-_SERVER: Final = f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = %(server)s FOR UPDATE"
+_TROUBLE: Final = """SELECT 1 FROM smtpretry_servers
+    WHERE name = ANY(%(servers)s) AND (failures > 0 OR pace IS NOT NULL)"""
+_SERVERS: Final = (
+    f"SELECT name, {COLUMNS} FROM smtpretry_servers WHERE name = ANY(%(servers)s) ORDER BY name FOR UPDATE"
+)
 _TRIED: Final = "UPDATE smtpretry_servers SET pace = %s, probe = %s WHERE name = %s"
-_NEW: Final = """INSERT INTO smtpretry_servers (name, until, failures) VALUES (%(server)s, 0, 0)
+_NEW: Final = """INSERT INTO smtpretry_servers (name, until, failures) SELECT unnest(%(servers)s::text[]), 0, 0
     ON CONFLICT (name) DO NOTHING"""
 _TELL: Final = """UPDATE smtpretry_servers SET until = %s, failures = %s, stage = %s, reply = %s, pace = %s, probe = 0
     WHERE name = %s"""
@@ -219,34 +222,38 @@ class Store:
             ear.cancel()
             await asyncio.wait([ear])
 
-    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+    async def take(self, room: int, waiting: Mapping[str, int]) -> Batch:
         """See `Store`."""
-        values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "server": server}
+        servers = list(waiting)
+        values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "servers": servers}
         with _told():
-            if server is None or self._calm:
+            if not servers or self._calm:
                 async with statement(self._connect) as own:
-                    if server is None or not (await own.execute(_TROUBLE, values)).rowcount:
-                        return await self._take(own, values, Pause())
+                    if not servers or not (await own.execute(_TROUBLE, values)).rowcount:
+                        taken, wait = await self._take(own, values)
+                        return Batch(taken, wait, [Known(Pause())] * len(servers))
             async with self._connect() as own, own.transaction():
-                may = leave(await (await own.execute(_SERVER, values)).fetchone(), self._clock(), room, waiting)
-                self._calm = not may.pause.failures and may.pace is None
-                batch = await self._take(own, values | {"room": may.room}, may.pause)
-                number = len(batch.taken)
-                if (row := may.row(number)) is not None:
-                    await own.execute(_TRIED, (*row, server))
-                wait = batch.wait if may.wait is None or number < may.room else min(may.wait, self._poll)
-                return batch._replace(wait=wait, pace=may.pace, turns=may.used(number), alone=may.is_alone(number))
+                rows = {name: row for name, *row in await (await own.execute(_SERVERS, values)).fetchall()}
+                may = leaves([rows.get(name) for name in servers], self._clock(), room, list(waiting.values()))
+                self._calm = not any(one.pause.failures or one.pace for one in may.each)
+                taken, wait = await self._take(own, values | {"room": may.room})
+                for server, row in zip(servers, may.rows(len(taken)), strict=True):
+                    if row is not None:
+                        await own.execute(_TRIED, (*row, server))
+                if may.wait is not None and len(taken) == may.room:
+                    wait = min(may.wait, self._poll)
+                return Batch(taken, wait, may.known(len(taken)))
 
-    async def _take(self, own: psycopg.AsyncConnection[Any], values: dict[str, Any], pause: Pause) -> Batch:
+    async def _take(self, own: psycopg.AsyncConnection[Any], values: dict[str, Any]) -> tuple[list[Taken], float]:
         rows = await (await own.execute(TAKE, values)).fetchall() if values["room"] else []
         taken = [
             Taken(name, envelope, state, message and zlib.decompress(message), number, died)
             for name, envelope, state, message, number, died in rows
         ]
         if len(taken) == values["room"]:
-            return Batch(pause, taken, self._poll)
+            return taken, self._poll
         row = await (await own.execute(_NEXT, values)).fetchone()
-        return Batch(pause, taken, min(row[0], self._poll) if row else self._poll)
+        return taken, min(row[0], self._poll) if row else self._poll
 
     async def write(self, one: Taken, change: Change) -> bool:
         """See `Store`."""
@@ -276,12 +283,12 @@ class Store:
 
     async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
         """See `Store`."""
-        self._calm, values = False, {"server": server}
+        self._calm, values = False, {"servers": [server]}
         with _told():
             async with self._connect() as own, own.transaction():
                 await own.execute(_NEW, values)
-                row = await (await own.execute(_SERVER, values)).fetchone() or ()
-                await own.execute(_TELL, (*told(row, pause, paced), server))
+                row = await (await own.execute(_SERVERS, values)).fetchone() or ()
+                await own.execute(_TELL, (*told(row[1:], pause, paced), server))
 
     async def progress(self) -> Progress:
         """See `Store`."""

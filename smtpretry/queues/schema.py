@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Progress
-from .servers import COLUMNS, Leave, leave, told
+from .servers import COLUMNS, told
 from .stored import envelope_of
 from .worker import Taken
 
@@ -161,15 +161,9 @@ def count(connection: sqlite3.Connection, now: float) -> Progress:
 # What a server has asked for
 
 
-def may_try(connection: sqlite3.Connection, server: str, now: float, room: int, waiting: int) -> Leave:
-    """What is known of a server, and how many deliveries may be tried now."""
-    return leave(_row(connection, server), now, room, waiting)
-
-
-def tried(connection: sqlite3.Connection, server: str, by: Leave, number: int) -> None:
-    """Let the other workers know that so many are tried."""
-    if (row := by.row(number)) is not None:
-        connection.execute("UPDATE smtpretry_servers SET pace = ?, probe = ? WHERE name = ?", (*row, server))
+def tried(connection: sqlite3.Connection, server: str, pace: str | None, probe: float) -> None:
+    """Let the other workers know what is tried."""
+    connection.execute("UPDATE smtpretry_servers SET pace = ?, probe = ? WHERE name = ?", (pace, probe, server))
 
 
 def tell(connection: sqlite3.Connection, server: str, pause: Pause | None, paced: Paced | None) -> None:
@@ -180,9 +174,10 @@ def tell(connection: sqlite3.Connection, server: str, pause: Pause | None, paced
     connection.execute(
         "UPDATE smtpretry_servers SET until = ?, failures = ?, stage = ?, reply = ?, pace = ?, probe = 0 "
         "WHERE name = ?",
-        (*told(_row(connection, server), pause, paced), server),
+        (*told(server_row(connection, server), pause, paced), server),
     )
 
 
-def _row(connection: sqlite3.Connection, server: str) -> Any:  # noqa: ANN401 - a row
+def server_row(connection: sqlite3.Connection, server: str) -> Any:  # noqa: ANN401 - a row
+    """What is known of a server; None where that is nothing."""
     return connection.execute(f"SELECT {COLUMNS} FROM smtpretry_servers WHERE name = ?", (server,)).fetchone()  # noqa: S608 - ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -22,8 +23,24 @@ COLUMNS: Final = "until, failures, stage, reply, pace, probe"
 _PROBE: Final = 60.0  # seconds that a worker has to find out whether a server works again, before another one may
 
 
+class Known(NamedTuple):
+    """What a look into the queue has told of a server.
+
+    Attributes:
+        pause: until when nothing is tried.
+        pace: what has been found out about the speed that the server allows.
+        turns: when those may go that wait for a turn, and those that were taken.
+        alone: whether no other worker tries the server until this one has told what came of it.
+    """
+
+    pause: Pause
+    pace: str | None = None
+    turns: Sequence[float] = ()
+    alone: bool = False
+
+
 class Leave(NamedTuple):
-    """What a worker may do.
+    """What a worker may do with a server.
 
     Attributes:
         pause: what is known of the server.
@@ -32,6 +49,7 @@ class Leave(NamedTuple):
         probe: until when no other worker may try one; None where all may.
         pace: what has been found out about the speed that the server allows.
         turns: when they may go, where there is a pace: first those that were taken before, then `room`.
+        shut: whether it is in trouble, and this worker not the one that finds out whether it still is.
     """
 
     pause: Pause
@@ -40,6 +58,7 @@ class Leave(NamedTuple):
     probe: float | None = None
     pace: str | None = None
     turns: Sequence[float] = ()
+    shut: bool = False
 
     def used(self, number: int) -> Sequence[float]:
         """The turns, where so many deliveries have been taken."""
@@ -55,6 +74,50 @@ class Leave(NamedTuple):
         if not (turns or self.is_alone(number)):
             return None
         return self.pace and with_turns(self.pace, turns), self.probe or 0.0
+
+    def known(self, number: int) -> Known:
+        """What the worker is told then."""
+        return Known(self.pause, self.pace, self.used(number), self.is_alone(number))
+
+
+class Leaves(NamedTuple):
+    """What a worker may do with each of its servers: the first that is not in trouble gets what is taken.
+
+    Attributes:
+        each: for each of them.
+        room: how many deliveries may be tried now.
+        wait: seconds until more of them may; None where nothing but the queue decides.
+    """
+
+    each: Sequence[Leave]
+    room: int
+    wait: float | None = None
+
+    def rows(self, number: int) -> list[tuple[str | None, float] | None]:
+        """As `Leave.row`."""
+        return [one.row(number if one.room else 0) for one in self.each]
+
+    def known(self, number: int) -> list[Known]:
+        """As `Leave.known`."""
+        return [one.known(number if one.room else 0) for one in self.each]
+
+
+def leaves(rows: Sequence[Sequence[Any] | None], now: float, room: int, waiting: Sequence[int]) -> Leaves:
+    """What may be done with servers, the preferred one first; see `leave`. A worker that names none may do all."""
+    each, first, waits = list[Leave](), None, list[float]()
+    for row, number in zip(rows, waiting, strict=True):
+        one = leave(row, now, 0 if first else room, number)
+        if one.shut and len(rows) > 1:  # another worker finds out: until then this one goes to the next server
+            until = now + (one.wait or 0.0)
+            one = one._replace(pause=dataclasses.replace(one.pause, until=max(one.pause.until, until)))
+        each.append(one)
+        if first is None and not one.shut:
+            first = one
+        if one.wait is not None:
+            waits.append(one.wait)
+    if not rows:
+        return Leaves((), room)
+    return Leaves(each, first.room, first.wait) if first else Leaves(each, 0, min(waits))
 
 
 def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Leave:
@@ -76,7 +139,7 @@ def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Lea
     if alone and most:
         ask_again = max(until if failures else 0.0, probe)
         if now < ask_again:
-            return Leave(pause, 0, ask_again - now, pace=pace)
+            return Leave(pause, 0, ask_again - now, pace=pace, shut=True)
         most = 1
     if pace is None:
         return Leave(pause, most, _PROBE if alone else None, now + _PROBE if alone else None)

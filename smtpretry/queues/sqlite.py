@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Self
 from . import schema
 from .engine import Pause, QueueError
 from .file import File
-from .servers import Leave
+from .servers import leaves
 from .worker import Batch, Worker, check_worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from smtpretry.delivery import Delivery
@@ -189,23 +189,23 @@ class _Store:
         with self._engine.heard(wake) as bell, self._file.watched(bell):
             yield
 
-    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+    async def take(self, room: int, waiting: Mapping[str, int]) -> Batch:
         """See `Store`."""
         now = self._clock()
 
         def work(own: sqlite3.Connection) -> Batch:
             due = schema.next_due(own)
-            leave = Leave(Pause(), room if due is not None and due <= now else 0)
-            if server is not None:
-                leave = schema.may_try(own, server, now, leave.room, waiting)
-            taken = schema.take(own, now, now + self.lease, self._holder, leave.room) if leave.room else []
-            if server is not None:
-                schema.tried(own, server, leave, len(taken))
+            wanted = room if due is not None and due <= now else 0
+            may = leaves([schema.server_row(own, name) for name in waiting], now, wanted, list(waiting.values()))
+            taken = schema.take(own, now, now + self.lease, self._holder, may.room) if may.room else []
+            for server, row in zip(waiting, may.rows(len(taken)), strict=True):
+                if row is not None:
+                    schema.tried(own, server, *row)
             due = schema.next_due(own)
             wait = None if due is None else max(0.0, due - now)
-            if leave.wait is not None and len(taken) == leave.room:
-                wait = leave.wait
-            return Batch(leave.pause, taken, wait, leave.pace, leave.used(len(taken)), leave.is_alone(len(taken)))
+            if may.wait is not None and len(taken) == may.room:
+                wait = may.wait
+            return Batch(taken, wait, may.known(len(taken)))
 
         return await self._file.transact(work)
 

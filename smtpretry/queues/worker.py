@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import time
@@ -12,18 +13,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import log
 
-from .engine import Pause, QueueError, SharesPause
+from .engine import Pause, QueueError
 from .signals import stopping
+from .site import HasSites, Site
 from .stored import delivery_of
 from .turn import Turn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from smtpretry.delivery import Delivery
 
     from .engine import OnEnd, OnProgress, Paced, Progress, SupportsAttempt
+    from .servers import Known
 
 T = TypeVar("T")
 
@@ -58,14 +61,11 @@ class Taken:
 
 
 class Batch(NamedTuple):
-    """What a look into the queue has brought, with the seconds to the next look."""
+    """What a look into the queue has brought, with the seconds to the next look, and what it told of each server."""
 
-    pause: Pause
     taken: Sequence[Taken]
     wait: float | None
-    pace: str | None = None
-    turns: Sequence[float] = ()  # of what waited for one, and of what was taken
-    alone: bool = False  # whether no other worker tries the server until this one has told what came of it
+    known: Sequence[Known]
 
 
 class Change(NamedTuple):
@@ -87,10 +87,14 @@ class Store(Protocol):
     def listening(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Have it called when there may be something new, as long as the block lasts."""
 
-    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
-        """Take what is due, at most so many; none of it where the server wants nothing now.
+    async def take(self, room: int, waiting: Mapping[str, int]) -> Batch:
+        """Take what is due, at most so many; none of it where the servers want nothing now.
 
-        Where the server is paced, each has a turn, and before them those that were taken and are waiting for one.
+        Where a server is paced, each has a turn, and before them those that were taken and are waiting for one.
+
+        Args:
+            room: how many.
+            waiting: the servers, the preferred one first, and how many wait for a turn there.
         """
 
     async def write(self, one: Taken, change: Change) -> bool:
@@ -104,6 +108,36 @@ class Store(Protocol):
 
     async def progress(self) -> Progress:
         """How many there are."""
+
+
+class _Shared:
+    """A server, and what the workers know of it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self._known, self._paced, self._alone = Pause(), False, False
+
+    @property
+    def waiting(self) -> int:
+        """How many deliveries wait for a turn."""
+        return self.site.without_turn if self._paced else 0
+
+    def learn(self, known: Known) -> None:
+        """Take in what the others know."""
+        if known.pause != self._known:
+            self._known = known.pause
+            self.site.adopt(known.pause)
+        self._paced, self._alone = known.pace is not None, self._alone or known.alone
+        self.site.follow(known.pace, known.turns)
+
+    def news(self) -> tuple[Pause | None, Paced | None] | None:
+        """What they do not know; None where that is nothing."""
+        pause, paced = None if self.site.pause == self._known else self.site.pause, self.site.tell_pace()
+        self._known, self._paced = pause or self._known, self._paced or paced is not None
+        if pause is None and paced is None and not self._alone:
+            return None
+        self._alone = False
+        return pause, paced
 
 
 class Worker:
@@ -121,8 +155,7 @@ class Worker:
         self._turns = dict[asyncio.Task[None], Taken]()
         self._bell = asyncio.Event()
         self._stopped = False
-        self._shares = smtp if isinstance(smtp, SharesPause) else None
-        self._known, self._paced, self._alone = Pause(), False, False
+        self._sites = [_Shared(site) for site in smtp.sites] if isinstance(smtp, HasSites) else []
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
     async def run(self, *, signals: bool = True) -> None:
@@ -166,13 +199,9 @@ class Worker:
         return written
 
     async def _tell(self) -> None:
-        if (shares := self._shares) is None:
-            return
-        pause, paced = None if shares.pause == self._known else shares.pause, shares.tell_pace()
-        self._known, self._paced = pause or self._known, self._paced or paced is not None
-        if pause is not None or paced is not None or self._alone:
-            self._alone = False
-            await self.insist(lambda: self.store.tell(shares.server, pause, paced))
+        for shared in self._sites:
+            if (news := shared.news()) is not None:
+                await self.insist(functools.partial(self.store.tell, shared.site.server, *news))
 
     def _stop(self) -> None:
         self._stopped = True
@@ -180,26 +209,23 @@ class Worker:
 
     async def _take(self) -> float | None:
         """Begin what is due, as much as there is room for; seconds until the next look."""
-        room, waiting = self.store.concurrency - len(self._turns), 0
-        if self._shares is not None and self._paced:
-            waiting = self._shares.without_turn
-        if room + waiting <= 0:
+        room = self.store.concurrency - len(self._turns)
+        sites: dict[str, _Shared] = {}
+        for shared in self._sites:
+            sites.setdefault(shared.site.server, shared)
+        waiting = {server: shared.waiting for server, shared in sites.items()}
+        if room + sum(waiting.values()) <= 0:
             return None
         asked_at = time.monotonic()
-        server = self._shares.server if self._shares is not None else None
-        batch = await self.insist(lambda: self.store.take(room, server, waiting))
-        if self._shares is not None:
-            if batch.pause != self._known:
-                self._known = batch.pause
-                self._shares.adopt(batch.pause)
-            self._paced, self._alone = batch.pace is not None, self._alone or batch.alone
-            self._shares.follow(batch.pace, batch.turns)
+        batch = await self.insist(lambda: self.store.take(room, waiting))
+        for shared, known in zip(sites.values(), batch.known, strict=True):
+            shared.learn(known)
         for one in batch.taken:
             turn = asyncio.ensure_future(self._turn(one, asked_at))
             self._turns[turn] = one
             self._busy.set()
             turn.add_done_callback(self._ended)
-        if waiting and batch.pace is not None:
+        if any(waiting.values()) and any(known.pace is not None for known in batch.known):
             return _ASK if batch.wait is None else min(batch.wait, _ASK)
         return batch.wait
 

@@ -25,7 +25,7 @@ from psycopg.types.json import Jsonb
 from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 
 import smtpretry
-from smtpretry import Delivery, RetryingSMTP, RetryPolicy, Step
+from smtpretry import Delivery, Failover, RetryingSMTP, RetryPolicy, Step
 from smtpretry.queues.engine import Progress
 from smtpretry.queues.postgres import TAKE
 from smtpretry.queues.procrastinate import ProcrastinateEngine
@@ -354,6 +354,21 @@ async def test_five_workers_cost_a_server_what_one_does(database: str, script: d
             assert server.connections <= most
         await programs.until(lambda: len(server.messages) == 100)
         assert len(refused) <= most
+
+
+@at_once
+async def test_five_workers_with_a_second_server(database: str) -> None:
+    """Workers who send through a Failover share the pause of its first server, and send through the second meanwhile."""
+    async with ScriptedServer() as first, ScriptedServer() as second, AsyncExitStack() as stack:
+        first.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        for _ in range(5):
+            engine = await stack.enter_async_context(engine_in(database, fetch_job_polling_interval=0.5))
+            clients = [RetryingSMTP(server.client, POLICY, max_connections=2) for server in (first, second)]
+            await stack.enter_async_context(working(engine, await stack.enter_async_context(Failover(*clients))))
+        for number in range(100):
+            await engine.submit(smtpretry.prepare(letter(ANN), id=str(number)))
+        await programs.until(lambda: len(second.messages) == 100)
+        assert first.connections <= 8 + 15  # as one, and three each before anybody knows
 
 
 # What smtpretry 0.1 has queued

@@ -519,6 +519,41 @@ async def test_ten_workers_cost_a_struggling_server_what_one_does(tmp_path: Path
 
 
 @virtually
+async def test_ten_workers_with_a_second_server(tmp_path: Path) -> None:
+    """Workers who send through a Failover share the pause of each of its servers, and go to the next one meanwhile."""
+    tries = list[int]()
+    for number in (1, 10):
+        async with (
+            ScriptedServer() as first,
+            ScriptedServer() as second,
+            SQLiteEngine(tmp_path / f"mail{number}.db") as engine,
+        ):
+            storm = first.on("CONNECT", "421 4.3.2 Try again later", close=True)
+            policy = patient(give_up_after=timedelta(days=1))
+            clients = [
+                Failover(RetryingSMTP(first.client(), policy), RetryingSMTP(second.client(), policy))
+                for _ in range(number)
+            ]
+            workers = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
+            for one in range(60):
+                await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
+                await asyncio.sleep(60)
+            assert len(second.messages) == 60
+            tries.append(first.connections)
+            first.scripts.remove(storm)
+            await asyncio.sleep(1800)
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(10)
+            assert len(first.messages) == 1
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+            for smtp in clients:
+                await smtp.aclose()
+    assert tries[1] <= tries[0] + 2, tries
+
+
+@virtually
 async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
     """Where a server takes so many a second, ten workers who share its pace are as fast as one, and refused as seldom."""
     took, late_refusals = list[float](), 0

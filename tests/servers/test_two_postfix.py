@@ -76,7 +76,7 @@ def test_one_of_two_is_killed_in_mid_stream(servers: tuple[Postfix, Postfix], mo
     async def send() -> tuple[list[Delivery], Delivery]:
         async with Failover(client(first, policy), client(second, policy)) as smtp:
             deliveries = await stream(smtp)
-            await asyncio.sleep(max(0.0, smtp.servers[0].resumes_at - policy.clock()))
+            await asyncio.sleep(max(0.0, (smtp.servers[0].stats().paused_until or 0.0) - policy.clock()))
             return deliveries, await smtp.deliver(letter(MANY))
 
     deliveries, last = asyncio.run(asyncio.wait_for(send(), 60))
