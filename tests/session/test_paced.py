@@ -498,7 +498,7 @@ async def test_the_pause_of_another_worker_does_not_hide_the_pace() -> None:
     async with ScriptedServer() as server, client(server) as smtp:
         script = server.on("MAIL", "454 4.7.0 Daily message quota exceeded", times=1)
         await smtp.attempt(prepare(BODY, sender=APP, recipients=ANN))
-        smtp.adopt(smtp.pause)
+        smtp.sites[0].adopt(smtp.sites[0].pause)
         await smtp.attempt(prepare(BODY, sender=APP, recipients=BOB))
         assert (script.used, len(server.messages)) == (1, 0)
 
