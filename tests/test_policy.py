@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import pydoc
+import sys
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -553,7 +554,7 @@ def test_the_help_fits_on_two_screens() -> None:
     """`help(RetryPolicy)` names the table in place of showing it."""
     shown = pydoc.plain(pydoc.render_doc(RetryPolicy))
     assert "= DEFAULT_RULES" in shown
-    assert len(shown.splitlines()) < 140
+    assert len(shown.splitlines()) < (140 if sys.version_info < (3, 13) else 190)  # which has a line for each parameter
     assert max(map(len, shown.splitlines())) < 700
     assert repr(DEFAULT_RULES) == "DEFAULT_RULES"
     assert repr((*DEFAULT_RULES,)[:1]).startswith("(Rule(")

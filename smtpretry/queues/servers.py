@@ -13,7 +13,7 @@ from smtpretry.session.shared import is_probing, reserve, with_turns
 from .engine import Pause
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .engine import Paced
 
@@ -60,6 +60,11 @@ class Leave(NamedTuple):
     turns: Sequence[float] = ()
     shut: bool = False
 
+    @property
+    def in_trouble(self) -> bool:
+        """Whether it gets one delivery at most, to find out whether it works."""
+        return self.shut or self.probe is not None
+
     def used(self, number: int) -> Sequence[float]:
         """The turns, where so many deliveries have been taken."""
         return self.turns[: len(self.turns) - self.room + number]
@@ -81,7 +86,7 @@ class Leave(NamedTuple):
 
 
 class Leaves(NamedTuple):
-    """What a worker may do with each of its servers: the first that is not in trouble gets what is taken.
+    """What a worker may do with each of its servers, the preferred one first.
 
     Attributes:
         each: for each of them.
@@ -95,29 +100,37 @@ class Leaves(NamedTuple):
 
     def rows(self, number: int) -> list[tuple[str | None, float] | None]:
         """As `Leave.row`."""
-        return [one.row(number if one.room else 0) for one in self.each]
+        return [one.row(share) for one, share in self._shared(number)]
 
     def known(self, number: int) -> list[Known]:
         """As `Leave.known`."""
-        return [one.known(number if one.room else 0) for one in self.each]
+        return [one.known(share) for one, share in self._shared(number)]
+
+    def _shared(self, number: int) -> Iterator[tuple[Leave, int]]:
+        for one in self.each:
+            share = min(number, one.room)
+            number -= share
+            yield one, share
 
 
 def leaves(rows: Sequence[Sequence[Any] | None], now: float, room: int, waiting: Sequence[int]) -> Leaves:
-    """What may be done with servers, the preferred one first; see `leave`. A worker that names none may do all."""
-    each, first, waits = list[Leave](), None, list[float]()
+    """What may be done with servers, the preferred one first; see `leave`. A worker that names none may do all.
+
+    The first that is not in trouble gets all that those before it do not get.
+    """
+    each = list[Leave]()
     for row, number in zip(rows, waiting, strict=True):
-        one = leave(row, now, 0 if first else room, number)
+        in_trouble = all(one.in_trouble for one in each)
+        one = leave(row, now, room - sum(before.room for before in each) if in_trouble else 0, number)
         if one.shut and len(rows) > 1:  # another worker finds out: until then this one goes to the next server
-            until = now + (one.wait or 0.0)
-            one = one._replace(pause=dataclasses.replace(one.pause, until=max(one.pause.until, until)))
+            until = max(one.pause.until, now + (one.wait or 0.0))
+            one = one._replace(pause=dataclasses.replace(one.pause, until=until))
         each.append(one)
-        if first is None and not one.shut:
-            first = one
-        if one.wait is not None:
-            waits.append(one.wait)
-    if not rows:
+    if not each:
         return Leaves((), room)
-    return Leaves(each, first.room, first.wait) if first else Leaves(each, 0, min(waits))
+    working = [one for one in each if not one.in_trouble] or each
+    waits = [one.wait for one in working if one.wait is not None]
+    return Leaves(each, sum(one.room for one in each), min(waits) if len(waits) == len(working) else None)
 
 
 def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Leave:

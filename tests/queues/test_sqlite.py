@@ -554,6 +554,35 @@ async def test_ten_workers_with_a_second_server(tmp_path: Path) -> None:
 
 
 @virtually
+async def test_one_message_finds_out_whether_the_first_server_works(tmp_path: Path) -> None:
+    """While a message waits for the banner of a server in trouble, all others go to the second server at once."""
+    ends = dict[str, float]()
+
+    def note(delivery: Delivery | None, event: smtpretry.Event) -> None:
+        if isinstance(event, smtpretry.Ended) and delivery is not None:
+            ends[delivery.id] = event.at
+
+    async with (
+        ScriptedServer() as first,
+        ScriptedServer() as second,
+        SQLiteEngine(tmp_path / "mail.db") as engine,
+        Failover(*(RetryingSMTP(one.client(), patient(), on_step=note) for one in (first, second))) as smtp,
+        working(engine, smtp),
+    ):
+        first.on("CONNECT", "421 4.3.2 Try again later", close=True).delay = 25
+        submitted = dict[str, float]()
+        for number in range(300):
+            submitted[str(number)] = virtual.clock()
+            await engine.submit(smtpretry.prepare(letter(ANN), id=str(number)))
+            await asyncio.sleep(5)
+        await asyncio.sleep(60)
+        late = [name for name, at in submitted.items() if ends[name] > at + 1]
+        assert len(second.messages) == 300
+        assert len(late) <= first.connections + 5  # and those before the first 421
+        assert first.connections > 2
+
+
+@virtually
 async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
     """Where a server takes so many a second, ten workers who share its pace are as fast as one, and refused as seldom."""
     took, late_refusals = list[float](), 0
