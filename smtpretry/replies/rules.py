@@ -12,8 +12,8 @@ The law, in the order of evidence; within the table the first match wins:
     words of a 5xx say "later".
 6.  **Anything else**: 4xx is tried again, 5xx is final.
 
-Nothing transient is made final on a guess: a 4xx row that says FAIL has a reason why no later attempt can differ. A
-4xx that rarely passes has a `patience` instead: it is tried again, but not for days.
+Nothing transient is made final: a client goes by the first digit (RFC 5321 §4.2.1), and no row makes a 4xx FAIL. A 4xx
+that rarely passes has a `patience`: it is tried again, but not for days.
 
 All patterns are linear-time: no repetition within a repetition, each gap bounded.
 """
@@ -138,7 +138,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          why="The server has enough connections from here: go on with those that are open.",
          source="Postfix: smtpd_client_connection_count_limit; Exim specification: smtp_accept_max_per_host"),
     Rule(name="closing-reputation",
-         code=421, text=REPUTATION, action=Action.RECONNECT, scope=Scope.SERVER,
+         code=421, text=REPUTATION, unless=either(r"\bthis message is\b"), action=Action.RECONNECT, scope=Scope.SERVER,
          why="The server trusts this host little and lets little through: leave it alone for a while.",
          cure="Find out what was sent from this address, and ask the provider's postmaster.",
          source="Google: Gmail SMTP errors and codes (4.7.28); Yahoo: SMTP error codes (TSS04)"),
@@ -181,7 +181,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          cure="Give the sending host a PTR record, and a HELO name that resolves to its address.",
          source="RFC 7372 §3.3 (x.7.25); Postfix: reject_unknown_client_hostname"),
     Rule(name="unknown-command",
-         code=(500, 501, 502, 504, 555), unless=either(TLS, LOG_IN), action=Action.FAIL,
+         code=(500, 502, 504, 555), unless=either(TLS, LOG_IN), action=Action.FAIL,
          why="The server does not know the command or its parameters, and will not the next time.",
          source="RFC 5321 §4.2.2"),
     Rule(name="bad-smtp",
@@ -273,6 +273,12 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          action=Action.AUTHENTICATE, otherwise=Action.FAIL,
          why="The server takes mail from clients that are logged in only, or refuses this address for good.",
          source="Postfix: master.cf, submission (permit_sasl_authenticated,reject)"),
+    Rule(name="client-denied",
+         code=REFUSALS, text=either(r"\bclient host rejected: access denied"), unless=FOR_NOW, stages=TRANSACTION,
+         action=Action.AUTHENTICATE, scope=Scope.SERVER, patience=600,
+         why="The server does not take mail from this client unless it logs in.",
+         cure="Give the client a user name and a password, or send to the server in the recipient's MX record.",
+         source="Postfix: smtpd_client_restrictions; master.cf, submission"),
     Rule(name="relay-denied",
          code=REFUSALS, text=RELAY, unless=FOR_NOW, stages=TRANSACTION, action=Action.AUTHENTICATE, patience=600,
          why="The server does not relay for strangers: log in, or ask the server that is responsible.",
@@ -405,12 +411,12 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          cure="Give the sending host a PTR record, and a HELO name that resolves to its address.",
          source="RFC 7372 §3.3 (x.7.25); Postfix: reject_unknown_client_hostname, unknown_hostname_reject_code"),
     Rule(name="bare-line-feed",
-         code=ANY_4XX, text=BARE_LF, action=Action.FAIL, scope=Scope.MESSAGE,
-         why="The server does not take a bare line feed, and each attempt sends the same bytes.",
+         code=ANY_4XX, text=BARE_LF, action=Action.RETRY, scope=Scope.MESSAGE, patience=600,
+         why="The server does not take a bare line feed, and each attempt sends the same bytes; the code says for now.",
          source="RFC 5321 §2.3.8; qmail: smtplf"),
     Rule(name="not-your-sender",
-         code=403, action=Action.FAIL, scope=Scope.MESSAGE,
-         why="This account may not send from that address: the code is HTTP's, not SMTP's.",
+         code=403, action=Action.RETRY, scope=Scope.MESSAGE, patience=600,
+         why="This account may not send from that address; its 4xx code says that this may change.",
          cure="Verify the sender's address with the provider.",
          source="SendGrid: SMTP errors and troubleshooting (403)"),
 
@@ -429,6 +435,11 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          code=ANY_4XX, enhanced=("x.2.1", "x.2.4"), action=Action.RETRY, scope=Scope.RECIPIENT,
          why="The mailbox takes no mail now.",
          source="RFC 3463 §3.3"),
+    Rule(name="mailbox-busy",
+         code=ANY_4XX, text=either(r"\bmail ?box (?:\w{1,20} ){0,2}(?:busy|locked|in use|unavailable)\b"),
+         action=Action.RETRY, scope=Scope.RECIPIENT,
+         why="The mailbox takes no mail now.",
+         source="RFC 5321 §4.2.2 (450)"),
     Rule(name="status-says-final",
          code=ANY_4XX, enhanced="5.x.x", action=Action.RETRY, patience=4 * _HOUR,
          why="Code and status contradict each other; a client goes by the first digit of the code.",
