@@ -165,7 +165,8 @@ _FLOW = (  # what a client has too much of
     r" (?:rate|speed|volume|frequency|traffic|limits?|quota)\b"
 )
 RATE = either(
-    r"\bsendelimit|\blimite? d['e ]\W?envoi|\bl[ií]mite de env[ií]o|\blimite di invio|лимит\w* .{0,12}отправ",
+    r"\bsendelimit|\blimite? d['e ]\W?envoi|\bl[ií]mite (?:\w{1,20} )?de env[ií]o",
+    r"\blimite di invio|лимит\w* .{0,12}отправ",
     r"\b(?:rate|frequency|volume)[- ]?(?:is |was |has been )?(?:limit|overlimit|exceed)",
     r"\bfrequency of\b.{0,40}\blimited",
     r"\b(?:submission|message|mail|connection) rate\b.{0,40}\bexceed",
@@ -180,6 +181,7 @@ RATE = either(
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
     r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
     r"\b(?:exceed|reach)\w* (?:\w{1,20} ){0,2}limits? (?:for|on|of) (?:sending|outgoing|outbound)\b",
+    r"\blimit\b.{0,30}\b(?:outgoing|outbound) (?:messages|e?mails?)\b.{0,20}\b(?:exceed|reach)",
     rf"\b{_FLOW}.{{0,30}}\b(?:exceed|reach|hit|too (?:high|fast|great)|over)",
     rf"\b(?:exceed|reach|reduce|lower|decrease)\w*\b.{{0,24}}\b{_FLOW}",
     r"\bmessages? limit (?:reached|exceeded)(?! (?:for|on|in) (?:this|the))",

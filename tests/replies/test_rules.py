@@ -370,6 +370,7 @@ def test_421_leaves_the_connection(line, stage):
         "421 mail.example.com shutting down",
         "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints",
         "421 4.7.28 Gmail has detected an unusual rate of mail",
+        "421 Timeout waiting for data from client.",
     ],
 )
 def test_a_server_in_trouble_is_left_alone_by_all(line):
@@ -584,6 +585,8 @@ def test_a_full_transaction_is_split(line):
         "550 5.7.0 Requested action not taken: too many emails per second",
         "550 You reached a daily sending limit for your account",
         "450 4.7.1 <bob@example.com>: Recipient address rejected: daily send cap reached",
+        "554 Your message could not be sent. The limit on the number of allowed outgoing messages was exceeded.",
+        "454 Atencao: voce atingiu o limite maximo de envio: 1000 mensagens em 60 minuto(s).",
     ],
 )
 def test_a_rate_is_waited_for_by_the_whole_client(line):
