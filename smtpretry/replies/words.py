@@ -280,7 +280,8 @@ BUSY = either(
 )
 STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
-    r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system (?:storage )?(?:is )?full|\bno space left",
+    r"\bdisk\b.{0,12}\bfull|\bspace shortage|\bno space left",
+    r"\b(?:system|queue|spool) (?:storage )?(?:is )?full",
 )
 UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
 SERVER_ERROR = either(
@@ -300,12 +301,12 @@ SENDER_AUTH = either(
 NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)|^(?:helo|ehlo) \S{1,255} (?!first|required|before)",
-    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bare|not|fail|missing|mismatch)",
+    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bad\w*|bare|not|fail|missing|mismatch)",
     r"\b(?:reverse.?(?:dns|host|name|lookup)|rdns|ptr)\b|\binvalid (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
     r"\b(?:sender|sending|client|your) (?:ip|host)\b.{0,30}\bresolve",
 )
-_LISTED = r"(?:block(?:ed|list\w*|ing)?(?! list of)|black-?list\w*|deny-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
+_LISTED = r"(?:block(?:ed|[- ]?list\w*|ing)?(?! list of)|(?:black|deny)-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
 _CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
 BLOCKED_CLIENT = either(
     r"\bclient (?:host|network|address)? ?(?:is |was )?reject|\byour (?:mail )?server requires\b",
@@ -316,7 +317,7 @@ BLOCKED_CLIENT = either(
     r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
     r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
     r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
-    r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses)\b",
+    r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
     r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b",
     r"\b(?:invalid|bad) ip\b|\bintrusion prevention\b|\bspam source\b|\bknown spammer",
     r"\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
@@ -334,6 +335,7 @@ LISTED_CONTENT = either(
     r"|sender(?! ip\b| reputation| intelligence| ?score| ?\[\d))\b(?![./=]\w)",
     r"\b(?:detect|identif|classif|consider|scor|flagg|mark|look|appear|seem)\w* (?:as|like|to be) (?:\w{1,20} )?"
     r"(?:spam|junk|unsolicited)\b",
+    r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
 SENDER = either(
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
@@ -345,7 +347,8 @@ ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
     r"|\bunusual sending\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
-    r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|not (?:active|authori[sz]ed))",
+    r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
+    r"|not (?:yet )?(?:activ|authori[sz]ed))",
     r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
     r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
     r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",

@@ -785,6 +785,11 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("450 4.7.1 Too many hard bounces from your account, wait", "RETRY"),
         ("450 4.7.1 maintenance ongoing, try again later", "RETRY"),
         ("451 4.3.5 Server configuration problem", "RETRY"),
+        ("553 sorry, your HELO/EHLO greeting is in my badhelo list (#5.7.1)", "FAIL"),
+        ("450 Your SMTP account is not yet activated", "RETRY"),
+        ("554 Your mail account (bob) was compromised.", "FAIL"),
+        ("554 Too many invalid commands", "FAIL"),
+        ("451 4.3.0 Queue is full, try later", "RETRY"),
     ],
 )
 def test_a_block_of_the_client_concerns_the_server(line, expected):
@@ -803,6 +808,7 @@ def test_a_block_of_the_client_concerns_the_server(line, expected):
         "550 Sender address blocked",
         "554 5.7.1 This email from IP 192.0.2.1 has been rejected. The email message was detected as spam",
         "550 5.7.1 [192.0.2.1] blocked: this looks like spam",
+        "554 5.7.1 192.0.2.7: Your mail is blocked automatically by anti-spam system.",
     ],
 )
 def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
@@ -931,6 +937,7 @@ def test_nothing_transient_is_made_final_on_a_guess(line, patience, cure):
         "550 This server only accepts mail for local recipients",
         "550 Too many invalid recipients in this session",
         "550 Mail from temporary email addresses is not accepted",
+        "554 5.7.1 User bob@example.com should log in to enable receiving the mail",
         "501 5.7.11 Syntax error (no parameters allowed)",
         "523 5.7.10 SMTP protocol violation, no commands allowed to pipeline after STARTTLS.",
         "550",
