@@ -176,6 +176,7 @@ KINDS: Final = (
             "sender-unproven",
             "sender-unproven-status",
             "closing-sender-unproven",
+            "closing-sender",
             "sender-unproven-for-now",
             "bad-sender",
             "sender-refused",

@@ -302,7 +302,7 @@ NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)|^(?:helo|ehlo) \S{1,255} (?!first|required|before)",
     r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bad\w*|bare|not|fail|missing|mismatch)",
-    r"\b(?:reverse.?(?:dns|host|name|lookup)|rdns|ptr)\b|\binvalid (?:helo|ehlo)\b",
+    r"\b(?:reverse\b.{0,24}\b(?:dns|hostname|host|name|lookup)|rdns|ptr)\b|\b(?:bad|invalid) (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
     r"\b(?:sender|sending|client|your) (?:ip|host)\b.{0,30}\bresolve",
 )
@@ -339,7 +339,7 @@ LISTED_CONTENT = either(
 )
 SENDER = either(
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
-    r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not)\b",
+    r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not|has no)\b|\bpostmaster verif",
     r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b|\bdomain of sender\b",
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
 )

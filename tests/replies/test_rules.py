@@ -789,6 +789,8 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("450 Your SMTP account is not yet activated", "RETRY"),
         ("554 Your mail account (bob) was compromised.", "FAIL"),
         ("554 Too many invalid commands", "FAIL"),
+        ('550 "REJECTED - Bad HELO - Host impersonating [mail.example.net]"', "FAIL"),
+        ("554 5.7.1 The sending server does not have a reverse (address-to-name) DNS entry", "FAIL"),
         ("451 4.3.0 Queue is full, try later", "RETRY"),
     ],
 )
@@ -825,6 +827,9 @@ def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
         ("450 4.1.8 <app@example.com>: Sender address rejected: Domain not found", "RETRY"),
         ("550 5.7.23 <bob@example.com>: Recipient address rejected: SPF check failed", "FAIL"),
         ("451 4.7.32 Rate limited because there is no DMARC alignment", "RETRY"),
+        ("550 Sender has no A, AAAA, or MX DNS records.", "FAIL"),
+        ("550-Postmaster verification failed while checking <app@example.com>", "FAIL"),
+        ("421 invalid sender domain 'example.com' (misconfigured dns?)", "RECONNECT"),
     ],
 )
 def test_what_is_about_the_sender_concerns_the_message(line, expected):
@@ -838,6 +843,12 @@ def test_what_is_unavailable_at_rcpt_may_be_greylisting():
     """A pause of the whole client for each new recipient would never end."""
     assert decide("451 Service temporarily unavailable, try again later", MAIL).scope is Scope.SERVER
     assert decide("451 Service temporarily unavailable, try again later", RCPT).scope is Scope.RECIPIENT
+
+
+def test_a_non_ascii_address_concerns_whom_it_belongs_to():
+    """Whichever command named it: the other recipients can be written in ASCII."""
+    line = "553 5.6.7 Must declare SMTPUTF8 to send unicode address"
+    assert [decide(line, stage).scope for stage in (MAIL, RCPT)] == [Scope.MESSAGE, Scope.RECIPIENT]
 
 
 def test_452_to_mail_is_no_452_to_rcpt():
