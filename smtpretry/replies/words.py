@@ -250,9 +250,10 @@ NO_SUCH_USER = either(
     r"不存在|нет такого|не существует",
 )
 RECIPIENT_REFUSES = either(
-    r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|user|addressee)s?\b(?!')",
+    r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|receiver|user|addressee)s?\b(?!')",
     r"\b(?:does not|doesn't) want\b|\bsuppression list\b|\ballowed[- ]senders\b",
-    r"\b(?:recipient|user) (?:\w{1,20} )?(?:refuse|reject|block)(?:s|d|ed)? (?:to|mail|e-?mail|messages?|your|this)\b",
+    r"\b(?:recipient|receiver|user) (?:\w{1,20} )?(?:refuse|reject|block|den[iy]e?)(?:s|d|ed)? "
+    r"(?:to|mail|e-?mail|messages?|your|this)\b",
 )
 UNSURE = either(
     r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
@@ -302,9 +303,10 @@ NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
     r"\bunverif[iy]+able (?:sending|host|ip)|^(?:helo|ehlo) \S{1,255} (?!first|required|before)",
     r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bad\w*|bare|not|fail|missing|mismatch)",
-    r"\b(?:reverse\b.{0,24}\b(?:dns|hostname|host|name|lookup)|rdns|ptr)\b|\b(?:bad|invalid) (?:helo|ehlo)\b",
+    r"\b(?:reverse\b.{0,24}\b(?:dns|hostname|host|name|lookup)|rdns|ptr)\b|\b(?:bad|invalid|forged) (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
     r"\b(?:sender|sending|client|your) (?:ip|host)\b.{0,30}\bresolve",
+    r"\d\.\d{1,3}\W? (?:host )?(?:does not|doesn't|cannot|can't|could not)(?: be)? resolve",
 )
 _LISTED = r"(?:block(?:ed|[- ]?list\w*|ing)?(?! list of)|(?:black|deny)-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
 _CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
@@ -315,7 +317,8 @@ BLOCKED_CLIENT = either(
     rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
     r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbls?\b|\brbls?\b|\bDT:RBL\b",
     r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
-    r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
+    r"\b(?:messages|connections?) from \W?\d{1,3}\.\d|\bfrom (?:this|your) (?:ip|host|server|client|network)\b",
+    r"\b(?:sending|connecting) (?:mail ?)?(?:server|host|mta)\b|\bclient (?:is|was|has|not)\b",
     r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
     r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
     r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b",
@@ -340,8 +343,10 @@ LISTED_CONTENT = either(
 SENDER = either(
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
     r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not|has no)\b|\bpostmaster verif",
-    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b|\bdomain of sender\b",
-    r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
+    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b",
+    r"\b(?:(?:mail ?)?from|sending) domain\b|\bdomain of (?:the )?sender\b",
+    r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
+    r"\bto send (?:mail |e-?mail )?(?:as|from|on behalf of)\b(?! (?:this|your|the) (?:ip|host|server)\b| \W?\d)",
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
