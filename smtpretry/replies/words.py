@@ -66,7 +66,6 @@ RELAY = either(
     r"\bno relay|\bnot an? (?:open )?relay\b|\bunauthori[sz]ed relay",
     r"\bcannot deliver mail for\b",  # Haraka, for whom it does not relay
     r"\b(?:list of allowed|in my) rcpthosts\b",  # qmail
-    r"\bclient host rejected: access denied",  # Postfix, where a submission service checks the client first
     r"\blocal users? only\b",  # NetEase
 )
 TOKEN = either(
@@ -80,13 +79,13 @@ TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|au
 BARE_LF = either(r"\bbare (?:cr|lf|newline|line.?feed)", r"smtplf|barelf")  # the pages that qmail and Haraka name
 BAD_SMTP = either(BARE_LF, r"\b(?:protocol|syntax) (?:error|violation)", r"\bpipelin", r"\binvalid base64")
 TOO_BIG = either(
-    r"\btoo (?:big|large)\b|\bmessage size\b|\bsize limit\b|\btoo much (?:mail )?data\b",
+    r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
     r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
 )
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
-_LIMIT = r"\b(?:limit\w*|quota|max\w*|exceed\w*|too m(?:any|uch)|more than|sent \d+ of \d+|only \d+)\b"
+_LIMIT = r"\b(?:limit\w*|quota|cap|max\w*|exceed\w*|too m(?:any|uch)|more than|sent \d+ of \d+|only \d+)\b"
 _THIS_SESSION = r"(?:(?:this|the|an?|one|each|single|same|your|smtp|tcp) ){0,3}(?:session|connection)\b"
 SESSION_LIMIT = either(
     _LIMIT + r".{0,24}\b(?:messages?|e?mails?|msgs?|recipients?|rcpts?|transactions?|deliver\w+|quota)\b.{0,12}"
@@ -106,6 +105,7 @@ _MESSAGES = (
 _SOME = r"(?:(?!invalid|unknown|bad|fail|wrong|non)\w{1,20} )"
 TOO_MANY_RECIPIENTS = either(
     rf"\btoo m(?:any|uch) {_SOME}{{0,2}}(?:recipients|rcpts?|addressees|receivers|destinations)\b",
+    r"\btoo much recipient\b",
     rf"\b(?:max\w*|more than|exceed\w*|number of|up to) {_SOME}{{0,5}}(?:recipients|rcpts|receivers)\b",
     rf"\blimit\w* {_SOME}{{0,2}}\d+ (?:recipients|rcpts)\b",
     r"\b(?:recipients?|rcpts?) (?:per \w{1,20} )?(?:limit|count)\b",
@@ -140,7 +140,7 @@ def _per(unit: str, adjective: str) -> str:
         (
             rf"{_LIMIT}{_WITHIN}{unit}\b",
             rf"{_COUNTED} ?(?:per|/|an?|each|every|in the last|in(?= \d)) ?{unit}\b{_OVER_IT}",
-            rf"\b{adjective}\b.{{0,24}}\b(?:limit|quota|max\w*|allowance)\b",
+            rf"\b{adjective}\b.{{0,24}}\b(?:limit|quota|max\w*|allowance|cap)\b",
         )
     )
 
@@ -165,7 +165,8 @@ _FLOW = (  # what a client has too much of
     r" (?:rate|speed|volume|frequency|traffic|limits?|quota)\b"
 )
 RATE = either(
-    r"\bsendelimit|\blimite? d['e ]\W?envoi|\bl[ií]mite de env[ií]o|\blimite di invio|лимит\w* .{0,12}отправ",
+    r"\bsendelimit|\blimite? d['e ]\W?envoi|\bl[ií]mite (?:\w{1,20} )?de env[ií]o",
+    r"\blimite di invio|лимит\w* .{0,12}отправ",
     r"\b(?:rate|frequency|volume)[- ]?(?:is |was |has been )?(?:limit|overlimit|exceed)",
     r"\bfrequency of\b.{0,40}\blimited",
     r"\b(?:submission|message|mail|connection) rate\b.{0,40}\bexceed",
@@ -180,6 +181,7 @@ RATE = either(
     rf"\btoo m(?:any|uch) {_MESSAGES}(?! (?:containing|with))|\btoo many requests\b",
     r"\bexceeded your (?:\w{1,20} )?limits?\b|\blimits? of (?:your|this) (?:plan|account|subscription)\b",
     r"\b(?:exceed|reach)\w* (?:\w{1,20} ){0,2}limits? (?:for|on|of) (?:sending|outgoing|outbound)\b",
+    r"\blimit\b.{0,30}\b(?:outgoing|outbound) (?:messages|e?mails?)\b.{0,20}\b(?:exceed|reach)",
     rf"\b{_FLOW}.{{0,30}}\b(?:exceed|reach|hit|too (?:high|fast|great)|over)",
     rf"\b(?:exceed|reach|reduce|lower|decrease)\w*\b.{{0,24}}\b{_FLOW}",
     r"\bmessages? limit (?:reached|exceeded)(?! (?:for|on|in) (?:this|the))",
@@ -236,28 +238,31 @@ MAILBOX_FULL = either(
     r"\bcaixa\b.{0,20}\bcheia|переполнен|邮箱.{0,4}(?:已满|满)|信箱.{0,4}(?:已滿|滿)",
 )
 _WHO = r"(?:user|mail-? ?box|recipient|account|address(?:ee)?|e-?mail address|inbox)"
-_CLOSED = r"(?:inactive|disabled|closed|deactivated|suspended)"
+_CLOSED = r"(?:inactive|disabled|discontinued|closed|deactivated|suspended)"
 NO_SUCH_USER = either(
     rf"\b{_WHO} (?:\w{{1,20}} )?(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
     r"\bno longer (?:valid|exists|active|available|in use|with us)\b",
     rf"\b(?:no such|unknown|invalid|non-?existent|bad) (?:local )?{_WHO}\b",
     r"\bdoes(?: not|n't) have an? (?:\w{1,20} )?(?:account|mailbox)\b|\bno (?:account|mailbox) (?:by|with|for|here)\b",
-    rf"\b{_CLOSED} {_WHO}\b|\b{_WHO} (?:\w{{1,20}} )?{_CLOSED}\b",
+    rf"\b{_CLOSED} {_WHO}\b|\b{_WHO}(?:s|\(s\))? (?:\w{{1,20}} ){{0,5}}{_CLOSED}\b",
     r"\bempf[äa]e?nger unbekannt|\butilisateur inconnu|\bdestinataire inconnu",
     r"\busuario desconocido|\butente sconosciuto",
     r"不存在|нет такого|не существует",
 )
 RECIPIENT_REFUSES = either(
-    r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|user|addressee)s?\b(?!')",
+    r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|receiver|user|addressee)s?\b(?!')",
     r"\b(?:does not|doesn't) want\b|\bsuppression list\b|\ballowed[- ]senders\b",
-    r"\b(?:recipient|user) (?:\w{1,20} )?(?:refuse|reject|block)(?:s|d|ed)? (?:to|mail|e-?mail|messages?|your|this)\b",
+    r"\b(?:recipient|receiver|user) (?:\w{1,20} )?(?:refuse|reject|block|den[iy]e?)(?:s|d|ed)? "
+    r"(?:to|mail|e-?mail|messages?|your|this)\b",
 )
 UNSURE = either(
     r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
     r"try|retry|wait|too many|rate|quota|full|limit",
 )
+# Postfix puts "<bob@example.com>: Recipient address rejected: " before whatever a policy says.
 ONE_OF_MANY = either(
-    r"\b(?:recipient|mail ?box|user|this (?:domain|address|account))\b|<[^<>@\s]{1,64}@[^<>\s]{1,255}>"
+    r"\b(?:recipient(?! address rejected: )|mail ?box|user(?!@)|this (?:domain|address|account|message is))\b",
+    r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejected: )",
 )
 
 # --- Now or never -----------------------------------------------------------------------------------------------------
@@ -276,7 +281,8 @@ BUSY = either(
 )
 STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
-    r"\bdisk\b.{0,12}\bfull|\bspace shortage|\b(?:mail )?system (?:storage )?(?:is )?full|\bno space left",
+    r"\bdisk\b.{0,12}\bfull|\bspace shortage|\bno space left",
+    r"\b(?:system|queue|spool) (?:storage )?(?:is )?full",
 )
 UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
 SERVER_ERROR = either(
@@ -295,23 +301,28 @@ SENDER_AUTH = either(
 )
 NO_NAME = either(
     r"\bcannot find your (?:reverse )?host|\bname lookup failed",
-    r"\bunverif[iy]+able (?:sending|host|ip)",
-    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bare|not|fail)",
-    r"\b(?:reverse.?(?:dns|host|lookup)|rdns|ptr)\b|\binvalid (?:helo|ehlo)\b",
+    r"\bunverif[iy]+able (?:sending|host|ip)|^(?:helo|ehlo) \S{1,255} (?!first|required|before)",
+    r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bad\w*|bare|not|fail|missing|mismatch)",
+    r"\b(?:reverse\b.{0,24}\b(?:dns|hostname|host|name|lookup)|rdns|ptr)\b|\b(?:bad|invalid|forged) (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
+    r"\b(?:sender|sending|client|your) (?:ip|host)\b.{0,30}\bresolve",
+    r"\d\.\d{1,3}\W? (?:host )?(?:does not|doesn't|cannot|can't|could not)(?: be)? resolve",
 )
-_LISTED = r"(?:block(?:ed|list\w*|ing)?(?! list of)|black-?list\w*|deny-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
+_LISTED = r"(?:block(?:ed|[- ]?list\w*|ing)?(?! list of)|(?:black|deny)-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
 _CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
 BLOCKED_CLIENT = either(
     r"\bclient (?:host|network|address)? ?(?:is |was )?reject|\byour (?:mail )?server requires\b",
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
-    rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}",
+    rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}|\byou (?:are|were|have been) (?:\w{{1,20}} )?{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
     r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbls?\b|\brbls?\b|\bDT:RBL\b",
     r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
-    r"\b(?:messages|connections) from \W?\d{1,3}\.\d",
-    r"\btoo many (?:\w{1,20} ){1,3}from (?:your|this) (?:ip|host|server)\b",
-    r"\bintrusion prevention\b|\bspam source\b|\bknown spammer",
+    r"\b(?:messages|connections?) from \W?\d{1,3}\.\d|\bfrom (?:this|your) (?:ip|host|server|client|network)\b",
+    r"\b(?:sending|connecting) (?:mail ?)?(?:server|host|mta)\b|\bclient (?:is|was|has|not)\b",
+    r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
+    r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
+    r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b",
+    r"\b(?:invalid|bad) ip\b|\bintrusion prevention\b|\bspam source\b|\bknown spammer",
     r"\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
     r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|provider|mta|system|(?:mail ?)?server)\b",
     r"\bclient host (?:is|was|has)\b|\bopen (?:proxy|relay)\b",
@@ -324,19 +335,25 @@ BLOCKED_CLIENT = either(
 LISTED_CONTENT = either(
     r"\b(?:surbl|uribl|dbl|b-url)\b",
     r"(?<![/.=?&-])\b(?:uri|url|links?|body|content|headers?|subject|domain"
-    r"|sender(?! ip\b| reputation| ?\[\d))\b(?![./=]\w)",
+    r"|sender(?! ip\b| reputation| intelligence| ?score| ?\[\d))\b(?![./=]\w)",
+    r"\b(?:detect|identif|classif|consider|scor|flagg|mark|look|appear|seem)\w* (?:as|like|to be) (?:\w{1,20} )?"
+    r"(?:spam|junk|unsolicited)\b",
+    r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
 SENDER = either(
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
-    r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not)\b",
-    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b|\bdomain of sender\b",
-    r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b|\bmail ?from domain\b",
+    r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not|has no)\b|\bpostmaster verif",
+    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b",
+    r"\b(?:(?:mail ?)?from|sending) domain\b|\bdomain of (?:the )?sender\b",
+    r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
+    r"\bto send (?:mail |e-?mail )?(?:as|from|on behalf of)\b(?! (?:this|your|the) (?:ip|host|server)\b| \W?\d)",
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
     r"|\bunusual sending\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
-    r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|not active)",
+    r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
+    r"|not (?:yet )?(?:activ|authori[sz]ed))",
     r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
     r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
     r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",
