@@ -130,10 +130,10 @@ class Pass:
             self.ledger.mark(in_doubt, uncertain=False)  # what came of it is known, or doubted on its own account
 
     async def _prepare(self, connection: Connection) -> None:
-        before = connection.authenticated
-        slow = None if connection.is_open else self.pool.warn_if_slow()
+        before, is_ready = connection.authenticated, connection.is_ready
+        slow = None if is_ready or connection.is_open else self.pool.warn_if_slow()
         try:
-            if not connection.is_ready:
+            if not is_ready:
                 await connection.prepare(self._time_to_connect(connection))
         finally:
             if slow is not None:

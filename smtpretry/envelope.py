@@ -138,7 +138,9 @@ def _check_expiry(expires: object) -> None:
 
 
 def _options(name: str, options: Iterable[str] | None) -> tuple[str, ...]:
-    options = options if isinstance(options, str) else tuple(options or ())
+    if options is None:
+        return ()
+    options = options if isinstance(options, str) else tuple(options)
     if isinstance(options, str) or not all(isinstance(option, str) for option in options):
         msg = f"{name} is a list of str, not {options!r}"
         raise TypeError(msg)

@@ -74,6 +74,11 @@ class Pace:
         return Speed(self.rate, self.period) if self.rate < math.inf else None
 
     @property
+    def is_known(self) -> bool:
+        """Whether messages are paced."""
+        return self.rate < math.inf
+
+    @property
     def probing(self) -> bool:
         """Whether a single message is to find out if the server takes any again."""
         return self._refusals > 0

@@ -20,6 +20,11 @@ class Pipelining:
         """Whether the next transaction may be sent ahead."""
         return self._lost < _ENOUGH and not self._careful
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether it matters that the next transaction goes well."""
+        return self._careful or 0 < self._lost < _ENOUGH
+
     def lose_step(self) -> None:
         """The answers did not fit: the next transaction is said one command at a time."""
         self._lost += 1

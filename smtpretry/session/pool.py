@@ -102,7 +102,7 @@ class Pool(Limits):
     @property
     def is_paced(self) -> bool:
         """Whether each transaction has to ask for a turn of its own."""
-        return self._told is not None or self.pace.speed is not None
+        return self._told is not None or self.pace.is_known
 
     def _tell_paused(self, now: float, until: float, reason: Said) -> None:
         self.observer.paused(self.server, now, until, reason, for_the_first=not self._register.has_opened)

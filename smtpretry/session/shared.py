@@ -49,7 +49,7 @@ class SharedPace(Pace):
         """When the next message may go: in its turn; where turns are being given, there is none before."""
         if self._turns:
             return max(now, self._turns[0], self.resumes_at)
-        return max(super().next_slot(now), self._asked_at + _PATIENT if self.speed is not None else now)
+        return max(super().next_slot(now), self._asked_at + _PATIENT if self.is_known else now)
 
     @property
     def opens_at(self) -> float:
@@ -71,10 +71,10 @@ class SharedPace(Pace):
 
     def too_fast(self, now: float, wait: float, since: float, *, named: bool = False) -> float:
         """The server has refused a message because they come too fast."""
-        run, is_first = self._run, self.speed is None
+        run, is_first = self._run, not self.is_known
         until = super().too_fast(now, wait, since, named=named)
         self._drop_turns(now)
-        if is_first and self.speed is not None:
+        if is_first and self.is_known:
             measured = self._measured
             self._note(lambda pace: pace.add(run, measured))
         self._note(lambda pace: pace.too_fast(now, wait, since, named=named))
@@ -120,7 +120,7 @@ class SharedPace(Pace):
         self._turns = deque(at for at in self._turns if at > now - _LATE and at >= self.resumes_at)
 
     def _note(self, event: Callable[[Pace], object]) -> None:
-        if self.speed is not None or self.probing:
+        if self.is_known or self.probing:
             self._news.append(event)
 
 
@@ -149,7 +149,7 @@ def is_probing(stored: str) -> bool:
 
 
 def _plain(pace: Pace, said: Said | None) -> str | None:
-    if pace.speed is None and not pace.probing:
+    if not (pace.is_known or pace.probing):
         return None
     plain: dict[str, Any] = {name: getattr(pace, name) for name in _KEPT}
     if said is not None:

@@ -79,7 +79,7 @@ class Transaction:
                 judge.hear(answer)
         if judge.dot_is_due:
             await self._say([Command(Stage.END_OF_DATA, b".\r\n")])
-        if self.connection.is_open:
+        if pipelining.is_in_doubt and self.connection.is_open:
             pipelining.go_well(ahead=ahead)
 
     async def body(self) -> Answer:
