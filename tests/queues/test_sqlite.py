@@ -71,7 +71,7 @@ def change(path: Path, query: str, *values: Any) -> None:
 
 def test_the_engine_loses_nothing(path: Path) -> None:
     """Killed, stopped, torn down, submitted twice, large, raising: nothing is lost, and nobody gets it twice."""
-    report = asyncio.run(check_engine(functools.partial(SQLiteEngine, path, lease=2.0), deliveries=20, kills=1))
+    report = asyncio.run(check_engine(functools.partial(SQLiteEngine, path, lease=5.0), deliveries=20, kills=1))
     assert (report.lost, report.twice, report.interrupted) == ([], [], 4)
 
 
