@@ -79,7 +79,7 @@ TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(h
         lease = now() + make_interval(secs => %(lease)s)
     WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM smtpretry_deliveries
-        WHERE queue = %(queue)s AND due <= now() AND (lease IS NULL OR lease <= now())
+        WHERE queue = %(queue)s AND due <= now() AND (lease IS NULL OR lease <= now() AND id <> ALL(%(those)s::text[]))
         ORDER BY due LIMIT %(room)s FOR UPDATE SKIP LOCKED
     )) RETURNING id, envelope::text, state::text, message, taken, died"""
 _NEXT: Final = """SELECT extract(epoch FROM due - now())::float8 FROM smtpretry_deliveries
@@ -219,9 +219,10 @@ class Store:
             ear.cancel()
             await asyncio.wait([ear])
 
-    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+    async def take(self, room: int, server: str | None, waiting: int, those: Sequence[Taken]) -> Batch:
         """See `Store`."""
         values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "server": server}
+        values["those"] = [one.name for one in those]
         with _told():
             if server is None or self._calm:
                 async with statement(self._connect) as own:

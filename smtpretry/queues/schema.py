@@ -133,6 +133,14 @@ def end(connection: sqlite3.Connection, one: Taken, now: float, state: str) -> b
 
 
 def renew(connection: sqlite3.Connection, those: Iterable[Taken], until: float) -> None:
+def keep(connection: sqlite3.Connection, those: Iterable[Taken], now: float, until: float) -> None:
+    """Renew the leases of those for whom they are over, and whom no other worker has taken."""
+    connection.executemany(
+        "UPDATE smtpretry_deliveries SET due = ? WHERE number = ? AND taken = ? AND due <= ? AND holder IS NOT NULL",
+        [(until, one.number, one.taken, now) for one in those],
+    )
+
+
     """Say that their worker lives."""
     for one in those:
         store(connection, one, until, None)

@@ -189,7 +189,7 @@ class _Store:
         with self._engine.heard(wake) as bell, self._file.watched(bell):
             yield
 
-    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+    async def take(self, room: int, server: str | None, waiting: int, those: Sequence[Taken]) -> Batch:
         """See `Store`."""
         now = self._clock()
 
@@ -226,6 +226,7 @@ class _Store:
             schema.forget(own, now - self._engine.keep.total_seconds())
 
         await self._file.transact(work)
+            schema.keep(own, those, now, now + self.lease)
 
     async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
         """See `Store`."""

@@ -87,10 +87,12 @@ class Store(Protocol):
     def listening(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Have it called when there may be something new, as long as the block lasts."""
 
-    async def take(self, room: int, server: str | None, waiting: int) -> Batch:
+    async def take(self, room: int, server: str | None, waiting: int, those: Sequence[Taken]) -> Batch:
         """Take what is due, at most so many; none of it where the server wants nothing now.
 
         Where the server is paced, each has a turn, and before them those that were taken and are waiting for one.
+        `those` are under way here and are never taken, not even where their lease is over, as after a sleep or where
+        the clock was set forward.
         """
 
     async def write(self, one: Taken, change: Change) -> bool:
@@ -187,7 +189,8 @@ class Worker:
             return None
         asked_at = time.monotonic()
         server = self._shares.server if self._shares is not None else None
-        batch = await self.insist(lambda: self.store.take(room, server, waiting))
+        those = list(self._turns.values())
+        batch = await self.insist(lambda: self.store.take(room, server, waiting, those))
         if self._shares is not None:
             if batch.pause != self._known:
                 self._known = batch.pause

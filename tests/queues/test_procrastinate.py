@@ -224,6 +224,20 @@ async def test_a_worker_that_lost_its_delivery_changes_nothing(database: str, th
 
 
 @at_once
+async def test_a_worker_never_takes_its_own_again(database: str) -> None:
+    """Where the lease of what it sends is over, as after a sleep, nobody gets it twice."""
+    async with ScriptedServer() as server, engine_in(database, stalled_after=30.0) as engine:
+        held = server.fail_at("END_OF_DATA", "late", delay=1.0, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client, POLICY, max_connections=2) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            change(database, "UPDATE smtpretry_deliveries SET lease = now() - interval '1 hour'")
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,), (True,)])
+        assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
+@at_once
 async def test_a_worker_that_stops_gives_back_what_it_has(database: str) -> None:
     """A pass that a worker's end cuts short is run again at once, by another."""
     async with ScriptedServer() as server, engine_in(database, shutdown_graceful_timeout=0.1) as engine:
@@ -438,7 +452,7 @@ async def test_what_waits_does_not_slow_what_is_due(database: str) -> None:
         "INSERT INTO smtpretry_deliveries (id, queue, envelope, due, state) SELECT 'x' || n, 'smtpretry', '{}', "
         "now() + interval '1 hour' + n * interval '1 second', '{}' FROM generate_series(1, 100000) n",
     )
-    values = {"holder": uuid.uuid4(), "lease": 30.0, "queue": "smtpretry", "room": 10}
+    values = {"holder": uuid.uuid4(), "lease": 30.0, "queue": "smtpretry", "room": 10, "those": ["y"]}
     for analyzed in (False, True):
         if analyzed:
             change(database, "ANALYZE smtpretry_deliveries")

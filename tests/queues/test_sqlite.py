@@ -291,6 +291,22 @@ async def test_a_worker_ends_whenever_it_is_cancelled(tmp_path: Path, monkeypatc
             await asyncio.sleep(10)
             workers[-1]._bell.set()
             for _ in range(steps):
+@in_real_time
+async def test_a_worker_never_takes_its_own_again(path: Path) -> None:
+    """Where the lease of what it sends is over, as after a sleep or a jump of the clock, nobody gets it twice."""
+    jump = 0.0
+    policy = RetryPolicy(wait=tenacity.wait_fixed(1), clock=lambda: time.time() + jump)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        held = server.fail_at("END_OF_DATA", "late", delay=1.0, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client, policy, max_connections=2) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            jump = 3600.0
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: rows(path, "due") == [(None,), (None,)])
+        assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
                 await asyncio.sleep(0)
             working.cancel()
             await asyncio.wait([working], timeout=60)
