@@ -211,6 +211,37 @@ async def test_in_the_transaction_of_the_application(path: Path) -> None:
 
 @in_real_time
 async def test_in_a_file_of_the_application(path: Path) -> None:
+@in_real_time
+async def test_a_connection_that_commits_each_statement(path: Path) -> None:
+    """Where no transaction is open, and none is begun, a delivery is stored whole or not at all; texts may be bytes."""
+    async with SQLiteEngine(path) as engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.text_factory = bytes
+            await engine.submit(smtpretry.prepare(letter(ANN)), connection=connection)
+            assert len(rows(path)) == 1
+            connection.execute(
+                "CREATE TRIGGER no BEFORE INSERT ON smtpretry_messages BEGIN SELECT raise(FAIL, 'no'); END"
+            )
+            for transaction in (False, True):
+                if transaction:
+                    connection.execute("BEGIN")
+                with pytest.raises(sqlite3.IntegrityError, match="no"):
+                    await engine.submit(smtpretry.prepare(letter(BOB)), connection=connection)
+                assert connection.in_transaction is transaction
+            connection.execute("COMMIT")
+            assert len(rows(path)) == 1
+            assert connection.text_factory is bytes
+
+
+@in_real_time
+async def test_an_application_that_counts_its_versions(path: Path) -> None:
+    """The version of the application's tables is the application's, also where the queue's were there first."""
+    async with SQLiteEngine(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+
+
     """The tables may be made in a file, and a transaction, of the application's, whatever version its own tables have."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE orders (number INTEGER)")
@@ -454,12 +485,11 @@ async def test_a_file_that_cannot_be_used(path: Path, tmp_path: Path) -> None:
         await engine.aclose()
     async with SQLiteEngine(path):
         pass
-    for newer in ("PRAGMA user_version = 99", "UPDATE smtpretry_schema SET version = 99"):
-        change(path, newer)
-        engine = SQLiteEngine(path)
-        with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
-            await engine.submit(smtpretry.prepare(letter(ANN)))
-        await engine.aclose()
+    change(path, "UPDATE smtpretry_schema SET version = 99")
+    engine = SQLiteEngine(path)
+    with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+    await engine.aclose()
 
 
 def write(path: Path, content: bytes) -> Path:
