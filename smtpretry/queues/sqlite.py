@@ -50,7 +50,7 @@ class SQLiteEngine:
         keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
 
     Raises:
-        ValueError: a database in memory, a lease or a concurrency that is too small.
+        ValueError: a database in memory, a URL, a lease or a concurrency that is too small.
     """
 
     def __init__(
@@ -63,6 +63,9 @@ class SQLiteEngine:
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             msg = "a queue is a file: name one, such as SQLiteEngine('mail.db')"
+            raise ValueError(msg)
+        if str(path).startswith(("sqlite:", "file:")):
+            msg = f"a queue is a file: give its path, such as SQLiteEngine('mail.db'), not a URL, {path!r}"
             raise ValueError(msg)
         check_worker("lease", lease, concurrency)
         self.path = Path(path).absolute()
@@ -94,14 +97,16 @@ class SQLiteEngine:
         It works in the thread that calls, as whatever its owner does with it.
 
         Raises:
-            QueueError: the file cannot be written; nothing was taken over.
+            QueueError: the file cannot be written; nothing was taken over. With a `connection`, it is an sqlite3.Error.
             TypeError: `connection` is none of sqlite3's.
             ValueError: `connection` is to another file.
         """
         if connection is None:
             await self.file.transact(schema.insert(delivery))
         else:
-            schema.insert(delivery)(self._checked(connection))
+            with _whole(connection) as cursor:
+                self._check(cursor)
+                schema.insert(delivery)(cursor)
         self.ring()
 
     async def has(self, delivery_id: str, /) -> bool:
@@ -158,19 +163,46 @@ class SQLiteEngine:
     def _bell(self) -> tuple[int, str]:
         return os.getpid(), os.path.realpath(self.path)
 
-    def _checked(self, connection: sqlite3.Connection) -> sqlite3.Cursor:
+    def _check(self, cursor: sqlite3.Cursor) -> None:
         """Look whether it is to this file, and make the tables in it where they are not."""
-        if not isinstance(connection, sqlite3.Connection):
-            msg = f"connection is an sqlite3.Connection, not {type(connection).__name__}"
-            raise TypeError(msg)
-        cursor = connection.cursor()
-        cursor.row_factory = None  # whatever rows the application likes
         own = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
         if not own or not self.path.samefile(own):
             msg = f"connection is to {own or 'a database in memory'}, not to the file of the queue, {self.path}"
             raise ValueError(msg)
         schema.check(cursor)
-        return cursor
+
+
+@contextlib.contextmanager
+def _whole(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """In the owner's transaction, do all or nothing; where the owner has none, begin one as the next INSERT would.
+
+    Whatever rows and texts the owner likes, the cursor gives plain ones.
+    """
+    if not isinstance(connection, sqlite3.Connection):
+        kind = type(connection)
+        msg = (
+            f"connection is an sqlite3.Connection, not {f'{kind.__module__}.'.removeprefix('builtins.')}{kind.__name__}"
+        )
+        raise TypeError(msg)
+    cursor = connection.cursor()
+    cursor.row_factory, texts = None, connection.text_factory
+    legacy = connection.isolation_level is not None and getattr(connection, "autocommit", -1) == -1
+    if begins := legacy and not connection.in_transaction:
+        cursor.execute(f"BEGIN {connection.isolation_level}")
+    connection.text_factory = str
+    cursor.execute("SAVEPOINT smtpretry")
+    try:
+        yield cursor
+    except BaseException:
+        if begins:
+            connection.rollback()
+        elif connection.in_transaction:
+            cursor.execute("ROLLBACK TO smtpretry")
+        raise
+    finally:
+        connection.text_factory = texts
+        if connection.in_transaction:
+            cursor.execute("RELEASE smtpretry")
 
 
 class _Store:
@@ -194,6 +226,7 @@ class _Store:
         now = self._clock()
 
         def work(own: sqlite3.Connection) -> Batch:
+            schema.keep(own, those, now, now + self.lease)
             due = schema.next_due(own)
             leave = Leave(Pause(), room if due is not None and due <= now else 0)
             if server is not None:
@@ -226,7 +259,6 @@ class _Store:
             schema.forget(own, now - self._engine.keep.total_seconds())
 
         await self._file.transact(work)
-            schema.keep(own, those, now, now + self.lease)
 
     async def tell(self, server: str, pause: Pause | None, paced: Paced | None) -> None:
         """See `Store`."""

@@ -589,6 +589,7 @@ async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
 @virtually
 async def test_what_waits_does_not_slow_what_is_due(tmp_path: Path) -> None:
     """The next delivery is found by an index, before and after ANALYZE; progress counts the 100,000 that wait."""
+        ({"path": "sqlite:mail.db"}, "give its path, .* not a URL"),
     async with SQLiteEngine(tmp_path / "mail.db") as engine:
         await engine.submit(smtpretry.prepare(letter(ANN)))
         change(
