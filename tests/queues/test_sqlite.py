@@ -8,10 +8,12 @@ import asyncio
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 import sys
+import time
 from contextlib import asynccontextmanager, closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -210,8 +212,6 @@ async def test_in_the_transaction_of_the_application(path: Path) -> None:
 
 
 @in_real_time
-async def test_in_a_file_of_the_application(path: Path) -> None:
-@in_real_time
 async def test_a_connection_that_commits_each_statement(path: Path) -> None:
     """Where no transaction is open, and none is begun, a delivery is stored whole or not at all; texts may be bytes."""
     async with SQLiteEngine(path) as engine:
@@ -242,6 +242,8 @@ async def test_an_application_that_counts_its_versions(path: Path) -> None:
         assert connection.execute("PRAGMA user_version").fetchone() == (0,)
 
 
+@in_real_time
+async def test_in_a_file_of_the_application(path: Path) -> None:
     """The tables may be made in a file, and a transaction, of the application's, whatever version its own tables have."""
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE orders (number INTEGER)")
@@ -290,6 +292,22 @@ async def test_a_worker_that_lost_its_delivery_changes_nothing(path: Path) -> No
 
 
 @in_real_time
+async def test_a_worker_never_takes_its_own_again(path: Path) -> None:
+    """Where the lease of what it sends is over, as after a sleep or a jump of the clock, nobody gets it twice."""
+    jump = 0.0
+    policy = RetryPolicy(wait=tenacity.wait_fixed(1), clock=lambda: time.time() + jump)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        held = server.fail_at("END_OF_DATA", "late", delay=1.0, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client, policy, max_connections=2) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            jump = 3600.0
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: rows(path, "due") == [(None,), (None,)])
+        assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
+@in_real_time
 async def test_a_worker_that_stops_gives_back_what_it_has(path: Path) -> None:
     """A pass that a worker's end cuts short is run again at once, by another."""
     async with ScriptedServer() as server, SQLiteEngine(path, lease=2.0) as engine:
@@ -322,22 +340,6 @@ async def test_a_worker_ends_whenever_it_is_cancelled(tmp_path: Path, monkeypatc
             await asyncio.sleep(10)
             workers[-1]._bell.set()
             for _ in range(steps):
-@in_real_time
-async def test_a_worker_never_takes_its_own_again(path: Path) -> None:
-    """Where the lease of what it sends is over, as after a sleep or a jump of the clock, nobody gets it twice."""
-    jump = 0.0
-    policy = RetryPolicy(wait=tenacity.wait_fixed(1), clock=lambda: time.time() + jump)
-    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
-        held = server.fail_at("END_OF_DATA", "late", delay=1.0, times=1)
-        await engine.submit(smtpretry.prepare(letter(ANN)))
-        async with RetryingSMTP(server.client, policy, max_connections=2) as smtp, working(engine, smtp):
-            await programs.until(lambda: held.used)
-            jump = 3600.0
-            await engine.submit(smtpretry.prepare(letter(BOB)))
-            await programs.until(lambda: rows(path, "due") == [(None,), (None,)])
-        assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
-
-
                 await asyncio.sleep(0)
             working.cancel()
             await asyncio.wait([working], timeout=60)
@@ -443,6 +445,76 @@ async def test_a_long_log_is_written_into_the_file(path: Path) -> None:
 
 
 @in_real_time
+@pytest.mark.parametrize("linked", [False, True])
+async def test_a_long_log_waits_for_nobody_who_reads(path: Path, *, linked: bool) -> None:
+    """Nobody waits for a reader that takes its time; when it has ended, the log becomes short, behind a link too."""
+    file = path.with_name("elsewhere.db") if linked else path
+    if linked:
+        path.symlink_to(file)
+    async with SQLiteEngine(path) as engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM smtpretry_deliveries").fetchall()
+            async with asyncio.timeout(10):
+                for _ in range(6):
+                    await engine.submit(smtpretry.prepare(b"x" * 1_000_000, sender=APP, recipients=[ANN]))
+        assert Path(f"{file}-wal").stat().st_size > 5_000_000
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        assert Path(f"{file}-wal").stat().st_size < 100_000
+
+
+@in_real_time
+async def test_a_log_that_cannot_be_written_into_the_file_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the log is stored: where the file cannot grow, as on a full disk, nobody is told that it is not."""
+    monkeypatch.setattr("smtpretry.queues.file._CHECKPOINT", 0)
+    async with SQLiteEngine(path) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        size = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 70_000, size[1]))
+        try:
+            await engine.submit(smtpretry.prepare(b"x" * 60_000, sender=APP, recipients=[ANN], id="first"))
+            await engine.submit(smtpretry.prepare(b"x" * 60_000, sender=APP, recipients=[ANN], id="second"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, size)
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert len(rows(path)) == 3
+
+
+@in_real_time
+async def test_a_log_that_was_deleted(path: Path) -> None:
+    """A log that was deleted while it was in use is told: what is written into it, no other process sees."""
+    async with SQLiteEngine(path) as engine:
+        Path(f"{path}-wal").unlink()
+        with pytest.raises(QueueError, match="-wal: was deleted or replaced while it was in use"):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+
+
+@in_real_time
+async def test_what_nobody_waits_for_is_not_stored_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed because no thread could be started, or was cancelled while another held the file, is never stored."""
+    engine = SQLiteEngine(path)
+
+    def start(_: object) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as full:
+        full.setattr("threading.Thread.start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await engine.submit(smtpretry.prepare(letter(ANN), id="no thread"))
+    async with engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await engine.submit(smtpretry.prepare(letter(ANN), id="timeout"))
+            other.execute("COMMIT")
+        await engine.submit(smtpretry.prepare(letter(ANN), id="third"))
+        assert rows(path) == [("third", 0)]
+
+
+@in_real_time
 async def test_a_full_disk(path: Path) -> None:
     """Where the disk is full, submit says so and stores nothing; a worker waits until it can store what it has sent."""
     async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
@@ -502,10 +574,14 @@ def test_a_network_file_system_is_told(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/my\\040disk ext4 rw 0 0\n"
+        "server:/vol /vol fuse.glusterfs rw 0 0\nbucket /bucket fuse.s3fs rw 0 0\nportal /doc fuse.portal rw 0 0\n"
     )
     assert network_file_system(Path("/home/me/mail.db"), mounts) == "nfs4"
     assert network_file_system(Path("/home/my disk/mail.db"), mounts) is None
-    assert network_file_system(Path("/var/mail.db"), mounts) is None
+    assert network_file_system(Path("/vol/mail.db"), mounts) == "fuse.glusterfs"
+    assert network_file_system(Path("/bucket/mail.db"), mounts) == "fuse.s3fs"
+    for local in ("/doc/mail.db", "/var/mail.db"):
+        assert network_file_system(Path(local), mounts) is None
     assert network_file_system(Path("/var/mail.db"), tmp_path / "none") is None
 
 
@@ -513,6 +589,7 @@ def test_bad_arguments() -> None:
     """No file, a lease that is too short, and no concurrency are refused at once."""
     for wrong, complaint in [
         ({"path": ":memory:"}, "a queue is a file"),
+        ({"path": "sqlite:mail.db"}, "give its path, .* not a URL"),
         ({"lease": 1}, "lease is 2"),
         ({"concurrency": 0}, "concurrency"),
     ]:
@@ -589,7 +666,6 @@ async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
 @virtually
 async def test_what_waits_does_not_slow_what_is_due(tmp_path: Path) -> None:
     """The next delivery is found by an index, before and after ANALYZE; progress counts the 100,000 that wait."""
-        ({"path": "sqlite:mail.db"}, "give its path, .* not a URL"),
     async with SQLiteEngine(tmp_path / "mail.db") as engine:
         await engine.submit(smtpretry.prepare(letter(ANN)))
         change(
