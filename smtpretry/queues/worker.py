@@ -30,6 +30,7 @@ T = TypeVar("T")
 _AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be written now
 _ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
 _REPORT: Final = 60.0  # seconds between two reports
+_TWICE: Final = 0.5  # seconds after a signal in which a second one is the same
 _SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
@@ -122,7 +123,7 @@ class Worker:
         self._on_end, self._on_progress = on_end, on_progress
         self._turns = dict[asyncio.Task[None], Taken]()
         self._bell = asyncio.Event()
-        self._stopped = False
+        self._stopped_at: float | None = None
         self._shares = smtp if isinstance(smtp, SharesPause) else None
         self._known, self._paced, self._alone = Pause(), False, False
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
@@ -134,7 +135,7 @@ class Worker:
                 beating = asyncio.ensure_future(self._beat())
                 reporting = asyncio.ensure_future(self._report())
                 try:
-                    while not self._stopped:
+                    while self._stopped_at is None:
                         self._bell.clear()
                         wait = await self._take()
                         if beating.done():
@@ -177,7 +178,16 @@ class Worker:
             await self.insist(lambda: self.store.tell(shares.server, pause, paced))
 
     def _stop(self) -> None:
-        self._stopped = True
+        """End; where that was asked for before, break off what is under way. Some programs pass a signal on twice."""
+        now = time.monotonic()
+        if self._stopped_at is None:
+            self._stopped_at = now
+            if self._turns:
+                message = "smtp worker ends; %d under way get %.0f s, a second signal breaks them off"
+                log.say(logging.INFO, message, len(self._turns), self.store.grace)
+        elif now - self._stopped_at > _TWICE:
+            for turn in self._turns:
+                turn.cancel()
         self._bell.set()
 
     async def _take(self) -> float | None:

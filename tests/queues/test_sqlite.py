@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -361,6 +361,66 @@ async def test_the_signals_of_the_application_come_back(path: Path) -> None:
         async with asyncio.timeout(5):
             await asyncio.gather(*workers)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@in_real_time
+@pytest.mark.parametrize("how", ["loop", "signal", "exit"])
+async def test_a_signal_reaches_the_application_too(path: Path, how: str) -> None:
+    """A worker in a web server or the like takes no signal away from it, and ends before the process exits."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+    def handler(*_: object) -> None:
+        loop.call_soon_threadsafe(told.set)
+        if how == "exit":
+            raise SystemExit(3)
+
+    if how == "loop":
+        loop.add_signal_handler(signal.SIGTERM, told.set)
+    else:
+        before = signal.signal(signal.SIGTERM, handler)
+    try:
+        async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client()) as smtp:
+            held = server.fail_at("END_OF_DATA", "late", delay=0.5)
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+
+            async def work() -> None:
+                with pytest.raises(SystemExit, match="3") if how == "exit" else nullcontext():
+                    await engine.work(smtp)
+
+            worker = asyncio.create_task(work())
+            await programs.until(lambda: held.used)
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(5):
+                await told.wait()
+                await worker
+            assert rows(path, "due IS NULL, taken") == [(1, 1)]
+            told.clear()
+            with suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(5):
+                await told.wait()
+    finally:
+        if how == "loop":
+            loop.remove_signal_handler(signal.SIGTERM)
+        else:
+            signal.signal(signal.SIGTERM, before)
+
+
+@in_real_time
+async def test_a_second_signal_breaks_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who presses Ctrl-C again does not wait for what is under way: it is given back at once."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client()) as smtp:
+        held = server.fail_at("RCPT", "stall")
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        worker = asyncio.create_task(engine.work(smtp))
+        await programs.until(lambda: held.used)
+        for twice in (1000, 0):  # passed on twice; then pressed again
+            monkeypatch.setattr("smtpretry.queues.worker._TWICE", twice)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+            assert not worker.done() or not twice
+        await asyncio.wait_for(worker, 5)
+        assert rows(path, "holder") == [(None,)]
 
 
 @in_real_time
