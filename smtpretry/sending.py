@@ -203,9 +203,7 @@ class Sends(ABC):
         If you leave the loop early (`break`), close the generator, and what is under way is broken off:
         ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is still pending.
         """
-        if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
-            msg = "messages is an iterable of messages: for a single one call send_message or deliver"
-            raise TypeError(msg)
+        check_messages(messages)
         concurrency = _MANY if concurrency is None else concurrency
         check_number("concurrency", concurrency)
         return Bulk(self.deliver, self._room, concurrency).run(messages)
@@ -337,6 +335,13 @@ async def _has(engine: Engine, delivery: Delivery) -> bool | None:
         return None if has is None else bool(await has(delivery.id))
     except Exception:  # noqa: BLE001 - it is as silent as before
         return None
+
+
+def check_messages(messages: object) -> None:
+    """Refuse a single message where many are to come."""
+    if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
+        msg = "messages is an iterable of messages: for a single one call send_message or deliver"
+        raise TypeError(msg)
 
 
 def check_number(name: str, number: int) -> None:

@@ -17,7 +17,7 @@ from django.core.mail.backends import smtp
 from django.core.mail.utils import DNS_NAME
 
 from smtpretry import log
-from smtpretry.blocking import Blocking
+from smtpretry.blocking import Blocking, sends_here
 from smtpretry.client import RetryingSMTP
 from smtpretry.decorator import retry
 from smtpretry.envelope import prepare
@@ -235,8 +235,11 @@ async def _log_in(client: RetryingSMTP) -> None:
 
 
 def _outside_of_loops(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it returns
-    """Call it; in a thread where this one runs an event loop, which waits as it does with Django's own backend."""
-    if asyncio._get_running_loop() is None:  # noqa: SLF001 - the one that raises nothing
+    """Call it; in a thread where this one runs an event loop, which waits as it does with Django's own backend.
+
+    The loop that sends cannot wait for itself, as where a log handler sends mail about a mail; there it is an error.
+    """
+    if asyncio._get_running_loop() is None or sends_here():  # noqa: SLF001 - the one that raises nothing
         return call()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(contextvars.copy_context().run, call).result()

@@ -14,6 +14,7 @@ from django.core import mail
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.core.management import CommandError, call_command
 from django.test.utils import override_settings
+from django.utils.log import AdminEmailHandler
 from support import ANN, APP, BOB, CAT, PASSWORD, USER, ca_bundle
 
 from smtpretry import Delivery, RetryPolicy
@@ -228,6 +229,23 @@ def test_inside_an_event_loop_it_works_as_djangos_own() -> None:
     with project() as (server, _):
         assert asyncio.run(view()) == 1
         assert list(server.mailboxes) == [BOB]
+
+
+def test_a_log_that_is_mailed_stops_no_mail(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log handler that mails what the sending loop logs cannot wait for that loop; it is told, and the mails go out."""
+    handler = AdminEmailHandler()
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("smtpretry").addHandler(handler)
+    try:
+        with project() as (server, _):
+            server.on("RCPT", BOB, "550 5.1.1 who?")
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                mail.send_mail("hello", "text", None, [BOB])
+            assert mail.send_mail("hello", "text", None, [ANN]) == 1
+            assert server.received(ANN)
+    finally:
+        logging.getLogger("smtpretry").removeHandler(handler)
+    assert "would stop the event loop" in capsys.readouterr().err
 
 
 def test_unknown_options_are_told() -> None:
