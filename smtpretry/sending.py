@@ -293,14 +293,15 @@ class Sends(ABC):
         Where its answer is lost, nothing is tried in process, for a worker may be sending it: it is asked again, until
         the next try is due.
         """
-        wait = 1.0
+        wait, untouched = 1.0, True
         while True:
             try:
                 await engine.submit(delivery)
             except Exception as error:  # noqa: BLE001 - whatever it is, the queue may have taken it before
                 said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
                 why = f"{type(error).__name__}: {said}"
-                has = await _has(engine, delivery)
+                untouched = untouched and getattr(error, "untouched", False)
+                has = False if untouched else await _has(engine, delivery)
             else:
                 has = True
             if has is not None:

@@ -146,15 +146,19 @@ class File:
             try:
                 self._told(self._commit, orders)
             except Exception as error:  # noqa: BLE001 - all who asked are told
+                if isinstance(error, QueueError):
+                    error.untouched = not self._committing
                 for order in orders:
                     order.error = error
 
     def _commit(self, orders: Iterable[_Order[Any]]) -> None:
+        self._committing = False
         connection = self._opened()
         try:
             connection.execute("BEGIN IMMEDIATE")
             for order in orders:
                 order.do(connection)
+            self._committing = True
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:

@@ -74,7 +74,9 @@ _SUBMIT: Final = f"""WITH new AS (
         INSERT INTO smtpretry_deliveries (id, queue, envelope, message, due, state)
         VALUES (%(id)s, %(queue)s, %(envelope)s, %(message)s, coalesce(%(at)s, now()), %(state)s)
         ON CONFLICT (id) DO NOTHING RETURNING due
-    ) SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new WHERE due < now() + interval '10 seconds'"""
+    ), told AS (
+        SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new WHERE due < now() + interval '10 seconds'
+    ) SELECT (SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s), (SELECT count(*) FROM told)"""
 TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(holder)s, died = holder IS NOT NULL,
         lease = now() + make_interval(secs => %(lease)s)
     WHERE ctid = ANY(ARRAY(
@@ -129,7 +131,11 @@ async def prepare(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery: Delivery) -> None:
-    """Take a delivery over, unless one of its name is there. Its workers are woken at the commit."""
+    """Take a delivery over, unless one of its name is there. Its workers are woken at the commit.
+
+    Raises:
+        ValueError: it is there in another queue, whose workers know nothing of this delivery.
+    """
     values = {
         "id": delivery.id,
         "queue": queue,
@@ -138,7 +144,10 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
         "at": datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None,
         "state": json.dumps(delivery.state()),
     }
-    await connection.execute(_SUBMIT, values)
+    found = await (await connection.execute(_SUBMIT, values)).fetchone()
+    if found is not None and found[0] not in (None, queue):
+        msg = f"the id {delivery.id!r} is taken by the queue {found[0]!r} of the same database: name it otherwise"
+        raise ValueError(msg)
 
 
 async def count(connection: psycopg.AsyncConnection[Any], queue: str | None) -> Progress:
@@ -326,7 +335,7 @@ def _told() -> Any:  # noqa: ANN401 - a context
         yield
     except PoolClosed:
         raise
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         told = QueueError(f"the database is away: {type(error).__name__}")
         told.passing = True
         raise told from error

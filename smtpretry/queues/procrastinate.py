@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 try:
     import procrastinate
     import psycopg
-    from procrastinate.exceptions import ConnectorException
+    from procrastinate.exceptions import ConnectorException, ProcrastinateException
 
     from . import legacy, postgres
 except ImportError as error:
@@ -23,12 +24,11 @@ except ImportError as error:
 
 from smtpretry import log
 
-from .engine import QueueError
+from .engine import QueueError, type_of
 from .worker import Worker, check_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable
 
     from smtpretry.delivery import Delivery
 
@@ -83,22 +83,30 @@ class ProcrastinateEngine:
         self._has_tables = False
 
     async def submit(self, delivery: Delivery, /, *, connection: psycopg.AsyncConnection[Any] | None = None) -> None:
-        """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits."""
-        await self._make_tables()
+        """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits.
+
+        Raises:
+            QueueError: the database is away, or the app is not open; nothing was taken over.
+            TypeError: `connection` is none of psycopg's.
+            ValueError: another queue of this database has a delivery of that id.
+        """
         if connection is None:
-            async with postgres.statement(self._connect) as own:
+            async with self._storing() as own:
                 await postgres.insert(own, self._queue, delivery)
         elif isinstance(connection, psycopg.AsyncConnection):
+            await self._make_tables()
             await postgres.insert(connection, self._queue, delivery)
         else:
-            msg = f"connection is a psycopg.AsyncConnection, not {type(connection).__name__}"
+            msg = f"connection is a psycopg.AsyncConnection, not {type_of(connection)}"
             raise TypeError(msg)
 
     async def has(self, delivery_id: str, /) -> bool:
         """Whether it has taken the delivery over, and not forgotten it since (`keep`)."""
         await self._make_tables()
         async with self._connect() as own:
-            found = await own.execute("SELECT 1 FROM smtpretry_deliveries WHERE id = %s", [delivery_id])
+            found = await own.execute(
+                "SELECT 1 FROM smtpretry_deliveries WHERE id = %s AND queue = %s", [delivery_id, self._queue]
+            )
             return bool(found.rowcount)
 
     async def progress(self) -> Progress:
@@ -137,8 +145,27 @@ class ProcrastinateEngine:
             taking_over.cancel()
             await asyncio.wait([taking_over])
 
-    def _connect(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
-        return self._connector.pool.connection()
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with self._connector.pool.connection() as own:
+            try:
+                yield own
+            except psycopg.errors.ReadOnlySqlTransaction:  # a standby, after a failover: connect anew
+                await own.close()
+                raise
+
+    @asynccontextmanager
+    async def _storing(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection to store with. If there is none, nothing was stored."""
+        async with AsyncExitStack() as stack:
+            try:
+                await self._make_tables()
+                own = await stack.enter_async_context(postgres.statement(self._connect))
+            except (psycopg.Error, ProcrastinateException) as error:
+                told = QueueError(f"the queue cannot be used: {type(error).__name__}: {str(error).strip()}")
+                told.untouched = True
+                raise told from error
+            yield own
 
     async def _make_tables(self) -> None:
         if not self._has_tables:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from . import schema
-from .engine import Pause, QueueError
+from .engine import Pause, QueueError, type_of
 from .file import File
 from .servers import Leave
 from .worker import Batch, Worker, check_worker
@@ -179,10 +179,7 @@ def _whole(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
     Whatever rows and texts the owner likes, the cursor gives plain ones.
     """
     if not isinstance(connection, sqlite3.Connection):
-        kind = type(connection)
-        msg = (
-            f"connection is an sqlite3.Connection, not {f'{kind.__module__}.'.removeprefix('builtins.')}{kind.__name__}"
-        )
+        msg = f"connection is an sqlite3.Connection, not {type_of(connection)}"
         raise TypeError(msg)
     cursor = connection.cursor()
     cursor.row_factory, texts = None, connection.text_factory
