@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.core.management import CommandError, call_command
 from django.test.utils import override_settings
@@ -19,6 +20,7 @@ from support import ANN, APP, BOB, CAT, PASSWORD, USER, ca_bundle
 
 from smtpretry import Delivery, RetryPolicy
 from smtpretry.django import EmailBackend
+from smtpretry.queues.engine import QueueError
 from smtpretry.testing import ThreadedServer, no_wait
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def test_the_default_policy_is_that_of_a_request() -> None:
     with override_settings(SMTPRETRY={}):
         assert EmailBackend().options["policy"] == EmailBackend().client.policy
         assert EmailBackend().client.policy.give_up_after == RetryPolicy.interactive().give_up_after
-        assert EmailBackend(queue="mail.db").options["policy"].give_up_after == RetryPolicy.queue().give_up_after
+        assert EmailBackend(queue="/mail.db").options["policy"].give_up_after == RetryPolicy.queue().give_up_after
 
 
 def test_all_that_django_sends() -> None:
@@ -252,6 +254,25 @@ def test_unknown_options_are_told() -> None:
     """A misspelt name in SMTPRETRY is an error that names it."""
     with override_settings(SMTPRETRY={"polcy": 1}), pytest.raises(TypeError, match="polcy"):
         EmailBackend()
+
+
+def test_a_queue_is_named_by_its_whole_path() -> None:
+    """A path that is another file for the worker, which runs elsewhere, is refused."""
+    with pytest.raises(ImproperlyConfigured, match=r"BASE_DIR / 'mail\.db'"):
+        EmailBackend(queue="mail.db")
+
+
+def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path) -> None:
+    """Not only the first mail that has to wait says so, after days, and with a process that waits for it."""
+    with project({"queue": tmp_path / "missing" / "mail.db"}) as (server, _):
+        for _ in range(2):
+            with pytest.raises(QueueError, match="missing does not exist: make it"):
+                mail.send_mail("hello", "text", None, [ANN])
+        with pytest.raises(CommandError, match="missing does not exist: make it"):
+            call_command("smtpretry_worker")
+        (tmp_path / "missing").mkdir()
+        assert mail.send_mail("hello", "text", None, [ANN]) == 1
+        assert len(server.messages) == 1
 
 
 def test_a_worker_without_a_queue_says_what_is_missing() -> None:
