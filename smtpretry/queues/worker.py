@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import log
 
-from .engine import Pause, QueueError, SharesPause
+from .engine import Pause, QueueError, SharesPause, type_of
 from .signals import stopping
 from .stored import delivery_of
 from .turn import Turn
@@ -119,6 +119,9 @@ class Worker:
         on_end: OnEnd | None,
         on_progress: OnProgress | None,
     ) -> None:
+        if not callable(getattr(smtp, "attempt", None)):
+            msg = f"a worker sends with a RetryingSMTP or a Failover, not with a {type_of(smtp)}"
+            raise TypeError(msg)
         self.store, self.smtp, self.clock = store, smtp, smtp.policy.clock
         self._on_end, self._on_progress = on_end, on_progress
         self._turns = dict[asyncio.Task[None], Taken]()

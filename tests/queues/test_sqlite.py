@@ -444,6 +444,33 @@ async def test_the_application_is_told_until_it_has_heard(path: Path) -> None:
 
 
 @in_real_time
+async def test_on_end_as_a_plain_function(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A plain function is called once, too; where it raises, the log shows where."""
+    told = list[Delivery]()
+
+    def tell(delivery: Delivery) -> None:
+        told.append(delivery)
+        if len(told) == 1:
+            raise KeyError(delivery.id)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        server.on("RCPT", "550 5.1.1 who?")
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp, on_end=tell):
+            await programs.until(lambda: rows(path, "due") == [(None,)])
+    assert len(told) == 2
+    assert "in tell" in caplog.text
+
+
+@in_real_time
+async def test_a_worker_needs_a_client_of_the_loop(path: Path) -> None:
+    """What cannot make an attempt is refused at once, and not with each delivery."""
+    async with SQLiteEngine(path) as engine:
+        with pytest.raises(TypeError, match=r"with a RetryingSMTP or a Failover, not .*Blocking"):
+            await engine.work(smtpretry.Blocking(ScriptedServer().client()))  # type: ignore[arg-type]
+
+
+@in_real_time
 async def test_what_cannot_be_read_stays(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A delivery of a later version, or without its message, is not lost: it comes again, and nothing spins."""
     async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
