@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Progress
-from .servers import COLUMNS, Leave, leave, told
+from .servers import COLUMNS, FAR, Leave, leave, told
 from .stored import envelope_of
 from .worker import Taken
 
@@ -138,6 +138,14 @@ def keep(connection: sqlite3.Connection, those: Iterable[Taken], now: float, unt
     connection.executemany(
         "UPDATE smtpretry_deliveries SET due = ? WHERE number = ? AND taken = ? AND due <= ? AND holder IS NOT NULL",
         [(until, one.number, one.taken, now) for one in those],
+    )
+
+
+def bring_back(connection: sqlite3.Connection, now: float, until: float) -> None:
+    """Let come soon what is far off, as a wrong clock has planned it; where it was right, the attempt says so again."""
+    connection.execute(
+        "UPDATE smtpretry_deliveries SET due = CASE WHEN holder IS NULL THEN ? ELSE ? END WHERE due > ?",
+        (now, until, now + FAR),
     )
 
 

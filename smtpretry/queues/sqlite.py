@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import sqlite3
 import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from . import schema
 from .engine import Pause, QueueError, type_of
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .worker import Change, Taken
 
 __all__ = ["QueueError", "SQLiteEngine"]
+
+_SET_BACK: Final = 60.0  # seconds by which a clock was set back, and not only slowed down
 
 _bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of this process, by file
 
@@ -208,6 +211,7 @@ class _Store:
     def __init__(self, engine: SQLiteEngine, clock: Callable[[], float]) -> None:
         self._engine, self._file, self._clock = engine, engine.file, clock
         self._holder = uuid.uuid4().hex
+        self._latest = math.inf  # when it last looked, by the clock
         self.name, self.lease, self.concurrency = engine.path.name, engine.lease, engine.concurrency
         self.grace = engine.lease
 
@@ -223,6 +227,9 @@ class _Store:
         now = self._clock()
 
         def work(own: sqlite3.Connection) -> Batch:
+            if now < self._latest - _SET_BACK:
+                schema.bring_back(own, now, now + self.lease)
+            self._latest = now
             schema.keep(own, those, now, now + self.lease)
             due = schema.next_due(own)
             leave = Leave(Pause(), room if due is not None and due <= now else 0)

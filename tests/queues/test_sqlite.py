@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import asynccontextmanager, closing, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,6 +305,33 @@ async def test_a_worker_never_takes_its_own_again(path: Path) -> None:
             await engine.submit(smtpretry.prepare(letter(BOB)))
             await programs.until(lambda: rows(path, "due") == [(None,), (None,)])
         assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
+@in_real_time
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_clock_that_was_years_ahead(path: Path, *, restarts: bool) -> None:
+    """What it has planned comes in time when it is right again, whether a worker saw it change or begins then."""
+    ahead = 10 * 365 * 86400.0
+    policy = RetryPolicy.queue(clock=lambda: time.time() + ahead)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, AsyncExitStack() as workers:
+        server.on("RCPT", ANN, "450 4.2.0 Greylisted for 300 seconds", times=1)
+        smtp = RetryingSMTP(server.client(), policy)
+        await workers.enter_async_context(working(engine, smtp))
+        await engine.submit(smtpretry.prepare(letter(ANN), id="ann"))
+        await programs.until(lambda: rows(path, "due > unixepoch() + 86400 AND holder IS NULL") == [(1,)])
+        change(
+            path, "INSERT INTO smtpretry_servers (name, until, failures) VALUES (?, ?, 1)", smtp.server, policy.clock()
+        )
+        if restarts:
+            await workers.aclose()
+        ahead = 0.0
+        await engine.submit(smtpretry.prepare(letter(BOB), id="bob"))
+        if restarts:
+            await workers.enter_async_context(working(engine, smtp))
+        await programs.until(lambda: server.received(BOB))
+        await programs.until(lambda: rows(path, "id, due - unixepoch() BETWEEN 200 AND 400")[0] == ("ann", 1))
+        await smtp.aclose()
 
 
 @in_real_time
