@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
@@ -144,7 +145,8 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
         "at": datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None,
         "state": json.dumps(delivery.state()),
     }
-    found = await (await connection.execute(_SUBMIT, values)).fetchone()
+    cursor = connection.cursor(row_factory=tuple_row)  # the connection may be the application's, with rows as it likes
+    found = await (await cursor.execute(_SUBMIT, values)).fetchone()
     if found is not None and found[0] not in (None, queue):
         msg = f"the id {delivery.id!r} is taken by the queue {found[0]!r} of the same database: name it otherwise"
         raise ValueError(msg)

@@ -16,6 +16,7 @@ try:
     import procrastinate
     import psycopg
     from procrastinate.exceptions import ConnectorException, ProcrastinateException
+    from psycopg.rows import tuple_row
 
     from . import legacy, postgres
 except ImportError as error:
@@ -148,11 +149,14 @@ class ProcrastinateEngine:
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         async with self._connector.pool.connection() as own:
+            rows, own.row_factory = own.row_factory, tuple_row
             try:
                 yield own
             except psycopg.errors.ReadOnlySqlTransaction:  # a standby, after a failover: connect anew
                 await own.close()
                 raise
+            finally:
+                own.row_factory = rows
 
     @asynccontextmanager
     async def _storing(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -21,6 +21,7 @@ import psycopg
 import pytest
 import tenacity
 from postgres import Postgres, engine_in
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 
@@ -330,6 +331,22 @@ async def test_one_id_in_two_queues(database: str) -> None:
         with pytest.raises(ValueError, match="'order-17' is taken by the queue 'smtpretry' of the same database"):
             await smtp.enqueue(letter(BOB), id="order-17")
         assert (await engine.has("order-17"), await other.has("order-17")) == (True, False)
+
+
+@at_once
+async def test_an_application_that_likes_other_rows(database: str) -> None:
+    """A row factory of the application's, on its connection or on those of the app, changes nothing."""
+    connector = procrastinate.PsycopgConnector(conninfo=database, kwargs={"row_factory": dict_row})
+    app = procrastinate.App(connector=connector)
+    async with ScriptedServer() as server, app.open_async():
+        engine = ProcrastinateEngine(app)
+        async with await psycopg.AsyncConnection.connect(database, row_factory=dict_row) as connection:
+            await engine.submit(smtpretry.prepare(letter(ANN)), connection=connection)
+        await engine.submit(smtpretry.prepare(letter(BOB)))
+        async with RetryingSMTP(server.client(), POLICY) as smtp, working(engine, smtp):
+            await programs.until(lambda: len(server.messages) == 2)
+        async with connector.pool.connection() as own:
+            assert own.row_factory is dict_row
 
 
 @at_once
