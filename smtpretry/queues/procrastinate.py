@@ -121,11 +121,16 @@ class ProcrastinateEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits.
 
+        A second signal breaks off what is under way. A signal handler of the application's is called, too.
+
         Args:
             smtp: the client to send with.
             on_end: see `Engine`.
             on_progress: called every minute with the number of deliveries that are waiting, due, under way and ended;
                 the log says it, too.
+
+        Raises:
+            TypeError: `smtp` cannot make attempts.
         """
         await self._make_tables()
         store = postgres.Store(

@@ -122,6 +122,8 @@ class SQLiteEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it: attempts that are under way get the seconds of the lease to finish.
 
+        A second signal breaks these off. A signal handler of the application's is called, too.
+
         Args:
             smtp: the client to send with.
             on_end: see `Engine`.
@@ -130,6 +132,7 @@ class SQLiteEngine:
 
         Raises:
             QueueError: the file cannot be used, and that will not pass by itself.
+            TypeError: `smtp` cannot make attempts.
         """
         await Worker(_Store(self, smtp.policy.clock), smtp, on_end, on_progress).run()
 
