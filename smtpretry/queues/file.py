@@ -24,6 +24,7 @@ _BUSY: Final = 30.0  # seconds that another process may hold the file
 _POLL: Final = 0.25  # seconds between two looks at whether somebody has changed the file; they read no disk
 _CHECKPOINT: Final = 4 * 2**20  # bytes of write-ahead log after which it is written into the file
 _PASSING: Final = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED")  # what may be over in a while
+_READ_ONLY: Final = ("SQLITE_CANTOPEN", "SQLITE_READONLY")  # passes where it could be written before
 _REMOTE: Final = (  # with "fuse." before it, too
     *("afs", "beegfs", "ceph", "cifs", "davfs", "gcsfuse", "gluster", "lustre", "ncpfs", "nfs", "rclone", "s3fs"),
     *("smb", "sshfs"),
@@ -178,12 +179,12 @@ class File:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorname", "")
             told = QueueError(f"{self.path}: {self._cure(code, error)}")
-            told.passing = code.startswith(_PASSING)
+            told.passing = code.startswith(_PASSING + (_READ_ONLY if self._connection is not None else ()))
             raise told from error
 
     def _cure(self, code: str, error: sqlite3.Error) -> str:
         folder = self.path.parent
-        if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        if code.startswith(_READ_ONLY):
             if not folder.is_dir():
                 return f"the folder {folder} does not exist: make it"
             return f"cannot be written: SQLite needs to write the file, and to make files beside it in {folder}"

@@ -645,6 +645,29 @@ async def test_a_full_disk(path: Path) -> None:
 
 
 @in_real_time
+async def test_a_disk_that_becomes_read_only(path: Path) -> None:
+    """A worker that cannot save what it has sent waits until it can, as where a disk with errors was mounted anew."""
+
+    async def forbid(on: int) -> None:
+        await engine.file.look(lambda own: own.execute(f"PRAGMA query_only = {on}"))
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        held = server.fail_at("END_OF_DATA", "late", delay=0.5, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await programs.until(lambda: held.used)
+            await forbid(1)
+            with pytest.raises(QueueError, match="cannot be written") as caught:
+                await engine.submit(smtpretry.prepare(letter(BOB)))
+            assert caught.value.passing
+            await programs.until(lambda: server.messages)
+            await asyncio.sleep(0.2)
+            await forbid(0)
+            await programs.until(lambda: rows(path, "due, taken") == [(None, 1)])
+        assert len(server.messages) == 1
+
+
+@in_real_time
 async def test_a_file_that_was_deleted(path: Path) -> None:
     """A file that was deleted while it was in use is told at the next use, by submit and by a worker."""
     async with SQLiteEngine(path) as engine, RetryingSMTP(ScriptedServer().client()) as smtp:
