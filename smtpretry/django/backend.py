@@ -8,6 +8,7 @@ import functools
 import inspect
 import os
 import ssl
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -100,6 +101,7 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         given = {name: value for name, value in vars(self).items() if name in _SETTINGS}
         key = (type(self), self.queue, *_identified(given), *_identified(self.options))
         if key not in _clients:
+            _refuse_greenlets()
             while len(_clients) >= _MOST:
                 _clients.pop(next(iter(_clients)), None)
             make, options = self.arguments()
@@ -213,6 +215,20 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         if self.queue:
             options = {"defer": engine(self.queue), "max_wait": _MAX_WAIT} | options
         return functools.partial(aiosmtplib.SMTP, **where), options
+
+
+def _refuse_greenlets() -> None:
+    """Django refuses its database to a thread that runs an event loop, and all greenlets are in the thread of ours."""
+    for module, name, patched in (
+        ("gevent.monkey", "is_module_patched", "threading"),
+        ("eventlet.patcher", "is_monkey_patched", "thread"),
+    ):
+        if module in sys.modules and getattr(sys.modules[module], name)(patched):
+            msg = (
+                f"smtpretry.django.EmailBackend does not work under {module.partition('.')[0]}: run Django in threads, "
+                "as with gunicorn --worker-class gthread, or send from another process"
+            )
+            raise ImproperlyConfigured(msg)
 
 
 _SETTINGS: Final = frozenset(

@@ -6,7 +6,9 @@ import asyncio
 import logging
 import smtplib
 import ssl
+import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -248,6 +250,20 @@ def test_a_log_that_is_mailed_stops_no_mail(capsys: pytest.CaptureFixture[str]) 
     finally:
         logging.getLogger("smtpretry").removeHandler(handler)
     assert "would stop the event loop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")]
+)
+def test_greenlets_are_refused(module: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first mail, Django would refuse its database to all greenlets; the first mail says so."""
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: {"threading": True, "thread": True}.get}))
+    with project() as (server, _):
+        with pytest.raises(
+            ImproperlyConfigured, match=f"does not work under {module.partition('.')[0]}: run Django in"
+        ):
+            mail.send_mail("hello", "text", None, [ANN])
+        assert not server.commands
 
 
 def test_unknown_options_are_told() -> None:
