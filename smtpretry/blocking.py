@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, S
 
 from .client import RetryingSMTP
 from .errors import delivery_of, tell
+from .sending import check_messages
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -45,7 +46,8 @@ class _Loop:
         Raises:
             RuntimeError: the thread that asks runs an event loop itself.
         """
-        if asyncio._get_running_loop() is not None:  # noqa: SLF001 - the one that raises nothing
+        running = asyncio._get_running_loop()  # noqa: SLF001 - the one that raises nothing
+        if running is not None and (running is not self._loop or self.is_here):  # greenlets share its thread with it
             msg = (
                 "smtpretry.Blocking would stop the event loop that runs in this thread: use smtpretry.RetryingSMTP and "
                 "await its methods, or call this one in a thread (asyncio.to_thread)"
@@ -53,10 +55,20 @@ class _Loop:
             raise RuntimeError(msg)
         with self._beginning:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, name="smtpretry", daemon=True)
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=loop.run_forever, name="smtpretry", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # there are too many of them
+                    loop.close()
+                    raise
+                self._loop = loop
             return self._loop
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is the loop's thread that asks: one that waited for the loop would wait for ever."""
+        return threading.current_thread() is self._thread
 
     def end(self) -> None:
         """Say QUIT to those who listen, and stop."""
@@ -93,6 +105,11 @@ def _forked() -> None:
     _loop.forget()
     for one in _all:
         one._forget()  # noqa: SLF001 - ours
+
+
+def sends_here() -> bool:
+    """Whether this thread is the one that sends for all of the process: it cannot wait for itself."""
+    return _loop.is_here
 
 
 _loop = _Loop()
@@ -171,6 +188,7 @@ class Blocking:
         `messages` is drawn in the thread that iterates, and only while it waits for the next delivery.
         """
         _loop.begin()
+        check_messages(messages)
         exchange = _Exchange(iter(messages))
         return exchange.run(self._smtp.send_many(exchange.drawn(), concurrency))
 

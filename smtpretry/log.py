@@ -7,7 +7,9 @@ A person reads who, what and why in the line; Sentry groups by the message; JSON
 from __future__ import annotations
 
 import logging
+import sys
 import time
+import traceback
 from typing import TYPE_CHECKING, Any, Final
 
 from .replies.rule import Action
@@ -28,9 +30,13 @@ SOON: Final = 5.0
 _log = logging.getLogger("smtpretry")
 
 
-def say(level: int, message: str, *args: object, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
-    """Log a message of its own kind."""
-    _log.log(level, message, *args, extra=fields)
+def say(level: int, message: str, *args: object, error: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
+    """Log a message of its own kind. If a handler raises, that is shown as `logging` does, and the send goes on."""
+    try:
+        _log.log(level, message, *args, exc_info=error, extra=fields)
+    except Exception:  # noqa: BLE001 - whatever a handler raises
+        if logging.raiseExceptions and sys.stderr:
+            traceback.print_exc()
 
 
 def decided(delivery_id: str, step: Step, server: str) -> None:
@@ -142,7 +148,7 @@ def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, unt
 def hook_failed(hook: str, error: BaseException) -> None:
     """A hook raised; the send goes on."""
     message = "smtp hook %s raised %s; the send goes on, and what this hook raises from now on is not logged"
-    _log.error(message, hook, type(error).__name__, exc_info=error, extra={"hook": hook})
+    say(logging.ERROR, message, hook, type(error).__name__, error=error, hook=hook)
 
 
 def at(when: float) -> str:

@@ -203,9 +203,7 @@ class Sends(ABC):
         If you leave the loop early (`break`), close the generator, and what is under way is broken off:
         ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is still pending.
         """
-        if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
-            msg = "messages is an iterable of messages: for a single one call send_message or deliver"
-            raise TypeError(msg)
+        check_messages(messages)
         concurrency = _MANY if concurrency is None else concurrency
         check_number("concurrency", concurrency)
         return Bulk(self.deliver, self._room, concurrency).run(messages)
@@ -295,14 +293,15 @@ class Sends(ABC):
         Where its answer is lost, nothing is tried in process, for a worker may be sending it: it is asked again, until
         the next try is due.
         """
-        wait = 1.0
+        wait, untouched = 1.0, True
         while True:
             try:
                 await engine.submit(delivery)
             except Exception as error:  # noqa: BLE001 - whatever it is, the queue may have taken it before
                 said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
                 why = f"{type(error).__name__}: {said}"
-                has = await _has(engine, delivery)
+                untouched = untouched and getattr(error, "untouched", False)
+                has = False if untouched else await _has(engine, delivery)
             else:
                 has = True
             if has is not None:
@@ -337,6 +336,13 @@ async def _has(engine: Engine, delivery: Delivery) -> bool | None:
         return None if has is None else bool(await has(delivery.id))
     except Exception:  # noqa: BLE001 - it is as silent as before
         return None
+
+
+def check_messages(messages: object) -> None:
+    """Refuse a single message where many are to come."""
+    if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
+        msg = "messages is an iterable of messages: for a single one call send_message or deliver"
+        raise TypeError(msg)
 
 
 def check_number(name: str, number: int) -> None:

@@ -21,7 +21,7 @@ import pytest
 from support import ANN, APP, BOB, BODY, GREYLISTED, letter
 
 import smtpretry
-from smtpretry import Blocking, ClientClosed, Delivery, RetryingSMTP, RetryPolicy, prepare
+from smtpretry import Blocking, ClientClosed, Delivery, RetryingSMTP, RetryPolicy, blocking, prepare
 from smtpretry.testing import ThreadedServer, no_wait
 
 if TYPE_CHECKING:
@@ -157,6 +157,37 @@ def test_inside_a_running_loop_it_says_what_to_do(server: ThreadedServer) -> Non
     assert list(server.mailboxes) == [BOB]
 
 
+def test_where_greenlets_share_the_thread_of_the_loop(server: ThreadedServer) -> None:
+    """Under gevent and eventlet, all run in one thread, and the loop of this client seems to run in each of them."""
+    smtp = Blocking(server.client)
+    smtp.sendmail(APP, ANN, BODY)
+    asyncio._set_running_loop(blocking._loop.begin())
+    try:
+        smtp.sendmail(APP, BOB, BODY)
+    finally:
+        asyncio._set_running_loop(None)
+    smtp.close()
+    assert list(server.mailboxes) == [ANN, BOB]
+
+
+def test_where_no_thread_can_be_started(server: ThreadedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call for which there is no thread raises, and the next one works where there is one again."""
+    blocking._loop.end()
+
+    def start(_: object) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    smtp = Blocking(server.client)
+    with monkeypatch.context() as full:
+        full.setattr("threading.Thread.start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            smtp.sendmail(APP, ANN, BODY)
+    smtp.sendmail(APP, ANN, BODY, timeout=PATIENCE)
+    smtp.close()
+    assert list(server.mailboxes) == [ANN]
+
+
 def test_contexts_reach_the_policy(server: ThreadedServer) -> None:
     """What the policy calls, and the hooks, see the context variables of the thread that sends."""
     request, seen = contextvars.ContextVar("request", default=""), list[str]()
@@ -257,6 +288,9 @@ def test_send_many_raises_what_the_messages_raise(server: ThreadedServer) -> Non
             list(smtp.send_many([5]))  # type: ignore[list-item]
         with pytest.raises(TypeError):
             smtp.send_many(5)  # type: ignore[arg-type]
+        for one in (letter(ANN), "hello", b"hello", *messages(ANN)):
+            with pytest.raises(TypeError, match="messages is an iterable of messages: for a single one call"):
+                smtp.send_many(one)
     assert sorted(server.mailboxes) == [ANN, BOB]
 
 

@@ -236,3 +236,29 @@ def test_it_shows_without_any_set_up_of_logging() -> None:
         [sys.executable, "-c", SCRIPT.format(port=port)], capture_output=True, text=True, timeout=30, check=False
     )
     assert f"smtp has no connection to 127.0.0.1:{port} yet, and tries again in" in done.stderr
+
+
+@pytest.mark.parametrize("place", ["RCPT: 450", "END_OF_DATA: 250"])
+@virtually
+async def test_a_handler_that_raises_breaks_no_send_off(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a log handler raises is shown as `logging` shows it, and the send knows nothing of it."""
+
+    class Full(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if place in record.getMessage():
+                msg = "no space left"
+                raise OSError(msg)
+
+    handler, logger = Full(), logging.getLogger("smtpretry")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        async with talk() as (server, smtp):
+            if place == "RCPT: 450":
+                server.on("RCPT", reply=GREYLISTED, times=1)
+            assert (await smtp.deliver(letter(ANN))).accepted == [ANN]
+            assert len(server.messages) == 1
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert "OSError: no space left" in capsys.readouterr().err

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 NOT_THERE: Final = 1
 """The exit code where there is no such delivery, or nothing can be done about it any more."""
 
+_LAST: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()  # `expires=timedelta.max` is later
 _STATES: Final = ("waiting", "due", "working", "ended")
 
 
@@ -65,6 +66,8 @@ def _queue(options: argparse.Namespace) -> int:
 
     try:
         return asyncio.run(run())
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         print(str(error).strip(), file=sys.stderr)
         return UNREADABLE
@@ -168,4 +171,4 @@ def _story(one: Stored) -> Iterator[str]:
 
 
 def _iso(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds") if at else "now"
+    return datetime.fromtimestamp(min(at, _LAST), UTC).isoformat(" ", "seconds") if at else "now"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import email
 import getpass
 import os
 import sys
+import warnings
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,6 @@ from smtpretry.policy import RetryPolicy
 from . import UNREADABLE
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Callable
 
     from smtpretry.delivery import Delivery
@@ -51,8 +52,16 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     send.add_argument(
         "--to", action="append", metavar="ADDRESS", help="a recipient; default: the message's To, Cc and Bcc"
     )
-    send.add_argument("--give-up-after", type=float, default=3600, metavar="SECONDS", help="default: an hour")
+    send.add_argument("--give-up-after", type=_seconds, default="3600", metavar="SECONDS", help="default: an hour")
     send.set_defaults(run=_send)
+
+
+def _seconds(said: str) -> timedelta:
+    try:
+        return timedelta(seconds=float(said))
+    except (ValueError, OverflowError):
+        msg = f"{said!r} is no number of seconds"
+        raise argparse.ArgumentTypeError(msg) from None
 
 
 def _send(options: argparse.Namespace) -> int:
@@ -60,7 +69,7 @@ def _send(options: argparse.Namespace) -> int:
     try:
         message = email.message_from_bytes(sys.stdin.buffer.read())
         delivery = prepare(message, sender=options.sender, recipients=options.to)
-        policy = RetryPolicy(give_up_after=timedelta(seconds=options.give_up_after))
+        policy = RetryPolicy(give_up_after=options.give_up_after)
         smtp = RetryingSMTP(_client(options), policy, username=options.username, password=_password(options))
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -80,8 +89,14 @@ def _client(options: argparse.Namespace) -> aiosmtplib.SMTP:
 def _password(options: argparse.Namespace) -> str | None:
     if options.username is None:
         return None
-    password = os.environ.get("SMTP_PASSWORD")
-    return getpass.getpass() if password is None else password
+    if (password := os.environ.get("SMTP_PASSWORD")) is not None:
+        return password
+    try:
+        with warnings.catch_warnings(action="error", category=getpass.GetPassWarning):  # standard input is the message
+            return getpass.getpass()
+    except (EOFError, getpass.GetPassWarning):
+        msg = "there is no terminal to ask for the password: set SMTP_PASSWORD"
+        raise ValueError(msg) from None
 
 
 async def _tell(smtp: RetryingSMTP, delivery: Delivery, say: Callable[[str, str], None]) -> None:

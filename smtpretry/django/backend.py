@@ -8,21 +8,25 @@ import functools
 import inspect
 import os
 import ssl
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import aiosmtplib
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail.backends import smtp
 from django.core.mail.utils import DNS_NAME
 
 from smtpretry import log
-from smtpretry.blocking import Blocking
+from smtpretry.blocking import Blocking, sends_here
 from smtpretry.client import RetryingSMTP
 from smtpretry.decorator import retry
 from smtpretry.envelope import prepare
 from smtpretry.errors import conclude, exception_of
 from smtpretry.policy import RetryPolicy
+from smtpretry.queues.engine import QueueError
 from smtpretry.session.connection import Failed
 
 from .outbox import engine, outbox
@@ -42,6 +46,7 @@ _MAX_WAIT: Final = 5.0  # seconds in a request, where there is a queue for what 
 _TIMEOUT: Final = 60.0  # seconds for each command, where EMAIL_TIMEOUT is None
 _MOST: Final = 100  # clients that a process keeps
 _clients: dict[tuple[object, ...], Blocking] = {}
+_usable = set[str]()  # queues that could be opened in this process
 
 
 class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no types
@@ -72,7 +77,10 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         super().__init__(*args, **options)
         queue = queue or own.get("queue")
         own.pop("queue", None)
-        self.queue = os.path.abspath(queue) if queue else None  # noqa: PTH100 - as SQLite finds it
+        if queue and not Path(queue).is_absolute():
+            msg = f"queue is a whole path, such as BASE_DIR / {str(queue)!r}: the worker may run in another folder"
+            raise ImproperlyConfigured(msg)
+        self.queue = os.fspath(queue) if queue else None
         if unknown := own.keys() - _OURS:
             msg = f"SMTPRETRY has {', '.join(sorted(unknown))}, which EmailBackend does not take"
             raise TypeError(msg)
@@ -93,6 +101,7 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         given = {name: value for name, value in vars(self).items() if name in _SETTINGS}
         key = (type(self), self.queue, *_identified(given), *_identified(self.options))
         if key not in _clients:
+            _refuse_greenlets()
             while len(_clients) >= _MOST:
                 _clients.pop(next(iter(_clients)), None)
             make, options = self.arguments()
@@ -121,6 +130,7 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         Raises:
             smtplib.SMTPException, OSError: a message was taken for nobody; the first of these, where there are several.
                 The others were sent all the same.
+            QueueError: the queue cannot be used, and nothing was sent; it is an OSError.
         """
         return _outside_of_loops(functools.partial(self._send_all, email_messages)) if email_messages else 0
 
@@ -145,6 +155,7 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
 
         with outbox(self.queue) as connection:
             if connection is None:
+                self._open_queue(client)
                 ended = list(client.send_many(prepared()))
             else:
                 ended = [client.enqueue(delivery, connection=connection) for delivery in prepared()]
@@ -161,6 +172,16 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
             failure.add_note(f"smtpretry: {sent} of {len(ended)} messages were sent")
             raise failure
         return sent
+
+    def _open_queue(self, client: Blocking) -> None:
+        """Say with the first mail that the queue cannot be used, and not with the first that has to wait."""
+        if self.queue and self.queue not in _usable:
+            try:
+                client._run(engine(self.queue).__aenter__)  # noqa: SLF001 - next door
+            except QueueError as error:
+                if not error.passing:
+                    raise
+            _usable.add(self.queue)
 
     def _prepare(self, message: EmailMessage) -> Delivery:
         if hasattr(self, "prep_address"):  # Django 6
@@ -194,6 +215,20 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         if self.queue:
             options = {"defer": engine(self.queue), "max_wait": _MAX_WAIT} | options
         return functools.partial(aiosmtplib.SMTP, **where), options
+
+
+def _refuse_greenlets() -> None:
+    """Django refuses its database to a thread that runs an event loop, and all greenlets are in the thread of ours."""
+    for module, name, patched in (
+        ("gevent.monkey", "is_module_patched", "threading"),
+        ("eventlet.patcher", "is_monkey_patched", "thread"),
+    ):
+        if module in sys.modules and getattr(sys.modules[module], name)(patched):
+            msg = (
+                f"smtpretry.django.EmailBackend does not work under {module.partition('.')[0]}: run Django in threads, "
+                "as with gunicorn --worker-class gthread, or send from another process"
+            )
+            raise ImproperlyConfigured(msg)
 
 
 _SETTINGS: Final = frozenset(
@@ -235,8 +270,11 @@ async def _log_in(client: RetryingSMTP) -> None:
 
 
 def _outside_of_loops(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what it returns
-    """Call it; in a thread where this one runs an event loop, which waits as it does with Django's own backend."""
-    if asyncio._get_running_loop() is None:  # noqa: SLF001 - the one that raises nothing
+    """Call it; in a thread where this one runs an event loop, which waits as it does with Django's own backend.
+
+    The loop that sends cannot wait for itself, as where a log handler sends mail about a mail; there it is an error.
+    """
+    if asyncio._get_running_loop() is None or sends_here():  # noqa: SLF001 - the one that raises nothing
         return call()
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(contextvars.copy_context().run, call).result()

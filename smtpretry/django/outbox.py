@@ -13,19 +13,18 @@ from django.db import connections
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from smtpretry.queues.engine import Engine
+    from smtpretry.queues.sqlite import SQLiteEngine
 
 
 @functools.cache
-def engine(path: str) -> Engine:
+def engine(path: str) -> SQLiteEngine:
     """The engine of a file, one for the process."""
     try:
-        from smtpretry.queues.sqlite import SQLiteEngine  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415 - few need it
+        from smtpretry.queues.sqlite import SQLiteEngine  # noqa: PLC0415 - few need it
     except ImportError as error:
         msg = f"the option queue needs smtpretry.queues.sqlite: {error}"
         raise ImproperlyConfigured(msg) from error
-    made: Engine = SQLiteEngine(path)
-    return made
+    return SQLiteEngine(path)
 
 
 @contextmanager
@@ -40,6 +39,7 @@ def outbox(path: str | None) -> Iterator[Any]:
             and os.path.realpath(own) == os.path.realpath(path or "")
         ):
             connection.ensure_connection()
-            yield connection.connection
+            with connection.wrap_database_errors:  # as for each statement of Django's own
+                yield connection.connection
             return
     yield None

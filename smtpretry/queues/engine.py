@@ -57,9 +57,11 @@ class QueueError(OSError):
 
     Attributes:
         passing: whether it may be over in a while, as where the disk is full.
+        untouched: whether it is certain that nothing was stored, so that a send goes on in process at once.
     """
 
     passing = False
+    untouched = False
 
 
 OnEnd = Callable[[Delivery], Awaitable[None]]
@@ -104,7 +106,8 @@ class Engine(Protocol):
 
         Raises:
             TypeError: the engine cannot use that `connection`.
-            Any other exception: the engine did not take the delivery.
+            Any other exception: the engine did not take the delivery. Where that is certain, the exception says so by a
+                true attribute `untouched`; else `has` is asked.
         """
 
     async def work(self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None) -> None:
@@ -118,3 +121,8 @@ class Engine(Protocol):
             on_end: a coroutine function, called with each delivery that has ended with recipients refused, uncertain or
                 expired. If it raises, it is called again. It may be called twice if the worker dies at that moment.
         """
+
+
+def type_of(value: object) -> str:
+    """The name of its type, with the module's: many a library has a `Connection`."""
+    return f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")

@@ -24,7 +24,11 @@ _BUSY: Final = 30.0  # seconds that another process may hold the file
 _POLL: Final = 0.25  # seconds between two looks at whether somebody has changed the file; they read no disk
 _CHECKPOINT: Final = 4 * 2**20  # bytes of write-ahead log after which it is written into the file
 _PASSING: Final = ("SQLITE_BUSY", "SQLITE_FULL", "SQLITE_IOERR", "SQLITE_LOCKED")  # what may be over in a while
-_REMOTE: Final = ("afs", "ceph", "cifs", "fuse.sshfs", "gluster", "lustre", "ncpfs", "nfs", "smb")
+_READ_ONLY: Final = ("SQLITE_CANTOPEN", "SQLITE_READONLY")  # passes where it could be written before
+_REMOTE: Final = (  # with "fuse." before it, too
+    *("afs", "beegfs", "ceph", "cifs", "davfs", "gcsfuse", "gluster", "lustre", "ncpfs", "nfs", "rclone", "s3fs"),
+    *("smb", "sshfs"),
+)
 _left_by_fork: Final = list[object]()  # connections of a parent process: closing them here would harm it
 
 
@@ -38,7 +42,9 @@ class _Order(Generic[T]):
         self.error: Exception | None = None
 
     def do(self, connection: sqlite3.Connection) -> None:
-        """What it raises is its own, and undoes its own changes alone."""
+        """What it raises is its own, and undoes its own changes alone. Nothing is done if nobody waits for it now."""
+        if self.cancelled:
+            return
         connection.execute("SAVEPOINT one")
         try:
             self.result = self.work(connection)
@@ -82,7 +88,7 @@ class File:
         self._orders.append(order)
         try:
             await asyncio.get_running_loop().run_in_executor(thread, self._drain)
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or no thread could be started: it must not be done later
             order.cancelled = True
             raise
         if order.error is not None:
@@ -136,28 +142,31 @@ class File:
         """Do all that has come together since the last commit."""
         orders = list[_Order[Any]]()
         while self._orders:
-            order = self._orders.popleft()
-            if not order.cancelled:
-                orders.append(order)
-        if orders:
+            orders.append(self._orders.popleft())
+        if any(not order.cancelled for order in orders):
             try:
                 self._told(self._commit, orders)
             except Exception as error:  # noqa: BLE001 - all who asked are told
+                if isinstance(error, QueueError):
+                    error.untouched = not self._committing
                 for order in orders:
                     order.error = error
 
     def _commit(self, orders: Iterable[_Order[Any]]) -> None:
+        self._committing = False
         connection = self._opened()
         try:
             connection.execute("BEGIN IMMEDIATE")
             for order in orders:
                 order.do(connection)
+            self._committing = True
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         self._check_inode()
+        self._check_log()
         self._checkpoint(connection)
 
     def _look(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -170,12 +179,12 @@ class File:
         except sqlite3.Error as error:
             code = getattr(error, "sqlite_errorname", "")
             told = QueueError(f"{self.path}: {self._cure(code, error)}")
-            told.passing = code.startswith(_PASSING)
+            told.passing = code.startswith(_PASSING + (_READ_ONLY if self._connection is not None else ()))
             raise told from error
 
     def _cure(self, code: str, error: sqlite3.Error) -> str:
         folder = self.path.parent
-        if code.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+        if code.startswith(_READ_ONLY):
             if not folder.is_dir():
                 return f"the folder {folder} does not exist: make it"
             return f"cannot be written: SQLite needs to write the file, and to make files beside it in {folder}"
@@ -204,7 +213,8 @@ class File:
         except BaseException:
             connection.close()
             raise
-        self._inode, self._connection = _inode(self.path), connection
+        self._log = Path(f"{os.path.realpath(self.path)}-wal")  # SQLite follows links
+        self._inode, self._log_inode, self._connection = _inode(self.path), _inode(self._log), connection
         return connection
 
     def _check_inode(self) -> None:
@@ -213,14 +223,23 @@ class File:
             msg = f"{self.path}: was deleted or replaced while it was in use: close the engine, and restore the file"
             raise QueueError(msg)
 
+    def _check_log(self) -> None:
+        """What is written into a deleted log is seen by nobody else, and is in the file only if this closes it."""
+        if _inode(self._log) != self._log_inode:
+            what = f"{self._log}: was deleted or replaced while it was in use"
+            msg = f"{what}: it is part of the queue; end all that use the queue before anything else"
+            raise QueueError(msg)
+
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
-        """Write the log into the file, and empty it, before it becomes long."""
-        try:
-            length = os.stat(f"{self.path}-wal").st_size  # noqa: PTH116 - the name is no other file's
-        except FileNotFoundError:
-            return
-        if length > _CHECKPOINT:
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Write the log into the file, and empty it, before it becomes long; where that fails, at another time.
+
+        What was committed is in the log, and who reads meanwhile may take long: this waits for nobody.
+        """
+        if self._log.stat().st_size > _CHECKPOINT:
+            with contextlib.suppress(sqlite3.Error):
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.execute(f"PRAGMA busy_timeout = {_BUSY * 1000:.0f}")
 
     def _close(self) -> None:
         if self._connection is not None:
@@ -268,4 +287,4 @@ def network_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) ->
         mounted = Path(place.replace("\\040", " "))
         if path.resolve().is_relative_to(mounted) and len(mounted.parts) >= deepest:
             found, deepest = kind, len(mounted.parts)
-    return found if found.startswith(_REMOTE) else None
+    return found if found.removeprefix("fuse.").startswith(_REMOTE) else None

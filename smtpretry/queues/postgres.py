@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
+from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
@@ -74,12 +75,14 @@ _SUBMIT: Final = f"""WITH new AS (
         INSERT INTO smtpretry_deliveries (id, queue, envelope, message, due, state)
         VALUES (%(id)s, %(queue)s, %(envelope)s, %(message)s, coalesce(%(at)s, now()), %(state)s)
         ON CONFLICT (id) DO NOTHING RETURNING due
-    ) SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new WHERE due < now() + interval '10 seconds'"""
+    ), told AS (
+        SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new WHERE due < now() + interval '10 seconds'
+    ) SELECT (SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s), (SELECT count(*) FROM told)"""
 TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(holder)s, died = holder IS NOT NULL,
         lease = now() + make_interval(secs => %(lease)s)
     WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM smtpretry_deliveries
-        WHERE queue = %(queue)s AND due <= now() AND (lease IS NULL OR lease <= now())
+        WHERE queue = %(queue)s AND due <= now() AND (lease IS NULL OR lease <= now() AND id <> ALL(%(those)s::text[]))
         ORDER BY due LIMIT %(room)s FOR UPDATE SKIP LOCKED
     )) RETURNING id, envelope::text, state::text, message, taken, died"""
 _NEXT: Final = """SELECT extract(epoch FROM due - now())::float8 FROM smtpretry_deliveries
@@ -132,7 +135,11 @@ async def prepare(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery: Delivery) -> None:
-    """Take a delivery over, unless one of its name is there. Its workers are woken at the commit."""
+    """Take a delivery over, unless one of its name is there. Its workers are woken at the commit.
+
+    Raises:
+        ValueError: it is there in another queue, whose workers know nothing of this delivery.
+    """
     values = {
         "id": delivery.id,
         "queue": queue,
@@ -141,7 +148,11 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
         "at": datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None,
         "state": json.dumps(delivery.state()),
     }
-    await connection.execute(_SUBMIT, values)
+    cursor = connection.cursor(row_factory=tuple_row)  # the connection may be the application's, with rows as it likes
+    found = await (await cursor.execute(_SUBMIT, values)).fetchone()
+    if found is not None and found[0] not in (None, queue):
+        msg = f"the id {delivery.id!r} is taken by the queue {found[0]!r} of the same database: name it otherwise"
+        raise ValueError(msg)
 
 
 async def count(connection: psycopg.AsyncConnection[Any], queue: str | None) -> Progress:
@@ -222,10 +233,11 @@ class Store:
             ear.cancel()
             await asyncio.wait([ear])
 
-    async def take(self, room: int, waiting: Mapping[str, int]) -> Batch:
+    async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
         servers = list(waiting)
         values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "servers": servers}
+        values["those"] = [one.name for one in those]
         with _told():
             if not servers or self._calm:
                 async with statement(self._connect) as own:
@@ -332,7 +344,7 @@ def _told() -> Any:  # noqa: ANN401 - a context
         yield
     except PoolClosed:
         raise
-    except psycopg.OperationalError as error:
+    except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
         told = QueueError(f"the database is away: {type(error).__name__}")
         told.passing = True
         raise told from error

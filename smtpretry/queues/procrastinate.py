@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 try:
     import procrastinate
     import psycopg
-    from procrastinate.exceptions import ConnectorException
+    from procrastinate.exceptions import ConnectorException, ProcrastinateException
+    from psycopg.rows import tuple_row
 
     from . import legacy, postgres
 except ImportError as error:
@@ -23,12 +25,11 @@ except ImportError as error:
 
 from smtpretry import log
 
-from .engine import QueueError
+from .engine import QueueError, type_of
 from .worker import Worker, check_worker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator, Callable
 
     from smtpretry.delivery import Delivery
 
@@ -83,22 +84,30 @@ class ProcrastinateEngine:
         self._has_tables = False
 
     async def submit(self, delivery: Delivery, /, *, connection: psycopg.AsyncConnection[Any] | None = None) -> None:
-        """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits."""
-        await self._make_tables()
+        """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits.
+
+        Raises:
+            QueueError: the database is away, or the app is not open; nothing was taken over.
+            TypeError: `connection` is none of psycopg's.
+            ValueError: another queue of this database has a delivery of that id.
+        """
         if connection is None:
-            async with postgres.statement(self._connect) as own:
+            async with self._storing() as own:
                 await postgres.insert(own, self._queue, delivery)
         elif isinstance(connection, psycopg.AsyncConnection):
+            await self._make_tables()
             await postgres.insert(connection, self._queue, delivery)
         else:
-            msg = f"connection is a psycopg.AsyncConnection, not {type(connection).__name__}"
+            msg = f"connection is a psycopg.AsyncConnection, not {type_of(connection)}"
             raise TypeError(msg)
 
     async def has(self, delivery_id: str, /) -> bool:
         """Whether it has taken the delivery over, and not forgotten it since (`keep`)."""
         await self._make_tables()
         async with self._connect() as own:
-            found = await own.execute("SELECT 1 FROM smtpretry_deliveries WHERE id = %s", [delivery_id])
+            found = await own.execute(
+                "SELECT 1 FROM smtpretry_deliveries WHERE id = %s AND queue = %s", [delivery_id, self._queue]
+            )
             return bool(found.rowcount)
 
     async def progress(self) -> Progress:
@@ -112,11 +121,16 @@ class ProcrastinateEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits.
 
+        A second signal breaks off what is under way. A signal handler of the application's is called, too.
+
         Args:
             smtp: the client to send with.
             on_end: see `Engine`.
             on_progress: called every minute with the number of deliveries that are waiting, due, under way and ended;
                 the log says it, too.
+
+        Raises:
+            TypeError: `smtp` cannot make attempts.
         """
         await self._make_tables()
         store = postgres.Store(
@@ -137,8 +151,30 @@ class ProcrastinateEngine:
             taking_over.cancel()
             await asyncio.wait([taking_over])
 
-    def _connect(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[Any]]:
-        return self._connector.pool.connection()
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        async with self._connector.pool.connection() as own:
+            rows, own.row_factory = own.row_factory, tuple_row
+            try:
+                yield own
+            except psycopg.errors.ReadOnlySqlTransaction:  # a standby, after a failover: connect anew
+                await own.close()
+                raise
+            finally:
+                own.row_factory = rows
+
+    @asynccontextmanager
+    async def _storing(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection to store with. If there is none, nothing was stored."""
+        async with AsyncExitStack() as stack:
+            try:
+                await self._make_tables()
+                own = await stack.enter_async_context(postgres.statement(self._connect))
+            except (psycopg.Error, ProcrastinateException) as error:
+                told = QueueError(f"the queue cannot be used: {type(error).__name__}: {str(error).strip()}")
+                told.untouched = True
+                raise told from error
+            yield own
 
     async def _make_tables(self) -> None:
         if not self._has_tables:

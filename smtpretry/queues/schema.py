@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Progress
-from .servers import COLUMNS, told
+from .servers import COLUMNS, FAR, told
 from .stored import envelope_of
 from .worker import Taken
 
@@ -55,18 +55,13 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         ValueError: they are of a later version.
     """
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    shared = any(not name.startswith(("smtpretry_", "sqlite_")) for name in tables)
     if "smtpretry_schema" not in tables:
         for statement in _SCHEMA:
             connection.execute(statement)
         connection.execute("INSERT INTO smtpretry_schema VALUES (?)", (VERSION,))
-        if not shared:
-            connection.execute(f"PRAGMA user_version = {VERSION}")
     if not connection.execute("SELECT 1 FROM pragma_table_info('smtpretry_servers') WHERE name = 'pace'").fetchone():
         connection.execute("ALTER TABLE smtpretry_servers ADD COLUMN pace TEXT")
     (version,) = connection.execute("SELECT max(version) FROM smtpretry_schema").fetchone()
-    if not shared:  # else it is the application's
-        version = max(version, connection.execute("PRAGMA user_version").fetchone()[0])
     if version > VERSION:
         msg = f"the queue is of version {version}, this smtpretry knows {VERSION}: upgrade smtpretry here, too"
         raise ValueError(msg)
@@ -136,6 +131,22 @@ def renew(connection: sqlite3.Connection, those: Iterable[Taken], until: float) 
     """Say that their worker lives."""
     for one in those:
         store(connection, one, until, None)
+
+
+def keep(connection: sqlite3.Connection, those: Iterable[Taken], now: float, until: float) -> None:
+    """Renew the leases of those for whom they are over, and whom no other worker has taken."""
+    connection.executemany(
+        "UPDATE smtpretry_deliveries SET due = ? WHERE number = ? AND taken = ? AND due <= ? AND holder IS NOT NULL",
+        [(until, one.number, one.taken, now) for one in those],
+    )
+
+
+def bring_back(connection: sqlite3.Connection, now: float, until: float) -> None:
+    """Let come soon what is far off, as a wrong clock has planned it; where it was right, the attempt says so again."""
+    connection.execute(
+        "UPDATE smtpretry_deliveries SET due = CASE WHEN holder IS NULL THEN ? ELSE ? END WHERE due > ?",
+        (now, until, now + FAR),
+    )
 
 
 def forget(connection: sqlite3.Connection, ended_before: float) -> None:

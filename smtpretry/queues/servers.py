@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from smtpretry.replies.reply import Reply
 from smtpretry.replies.stage import Stage
-from smtpretry.session.shared import is_probing, reserve, with_turns
+from smtpretry.session.shared import is_probing, reserve, resumes_at, with_turns
 
 from .engine import Pause
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 COLUMNS: Final = "until, failures, stage, reply, pace, probe"
 """Of the row; all times are seconds since the epoch. The pace is as `SharedPace` stores it."""
+
+FAR: Final = 7 * 86400.0
+"""Seconds; what is to happen later was planned by a clock that was wrong, most likely."""
 
 _PROBE: Final = 60.0  # seconds that a worker has to find out whether a server works again, before another one may
 
@@ -142,7 +145,7 @@ def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Lea
         room: how many deliveries the worker would take.
         waiting: how many it has that wait for a turn.
     """
-    if row is None:
+    if row is None or _was_wrong(row, now):
         return Leave(Pause(), room)
     until, failures, stage, reply, pace, probe = row
     pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
@@ -166,6 +169,12 @@ def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Lea
         pace,
         turns,
     )
+
+
+def _was_wrong(row: Sequence[Any], now: float) -> bool:
+    """Whether a clock that was far ahead has written it: the server would be left alone until then."""
+    until, _, _, _, pace, probe = row
+    return bool(max(until, probe, resumes_at(pace) if pace else 0.0) > now + FAR)
 
 
 def told(row: Sequence[Any], pause: Pause | None, paced: Paced | None) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .stored import Stored, delivery_of, due_now
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import AsyncIterator
 
     from .engine import Progress
@@ -76,9 +76,17 @@ async def opened(where: str) -> AsyncIterator[Shelf]:
 
 
 def _check(path: Path) -> None:
+    """Make no queue of a file that is none, such as an application's own; whoever looks names the wrong one."""
     if not path.exists():
         msg = f"{path}: there is no such file"
         raise ValueError(msg)
+    query = "SELECT 1 FROM sqlite_master WHERE name = 'smtpretry_schema'"
+    with contextlib.suppress(sqlite3.Error):  # the engine says what it is
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute(query).fetchone()
+        if found is None:
+            msg = f"{path}: there is no queue in that file: an engine makes it"
+            raise ValueError(msg)
 
 
 class FileShelf:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import threading
 from collections.abc import Callable
@@ -12,30 +13,52 @@ from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Stops:
-    """What to call in one loop, and what was called before."""
+    """What to call in one loop, and what was called before.
+
+    An application's own handler is called, too; what it raises, such as SystemExit, is raised when all have ended. One
+    of the loop's (`add_signal_handler`) is called in any case: a file descriptor wakes the loop.
+    """
 
     def __init__(self) -> None:
         self.calls = set[Callable[[], None]]()
-        self.before = dict[signal.Signals, Any]()
+        self._before = dict[int, Any]()
+        self._raised: BaseException | None = None
 
-    def __call__(self) -> None:
+    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        call = functools.partial(self._signalled, loop)
+        self._before = {one: signal.signal(one, call) for one in _SIGNALS}
+
+    def end(self) -> None:
+        for one, handler in self._before.items():
+            signal.signal(one, handler or signal.SIG_DFL)
+        raised, self._raised = self._raised, None
+        if raised is not None:
+            raise raised
+
+    def _signalled(self, loop: asyncio.AbstractEventLoop, number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(self._stop)
+        before = self._before[number]
+        if callable(before) and not _cancels(before):
+            try:
+                before(number, frame)
+            except BaseException as error:  # noqa: BLE001 - raised at the end
+                self._raised = error
+
+    def _stop(self) -> None:
         for call in list(self.calls):
             call()
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.before = {one: signal.getsignal(one) for one in _SIGNALS}
-        for one in _SIGNALS:
-            loop.add_signal_handler(one, self)
 
-    def end(self, loop: asyncio.AbstractEventLoop) -> None:
-        for one, handler in self.before.items():
-            loop.remove_signal_handler(one)
-            signal.signal(one, handler or signal.SIG_DFL)
+def _cancels(handler: object) -> bool:
+    """Whether it is Python's own, or `asyncio.run`'s: these would cancel what is to end in good order."""
+    owner = getattr(handler.func, "__self__", None) if isinstance(handler, functools.partial) else None
+    return handler is signal.default_int_handler or isinstance(owner, asyncio.Runner)
 
 
 _stops = WeakKeyDictionary[asyncio.AbstractEventLoop, _Stops]()
@@ -49,14 +72,12 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
         return
     loop = asyncio.get_running_loop()
     stops = _stops.setdefault(loop, _Stops())
-    with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C cancels, as everywhere
-        if not stops.calls:
-            stops.begin(loop)
+    if not stops.calls:
+        stops.begin(loop)
     stops.calls.add(stop)
     try:
         yield
     finally:
         stops.calls.discard(stop)
-        with contextlib.suppress(NotImplementedError):
-            if not stops.calls:
-                stops.end(loop)
+        if not stops.calls:
+            stops.end()

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import sqlite3
 import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from . import schema
-from .engine import Pause, QueueError
+from .engine import Pause, QueueError, type_of
 from .file import File
 from .servers import leaves
 from .worker import Batch, Worker, check_worker
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from .worker import Change, Taken
 
 __all__ = ["QueueError", "SQLiteEngine"]
+
+_SET_BACK: Final = 60.0  # seconds by which a clock was set back, and not only slowed down
 
 _bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of this process, by file
 
@@ -50,7 +53,7 @@ class SQLiteEngine:
         keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
 
     Raises:
-        ValueError: a database in memory, a lease or a concurrency that is too small.
+        ValueError: a database in memory, a URL, a lease or a concurrency that is too small.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class SQLiteEngine:
     ) -> None:
         if os.fspath(path) in ("", ":memory:"):
             msg = "a queue is a file: name one, such as SQLiteEngine('mail.db')"
+            raise ValueError(msg)
+        if str(path).startswith(("sqlite:", "file:")):
+            msg = f"a queue is a file: give its path, such as SQLiteEngine('mail.db'), not a URL, {path!r}"
             raise ValueError(msg)
         check_worker("lease", lease, concurrency)
         self.path = Path(path).absolute()
@@ -94,14 +100,16 @@ class SQLiteEngine:
         It works in the thread that calls, as whatever its owner does with it.
 
         Raises:
-            QueueError: the file cannot be written; nothing was taken over.
+            QueueError: the file cannot be written; nothing was taken over. With a `connection`, it is an sqlite3.Error.
             TypeError: `connection` is none of sqlite3's.
             ValueError: `connection` is to another file.
         """
         if connection is None:
             await self.file.transact(schema.insert(delivery))
         else:
-            schema.insert(delivery)(self._checked(connection))
+            with _whole(connection) as cursor:
+                self._check(cursor)
+                schema.insert(delivery)(cursor)
         self.ring()
 
     async def has(self, delivery_id: str, /) -> bool:
@@ -114,6 +122,8 @@ class SQLiteEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it: attempts that are under way get the seconds of the lease to finish.
 
+        A second signal breaks these off. A signal handler of the application's is called, too.
+
         Args:
             smtp: the client to send with.
             on_end: see `Engine`.
@@ -122,6 +132,7 @@ class SQLiteEngine:
 
         Raises:
             QueueError: the file cannot be used, and that will not pass by itself.
+            TypeError: `smtp` cannot make attempts.
         """
         await Worker(_Store(self, smtp.policy.clock), smtp, on_end, on_progress).run()
 
@@ -158,19 +169,43 @@ class SQLiteEngine:
     def _bell(self) -> tuple[int, str]:
         return os.getpid(), os.path.realpath(self.path)
 
-    def _checked(self, connection: sqlite3.Connection) -> sqlite3.Cursor:
+    def _check(self, cursor: sqlite3.Cursor) -> None:
         """Look whether it is to this file, and make the tables in it where they are not."""
-        if not isinstance(connection, sqlite3.Connection):
-            msg = f"connection is an sqlite3.Connection, not {type(connection).__name__}"
-            raise TypeError(msg)
-        cursor = connection.cursor()
-        cursor.row_factory = None  # whatever rows the application likes
         own = cursor.execute("SELECT file FROM pragma_database_list WHERE name = 'main'").fetchone()[0]
         if not own or not self.path.samefile(own):
             msg = f"connection is to {own or 'a database in memory'}, not to the file of the queue, {self.path}"
             raise ValueError(msg)
         schema.check(cursor)
-        return cursor
+
+
+@contextlib.contextmanager
+def _whole(connection: sqlite3.Connection) -> Iterator[sqlite3.Cursor]:
+    """In the owner's transaction, do all or nothing; where the owner has none, begin one as the next INSERT would.
+
+    Whatever rows and texts the owner likes, the cursor gives plain ones.
+    """
+    if not isinstance(connection, sqlite3.Connection):
+        msg = f"connection is an sqlite3.Connection, not {type_of(connection)}"
+        raise TypeError(msg)
+    cursor = connection.cursor()
+    cursor.row_factory, texts = None, connection.text_factory
+    legacy = connection.isolation_level is not None and getattr(connection, "autocommit", -1) == -1
+    if begins := legacy and not connection.in_transaction:
+        cursor.execute(f"BEGIN {connection.isolation_level}")
+    connection.text_factory = str
+    cursor.execute("SAVEPOINT smtpretry")
+    try:
+        yield cursor
+    except BaseException:
+        if begins:
+            connection.rollback()
+        elif connection.in_transaction:
+            cursor.execute("ROLLBACK TO smtpretry")
+        raise
+    finally:
+        connection.text_factory = texts
+        if connection.in_transaction:
+            cursor.execute("RELEASE smtpretry")
 
 
 class _Store:
@@ -179,6 +214,7 @@ class _Store:
     def __init__(self, engine: SQLiteEngine, clock: Callable[[], float]) -> None:
         self._engine, self._file, self._clock = engine, engine.file, clock
         self._holder = uuid.uuid4().hex
+        self._latest = math.inf  # when it last looked, by the clock
         self.name, self.lease, self.concurrency = engine.path.name, engine.lease, engine.concurrency
         self.grace = engine.lease
 
@@ -189,11 +225,15 @@ class _Store:
         with self._engine.heard(wake) as bell, self._file.watched(bell):
             yield
 
-    async def take(self, room: int, waiting: Mapping[str, int]) -> Batch:
+    async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
         now = self._clock()
 
         def work(own: sqlite3.Connection) -> Batch:
+            if now < self._latest - _SET_BACK:
+                schema.bring_back(own, now, now + self.lease)
+            self._latest = now
+            schema.keep(own, those, now, now + self.lease)
             due = schema.next_due(own)
             wanted = room if due is not None and due <= now else 0
             may = leaves([schema.server_row(own, name) for name in waiting], now, wanted, list(waiting.values()))

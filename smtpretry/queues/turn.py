@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -42,7 +43,7 @@ class Turn:
         self._hold, self._smtp, self._on_end = hold, smtp, on_end
         self._fresh_until = hold.taken_at + _FRESH
         self._stored: list[tuple[object, ...]] | None = None
-        self._over = False
+        self._over = self._tells = False
 
     async def take(self) -> None:
         """Make the attempt. Whatever comes of it, the delivery is over, comes again, or is another worker's."""
@@ -57,10 +58,9 @@ class Turn:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the delivery stays in the queue
             wait = self._smtp.policy.backoff(attempt=self._hold.number, elapsed=0.0)
-            job = self._hold.name
-            log.say(
-                logging.ERROR, "smtp job %s: %s; comes again in %.0f s", job, _told(error), wait, job=job, wait=wait
-            )
+            job, own = self._hold.name, error if self._tells else None  # the application's: it may be shown in full
+            message = "smtp job %s: %s; comes again in %.0f s"
+            log.say(logging.ERROR, message, job, _told(error), wait, error=own, job=job, wait=wait)
             await self._hold.again(delivery, wait)
 
     async def _attempt(self, delivery: Delivery) -> None:
@@ -75,7 +75,11 @@ class Turn:
             await self._write(delivery, over=True)
         else:
             await self._write(delivery, over=False)
-            await self._on_end(delivery)
+            self._tells = True
+            told = self._on_end(delivery)
+            if inspect.isawaitable(told):  # else it was a plain function, which has done its work
+                await told
+            self._tells = False
             await self._write(delivery, over=True)
 
     async def _save(self, delivery: Delivery) -> None:

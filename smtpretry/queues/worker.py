@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import log
 
-from .engine import Pause, QueueError
+from .engine import Pause, QueueError, type_of
 from .signals import stopping
 from .site import HasSites, Site
 from .stored import delivery_of
@@ -33,6 +33,7 @@ T = TypeVar("T")
 _AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be written now
 _ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
 _REPORT: Final = 60.0  # seconds between two reports
+_TWICE: Final = 0.5  # seconds after a signal in which a second one is the same
 _SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
@@ -87,7 +88,7 @@ class Store(Protocol):
     def listening(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Have it called when there may be something new, as long as the block lasts."""
 
-    async def take(self, room: int, waiting: Mapping[str, int]) -> Batch:
+    async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """Take what is due, at most so many; none of it where the servers want nothing now.
 
         Where a server is paced, each has a turn, and before them those that were taken and are waiting for one.
@@ -95,6 +96,8 @@ class Store(Protocol):
         Args:
             room: how many.
             waiting: the servers, the preferred one first, and how many wait for a turn there.
+            those: under way here, and never taken, not even where their lease is over, as after a sleep or where the
+                clock was set forward.
         """
 
     async def write(self, one: Taken, change: Change) -> bool:
@@ -150,11 +153,14 @@ class Worker:
         on_end: OnEnd | None,
         on_progress: OnProgress | None,
     ) -> None:
+        if not callable(getattr(smtp, "attempt", None)):
+            msg = f"a worker sends with a RetryingSMTP or a Failover, not with a {type_of(smtp)}"
+            raise TypeError(msg)
         self.store, self.smtp, self.clock = store, smtp, smtp.policy.clock
         self._on_end, self._on_progress = on_end, on_progress
         self._turns = dict[asyncio.Task[None], Taken]()
         self._bell = asyncio.Event()
-        self._stopped = False
+        self._stopped_at: float | None = None
         self._sites = [_Shared(site) for site in smtp.sites] if isinstance(smtp, HasSites) else []
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
@@ -165,7 +171,7 @@ class Worker:
                 beating = asyncio.ensure_future(self._beat())
                 reporting = asyncio.ensure_future(self._report())
                 try:
-                    while not self._stopped:
+                    while self._stopped_at is None:
                         self._bell.clear()
                         wait = await self._take()
                         if beating.done():
@@ -204,7 +210,16 @@ class Worker:
                 await self.insist(functools.partial(self.store.tell, shared.site.server, *news))
 
     def _stop(self) -> None:
-        self._stopped = True
+        """End; where that was asked for before, break off what is under way. Some programs pass a signal on twice."""
+        now = time.monotonic()
+        if self._stopped_at is None:
+            self._stopped_at = now
+            if self._turns:
+                message = "smtp worker ends; %d under way get %.0f s, a second signal breaks them off"
+                log.say(logging.INFO, message, len(self._turns), self.store.grace)
+        elif now - self._stopped_at > _TWICE:
+            for turn in self._turns:
+                turn.cancel()
         self._bell.set()
 
     async def _take(self) -> float | None:
@@ -217,7 +232,8 @@ class Worker:
         if room + sum(waiting.values()) <= 0:
             return None
         asked_at = time.monotonic()
-        batch = await self.insist(lambda: self.store.take(room, waiting))
+        those = list(self._turns.values())
+        batch = await self.insist(lambda: self.store.take(room, waiting, those))
         for shared, known in zip(sites.values(), batch.known, strict=True):
             shared.learn(known)
         for one in batch.taken:

@@ -148,6 +148,11 @@ def is_probing(stored: str) -> bool:
     return _of(stored)[0].probing
 
 
+def resumes_at(stored: str) -> float:
+    """Until when nothing goes."""
+    return _of(stored)[0].resumes_at
+
+
 def _plain(pace: Pace, said: Said | None) -> str | None:
     if not (pace.is_known or pace.probing):
         return None

@@ -30,6 +30,9 @@ def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
 
     options = dict[str, object]()
     for marker in request.node.iter_markers("smtp_server"):
+        if marker.args:
+            msg = f"the marker smtp_server takes names, such as smtp_server(tls=True), not {marker.args[0]!r}"
+            raise TypeError(msg)
         options = marker.kwargs | options
     with ThreadedServer(**options) as server:
         yield server

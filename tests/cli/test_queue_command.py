@@ -5,6 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -122,3 +128,43 @@ def test_a_database_without_a_queue(server: Postgres, capsys: pytest.CaptureFixt
     where = f"postgresql:///empty?user=postgres&host={psycopg.conninfo.conninfo_to_dict(conninfo)['host']}"
     assert main(["queue", where, "stats"]) == 2
     assert "there is no queue in that database: a worker makes it" in capsys.readouterr().err
+
+
+def test_a_file_without_a_queue(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A look makes no queue of an application's file, nor of an empty one, and changes nothing in it."""
+    path = tmp_path / "app #1.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE orders (number INTEGER)")
+    (tmp_path / "empty.db").touch()
+    before = path.read_bytes()
+    for one in (path, tmp_path / "empty.db"):
+        assert main(["queue", f"sqlite:{one}", "stats"]) == 2
+        assert "there is no queue in that file" in capsys.readouterr().err
+    assert (path.read_bytes(), (tmp_path / "empty.db").read_bytes()) == (before, b"")
+
+
+@pytest.mark.parametrize("expires", [timedelta.max, datetime.max.replace(tzinfo=UTC)])
+def test_what_never_expires(expires: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A delivery that expires after all years can be shown."""
+
+    async def enqueue() -> None:
+        engine, client = SQLiteEngine(tmp_path / "mail.db"), ScriptedServer().client()
+        async with engine, RetryingSMTP(client, defer=engine) as smtp:
+            await smtp.enqueue(letter(ANN), id="never", expires=expires)
+
+    asyncio.run(enqueue())
+    assert main(["queue", f"sqlite:{tmp_path / 'mail.db'}", "show", "never"]) == 0
+    assert "expires 9999-12-31" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(queue: str) -> None:
+    """`queue ... show | head -1` ends without a word."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "smtpretry", "queue", queue, "list"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PYTHONPATH": os.pathsep.join(sys.path)},
+    ) as process:
+        process.stdout.close()  # type: ignore[union-attr] # it is a pipe
+        process.stdout = None
+        assert process.communicate()[1] == b""

@@ -58,6 +58,7 @@ def send(*arguments: object, mail: bytes = MAIL, **env: str) -> tuple[int, str, 
         timeout=PATIENCE,
         check=False,
         env=os.environ | env,
+        start_new_session=True,  # without a terminal
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -210,6 +211,21 @@ def test_send_logs_in_with_a_password_that_nobody_sees() -> None:
 def test_send_says_what_is_wrong_with_the_message(mail: bytes, said: str) -> None:
     """A message without sender or recipients is an exit code of 2, with the cure."""
     code, _, complained = send(mail=mail)
+    assert code == 2
+    assert said in complained
+    assert "Traceback" not in complained
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--give-up-after", "inf"), "'inf' is no number of seconds"),
+        (("--username", "app"), "set SMTP_PASSWORD"),
+    ],
+)
+def test_send_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], said: str) -> None:
+    """A time without an end, and a password that nobody can be asked for, are an exit code of 2, with the cause."""
+    code, _, complained = send(*arguments)
     assert code == 2
     assert said in complained
     assert "Traceback" not in complained

@@ -6,18 +6,23 @@ import asyncio
 import logging
 import smtplib
 import ssl
+import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
 from django.core.mail import EmailMessage, EmailMultiAlternatives
 from django.core.management import CommandError, call_command
 from django.test.utils import override_settings
+from django.utils.log import AdminEmailHandler
 from support import ANN, APP, BOB, CAT, PASSWORD, USER, ca_bundle
 
 from smtpretry import Delivery, RetryPolicy
 from smtpretry.django import EmailBackend
+from smtpretry.queues.engine import QueueError
 from smtpretry.testing import ThreadedServer, no_wait
 
 if TYPE_CHECKING:
@@ -64,7 +69,7 @@ def test_the_default_policy_is_that_of_a_request() -> None:
     with override_settings(SMTPRETRY={}):
         assert EmailBackend().options["policy"] == EmailBackend().client.policy
         assert EmailBackend().client.policy.give_up_after == RetryPolicy.interactive().give_up_after
-        assert EmailBackend(queue="mail.db").options["policy"].give_up_after == RetryPolicy.queue().give_up_after
+        assert EmailBackend(queue="/mail.db").options["policy"].give_up_after == RetryPolicy.queue().give_up_after
 
 
 def test_all_that_django_sends() -> None:
@@ -230,10 +235,60 @@ def test_inside_an_event_loop_it_works_as_djangos_own() -> None:
         assert list(server.mailboxes) == [BOB]
 
 
+def test_a_log_that_is_mailed_stops_no_mail(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log handler that mails what the sending loop logs cannot wait for that loop; it is told, and the mails go out."""
+    handler = AdminEmailHandler()
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("smtpretry").addHandler(handler)
+    try:
+        with project() as (server, _):
+            server.on("RCPT", BOB, "550 5.1.1 who?")
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                mail.send_mail("hello", "text", None, [BOB])
+            assert mail.send_mail("hello", "text", None, [ANN]) == 1
+            assert server.received(ANN)
+    finally:
+        logging.getLogger("smtpretry").removeHandler(handler)
+    assert "would stop the event loop" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")]
+)
+def test_greenlets_are_refused(module: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first mail, Django would refuse its database to all greenlets; the first mail says so."""
+    monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: {"threading": True, "thread": True}.get}))
+    with project() as (server, _):
+        with pytest.raises(
+            ImproperlyConfigured, match=f"does not work under {module.partition('.')[0]}: run Django in"
+        ):
+            mail.send_mail("hello", "text", None, [ANN])
+        assert not server.commands
+
+
 def test_unknown_options_are_told() -> None:
     """A misspelt name in SMTPRETRY is an error that names it."""
     with override_settings(SMTPRETRY={"polcy": 1}), pytest.raises(TypeError, match="polcy"):
         EmailBackend()
+
+
+def test_a_queue_is_named_by_its_whole_path() -> None:
+    """A path that is another file for the worker, which runs elsewhere, is refused."""
+    with pytest.raises(ImproperlyConfigured, match=r"BASE_DIR / 'mail\.db'"):
+        EmailBackend(queue="mail.db")
+
+
+def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path) -> None:
+    """Not only the first mail that has to wait says so, after days, and with a process that waits for it."""
+    with project({"queue": tmp_path / "missing" / "mail.db"}) as (server, _):
+        for _ in range(2):
+            with pytest.raises(QueueError, match="missing does not exist: make it"):
+                mail.send_mail("hello", "text", None, [ANN])
+        with pytest.raises(CommandError, match="missing does not exist: make it"):
+            call_command("smtpretry_worker")
+        (tmp_path / "missing").mkdir()
+        assert mail.send_mail("hello", "text", None, [ANN]) == 1
+        assert len(server.messages) == 1
 
 
 def test_a_worker_without_a_queue_says_what_is_missing() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 from django.core import mail
 from django.core.management import call_command
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test.utils import override_settings
 from support import ANN, APP, BOB
 
@@ -74,6 +74,24 @@ def test_within_a_transaction_it_is_an_outbox(server: ThreadedServer, database: 
         fails()
     assert queued(database) == 1
     assert server.commands == []
+
+
+@pytest.mark.usefixtures("server")
+def test_a_database_that_is_locked_raises_what_django_raises(database: Path) -> None:
+    """Where the transaction cannot write any more, the exception is Django's, as for each statement of its own."""
+    own = sqlite3.connect(database, isolation_level=None)
+    own.execute("CREATE TABLE IF NOT EXISTS orders (number INTEGER)")
+
+    def fails() -> None:
+        with transaction.atomic():
+            connection.cursor().execute("SELECT * FROM orders").fetchall()
+            own.execute("INSERT INTO orders VALUES (17)")
+            mail.send_mail("hello", "text", None, [ANN])
+
+    with pytest.raises(OperationalError, match="locked"):
+        fails()
+    own.close()
+    assert queued(database) == 0
 
 
 def test_the_worker_sends_what_the_queue_holds(

@@ -21,12 +21,13 @@ import psycopg
 import pytest
 import tenacity
 from postgres import Postgres, engine_in
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 
 import smtpretry
 from smtpretry import Delivery, Failover, RetryingSMTP, RetryPolicy, Step
-from smtpretry.queues.engine import Progress
+from smtpretry.queues.engine import Progress, QueueError
 from smtpretry.queues.postgres import TAKE
 from smtpretry.queues.procrastinate import ProcrastinateEngine
 from smtpretry.testing import ScriptedServer, check_engine
@@ -224,6 +225,20 @@ async def test_a_worker_that_lost_its_delivery_changes_nothing(database: str, th
 
 
 @at_once
+async def test_a_worker_never_takes_its_own_again(database: str) -> None:
+    """Where the lease of what it sends is over, as after a sleep, nobody gets it twice."""
+    async with ScriptedServer() as server, engine_in(database, stalled_after=30.0) as engine:
+        held = server.fail_at("END_OF_DATA", "late", delay=1.0, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client, POLICY, max_connections=2) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            change(database, "UPDATE smtpretry_deliveries SET lease = now() - interval '1 hour'")
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,), (True,)])
+        assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
+@at_once
 async def test_a_worker_that_stops_gives_back_what_it_has(database: str) -> None:
     """A pass that a worker's end cuts short is run again at once, by another."""
     async with ScriptedServer() as server, engine_in(database, shutdown_graceful_timeout=0.1) as engine:
@@ -275,6 +290,75 @@ async def test_a_database_that_restarts_between_acceptance_and_save(database: st
             await programs.until(lambda: smtp_server.received(BOB))  # LISTEN, or a look, after the restart
         assert len(smtp_server.received(ANN)) == 1
         await smtp.aclose()
+
+
+@at_once
+async def test_a_failover_between_acceptance_and_save(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the database takes no writes for a while, as a standby, what was sent is saved later, and not sent again."""
+    read_only = f"ALTER DATABASE {database.rpartition('=')[2]} SET default_transaction_read_only = "
+    kick = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
+
+    def switch(to: str) -> None:
+        with psycopg.connect(database, autocommit=True, options="-c default_transaction_read_only=off") as connection:
+            connection.execute((read_only + to).encode())
+            connection.execute(kick, [connection.info.backend_pid])
+
+    async with ScriptedServer() as server, engine_in(database, timeout=0.5, stalled_after=10.0) as engine:
+        smtp = RetryingSMTP(server.client(), POLICY)
+        held = server.fail_at("END_OF_DATA", "late", delay=1, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await programs.until(lambda: held.used)
+            await asyncio.to_thread(switch, "on")
+            await programs.until(lambda: server.messages and "ReadOnlySqlTransaction" in caplog.text)
+            await asyncio.to_thread(switch, "off")
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: server.received(BOB))
+        assert len(server.received(ANN)) == 1
+        await smtp.aclose()
+
+
+@at_once
+async def test_one_id_in_two_queues(database: str) -> None:
+    """An id that another queue of the database has is refused: its workers would never know of this delivery."""
+    async with (
+        engine_in(database) as engine,
+        engine_in(database, queue="other") as other,
+        RetryingSMTP(ScriptedServer().client(), defer=other) as smtp,
+    ):
+        await engine.submit(smtpretry.prepare(letter(ANN), id="order-17"))
+        with pytest.raises(ValueError, match="'order-17' is taken by the queue 'smtpretry' of the same database"):
+            await smtp.enqueue(letter(BOB), id="order-17")
+        assert (await engine.has("order-17"), await other.has("order-17")) == (True, False)
+
+
+@at_once
+async def test_an_application_that_likes_other_rows(database: str) -> None:
+    """A row factory of the application's, on its connection or on those of the app, changes nothing."""
+    connector = procrastinate.PsycopgConnector(conninfo=database, kwargs={"row_factory": dict_row})
+    app = procrastinate.App(connector=connector)
+    async with ScriptedServer() as server, app.open_async():
+        engine = ProcrastinateEngine(app)
+        async with await psycopg.AsyncConnection.connect(database, row_factory=dict_row) as connection:
+            await engine.submit(smtpretry.prepare(letter(ANN)), connection=connection)
+        await engine.submit(smtpretry.prepare(letter(BOB)))
+        async with RetryingSMTP(server.client(), POLICY) as smtp, working(engine, smtp):
+            await programs.until(lambda: len(server.messages) == 2)
+        async with connector.pool.connection() as own:
+            assert own.row_factory is dict_row
+
+
+@at_once
+async def test_an_app_that_is_not_open(database: str) -> None:
+    """Where the application has not opened the app, an error says so, and a send goes on in process."""
+    engine = ProcrastinateEngine(procrastinate.App(connector=procrastinate.PsycopgConnector(conninfo=database)))
+    with pytest.raises(QueueError, match="AppNotOpen: App was not open"):
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+    async with ScriptedServer() as server, RetryingSMTP(server.client(), POLICY, defer=engine, max_wait=0.1) as smtp:
+        server.on("RCPT", "*", "450 4.2.0 Greylisted for 1 second", times=1)
+        await smtp.send_message(letter(ANN))
+        assert len(server.messages) == 1
 
 
 @at_once
@@ -453,7 +537,7 @@ async def test_what_waits_does_not_slow_what_is_due(database: str) -> None:
         "INSERT INTO smtpretry_deliveries (id, queue, envelope, due, state) SELECT 'x' || n, 'smtpretry', '{}', "
         "now() + interval '1 hour' + n * interval '1 second', '{}' FROM generate_series(1, 100000) n",
     )
-    values = {"holder": uuid.uuid4(), "lease": 30.0, "queue": "smtpretry", "room": 10}
+    values = {"holder": uuid.uuid4(), "lease": 30.0, "queue": "smtpretry", "room": 10, "those": ["y"]}
     for analyzed in (False, True):
         if analyzed:
             change(database, "ANALYZE smtpretry_deliveries")

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import virtual
@@ -14,7 +14,11 @@ from support import ANN, APP, BOB, BODY, CAT, DAN, EVE, letter, patient, talk, t
 
 import smtpretry
 from smtpretry import Delivery, Engine, NotOurs, QueueSilent, RetryingSMTP, RetryPolicy, Status
+from smtpretry.queues.sqlite import QueueError, SQLiteEngine
 from smtpretry.testing import ScriptedServer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TWO_MINUTES = "450 4.2.0 Greylisted for 120 seconds"
 
@@ -122,6 +126,41 @@ async def test_a_queue_that_says_it_has_nothing(caplog: pytest.LogCaptureFixture
         assert virtual.clock() - virtual.EPOCH == pytest.approx(120, abs=1)
     assert "not handed over to the queue, goes on in process: OSError: the shelf is broken" in caplog.text
     assert "How are you?" not in caplog.text
+
+
+@virtually
+async def test_a_queue_that_certainly_has_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the queue cannot be used at all, nothing can be in it: the send goes on in process, and the log says why."""
+    async with ScriptedServer() as server:
+        async with with_shelf(server, SQLiteEngine(tmp_path / "missing" / "mail.db")) as smtp:
+            server.on("RCPT", TWO_MINUTES, times=1)
+            errors, _ = await smtp.send_message(letter(ANN))
+        assert not errors
+        assert len(server.received(ANN)) == 1
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(120, abs=1)
+    assert "goes on in process: QueueError" in caplog.text
+    assert "missing does not exist: make it" in caplog.text
+
+
+@virtually
+async def test_a_queue_that_may_have_it_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier try may have stored stays in doubt, though a later one has certainly stored nothing."""
+    shelf = Shelf()
+    shelf.forgetful = shelf.silent = True
+    async with ScriptedServer() as server, with_shelf(server, shelf) as smtp:
+        server.on("RCPT", TWO_MINUTES, times=1)
+        sending = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(0.5)
+
+        async def away(_: Delivery) -> None:
+            error = QueueError("away")
+            error.untouched = True
+            raise error
+
+        monkeypatch.setattr(shelf, "submit", away)
+        with pytest.raises(QueueSilent):
+            await sending
+        assert not server.messages
 
 
 @virtually

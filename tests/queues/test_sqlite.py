@@ -8,11 +8,13 @@ import asyncio
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import sqlite3
 import sys
-from contextlib import asynccontextmanager, closing, suppress
+import time
+from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +212,37 @@ async def test_in_the_transaction_of_the_application(path: Path) -> None:
 
 
 @in_real_time
+async def test_a_connection_that_commits_each_statement(path: Path) -> None:
+    """Where no transaction is open, and none is begun, a delivery is stored whole or not at all; texts may be bytes."""
+    async with SQLiteEngine(path) as engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.text_factory = bytes
+            await engine.submit(smtpretry.prepare(letter(ANN)), connection=connection)
+            assert len(rows(path)) == 1
+            connection.execute(
+                "CREATE TRIGGER no BEFORE INSERT ON smtpretry_messages BEGIN SELECT raise(FAIL, 'no'); END"
+            )
+            for transaction in (False, True):
+                if transaction:
+                    connection.execute("BEGIN")
+                with pytest.raises(sqlite3.IntegrityError, match="no"):
+                    await engine.submit(smtpretry.prepare(letter(BOB)), connection=connection)
+                assert connection.in_transaction is transaction
+            connection.execute("COMMIT")
+            assert len(rows(path)) == 1
+            assert connection.text_factory is bytes
+
+
+@in_real_time
+async def test_an_application_that_counts_its_versions(path: Path) -> None:
+    """The version of the application's tables is the application's, also where the queue's were there first."""
+    async with SQLiteEngine(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (0,)
+
+
+@in_real_time
 async def test_in_a_file_of_the_application(path: Path) -> None:
     """The tables may be made in a file, and a transaction, of the application's, whatever version its own tables have."""
     with closing(sqlite3.connect(path)) as connection:
@@ -256,6 +289,49 @@ async def test_a_worker_that_lost_its_delivery_changes_nothing(path: Path) -> No
             await asyncio.sleep(0.2)
             assert rows(path, "*") == taken
         assert not server.messages
+
+
+@in_real_time
+async def test_a_worker_never_takes_its_own_again(path: Path) -> None:
+    """Where the lease of what it sends is over, as after a sleep or a jump of the clock, nobody gets it twice."""
+    jump = 0.0
+    policy = RetryPolicy(wait=tenacity.wait_fixed(1), clock=lambda: time.time() + jump)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        held = server.fail_at("END_OF_DATA", "late", delay=1.0, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with RetryingSMTP(server.client, policy, max_connections=2) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            jump = 3600.0
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: rows(path, "due") == [(None,), (None,)])
+        assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
+@in_real_time
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_a_clock_that_was_years_ahead(path: Path, *, restarts: bool) -> None:
+    """What it has planned comes in time when it is right again, whether a worker saw it change or begins then."""
+    ahead = 10 * 365 * 86400.0
+    policy = RetryPolicy.queue(clock=lambda: time.time() + ahead)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, AsyncExitStack() as workers:
+        server.on("RCPT", ANN, "450 4.2.0 Greylisted for 300 seconds", times=1)
+        smtp = RetryingSMTP(server.client(), policy)
+        await workers.enter_async_context(working(engine, smtp))
+        await engine.submit(smtpretry.prepare(letter(ANN), id="ann"))
+        await programs.until(lambda: rows(path, "due > unixepoch() + 86400 AND holder IS NULL") == [(1,)])
+        change(
+            path, "INSERT INTO smtpretry_servers (name, until, failures) VALUES (?, ?, 1)", smtp.server, policy.clock()
+        )
+        if restarts:
+            await workers.aclose()
+        ahead = 0.0
+        await engine.submit(smtpretry.prepare(letter(BOB), id="bob"))
+        if restarts:
+            await workers.enter_async_context(working(engine, smtp))
+        await programs.until(lambda: server.received(BOB))
+        await programs.until(lambda: rows(path, "id, due - unixepoch() BETWEEN 200 AND 400")[0] == ("ann", 1))
+        await smtp.aclose()
 
 
 @in_real_time
@@ -315,6 +391,66 @@ async def test_the_signals_of_the_application_come_back(path: Path) -> None:
 
 
 @in_real_time
+@pytest.mark.parametrize("how", ["loop", "signal", "exit"])
+async def test_a_signal_reaches_the_application_too(path: Path, how: str) -> None:
+    """A worker in a web server or the like takes no signal away from it, and ends before the process exits."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+
+    def handler(*_: object) -> None:
+        loop.call_soon_threadsafe(told.set)
+        if how == "exit":
+            raise SystemExit(3)
+
+    if how == "loop":
+        loop.add_signal_handler(signal.SIGTERM, told.set)
+    else:
+        before = signal.signal(signal.SIGTERM, handler)
+    try:
+        async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client()) as smtp:
+            held = server.fail_at("END_OF_DATA", "late", delay=0.5)
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+
+            async def work() -> None:
+                with pytest.raises(SystemExit, match="3") if how == "exit" else nullcontext():
+                    await engine.work(smtp)
+
+            worker = asyncio.create_task(work())
+            await programs.until(lambda: held.used)
+            os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(5):
+                await told.wait()
+                await worker
+            assert rows(path, "due IS NULL, taken") == [(1, 1)]
+            told.clear()
+            with suppress(SystemExit):
+                os.kill(os.getpid(), signal.SIGTERM)
+            async with asyncio.timeout(5):
+                await told.wait()
+    finally:
+        if how == "loop":
+            loop.remove_signal_handler(signal.SIGTERM)
+        else:
+            signal.signal(signal.SIGTERM, before)
+
+
+@in_real_time
+async def test_a_second_signal_breaks_off(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who presses Ctrl-C again does not wait for what is under way: it is given back at once."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client()) as smtp:
+        held = server.fail_at("RCPT", "stall")
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        worker = asyncio.create_task(engine.work(smtp))
+        await programs.until(lambda: held.used)
+        for twice in (1000, 0):  # passed on twice; then pressed again
+            monkeypatch.setattr("smtpretry.queues.worker._TWICE", twice)
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.05)
+            assert not worker.done() or not twice
+        await asyncio.wait_for(worker, 5)
+        assert rows(path, "holder") == [(None,)]
+
+
+@in_real_time
 async def test_the_application_is_told_until_it_has_heard(path: Path) -> None:
     """Where on_end raises, the delivery is kept, nothing is sent again, and on_end is called again."""
     told = list[Delivery]()
@@ -332,6 +468,33 @@ async def test_the_application_is_told_until_it_has_heard(path: Path) -> None:
         assert [list(delivery.refused) for delivery in told] == [[EVE], [EVE]]
         assert told[1].dsn()["To"] == APP
         assert len(server.messages) == 1
+
+
+@in_real_time
+async def test_on_end_as_a_plain_function(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A plain function is called once, too; where it raises, the log shows where."""
+    told = list[Delivery]()
+
+    def tell(delivery: Delivery) -> None:
+        told.append(delivery)
+        if len(told) == 1:
+            raise KeyError(delivery.id)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        server.on("RCPT", "550 5.1.1 who?")
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp, on_end=tell):
+            await programs.until(lambda: rows(path, "due") == [(None,)])
+    assert len(told) == 2
+    assert "in tell" in caplog.text
+
+
+@in_real_time
+async def test_a_worker_needs_a_client_of_the_loop(path: Path) -> None:
+    """What cannot make an attempt is refused at once, and not with each delivery."""
+    async with SQLiteEngine(path) as engine:
+        with pytest.raises(TypeError, match=r"with a RetryingSMTP or a Failover, not .*Blocking"):
+            await engine.work(smtpretry.Blocking(ScriptedServer().client()))  # type: ignore[arg-type]
 
 
 @in_real_time
@@ -396,6 +559,76 @@ async def test_a_long_log_is_written_into_the_file(path: Path) -> None:
 
 
 @in_real_time
+@pytest.mark.parametrize("linked", [False, True])
+async def test_a_long_log_waits_for_nobody_who_reads(path: Path, *, linked: bool) -> None:
+    """Nobody waits for a reader that takes its time; when it has ended, the log becomes short, behind a link too."""
+    file = path.with_name("elsewhere.db") if linked else path
+    if linked:
+        path.symlink_to(file)
+    async with SQLiteEngine(path) as engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM smtpretry_deliveries").fetchall()
+            async with asyncio.timeout(10):
+                for _ in range(6):
+                    await engine.submit(smtpretry.prepare(b"x" * 1_000_000, sender=APP, recipients=[ANN]))
+        assert Path(f"{file}-wal").stat().st_size > 5_000_000
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        assert Path(f"{file}-wal").stat().st_size < 100_000
+
+
+@in_real_time
+async def test_a_log_that_cannot_be_written_into_the_file_now(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the log is stored: where the file cannot grow, as on a full disk, nobody is told that it is not."""
+    monkeypatch.setattr("smtpretry.queues.file._CHECKPOINT", 0)
+    async with SQLiteEngine(path) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        size = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 70_000, size[1]))
+        try:
+            await engine.submit(smtpretry.prepare(b"x" * 60_000, sender=APP, recipients=[ANN], id="first"))
+            await engine.submit(smtpretry.prepare(b"x" * 60_000, sender=APP, recipients=[ANN], id="second"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, size)
+            signal.signal(signal.SIGXFSZ, ignored)
+        assert len(rows(path)) == 3
+
+
+@in_real_time
+async def test_a_log_that_was_deleted(path: Path) -> None:
+    """A log that was deleted while it was in use is told: what is written into it, no other process sees."""
+    async with SQLiteEngine(path) as engine:
+        Path(f"{path}-wal").unlink()
+        with pytest.raises(QueueError, match="-wal: was deleted or replaced while it was in use"):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+
+
+@in_real_time
+async def test_what_nobody_waits_for_is_not_stored_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What failed because no thread could be started, or was cancelled while another held the file, is never stored."""
+    engine = SQLiteEngine(path)
+
+    def start(_: object) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as full:
+        full.setattr("threading.Thread.start", start)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            await engine.submit(smtpretry.prepare(letter(ANN), id="no thread"))
+    async with engine:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await engine.submit(smtpretry.prepare(letter(ANN), id="timeout"))
+            other.execute("COMMIT")
+        await engine.submit(smtpretry.prepare(letter(ANN), id="third"))
+        assert rows(path) == [("third", 0)]
+
+
+@in_real_time
 async def test_a_full_disk(path: Path) -> None:
     """Where the disk is full, submit says so and stores nothing; a worker waits until it can store what it has sent."""
     async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
@@ -408,6 +641,29 @@ async def test_a_full_disk(path: Path) -> None:
         assert len(rows(path)) == 1
         async with working(engine, smtp):
             await programs.until(lambda: rows(path, "due") == [(None,)])
+        assert len(server.messages) == 1
+
+
+@in_real_time
+async def test_a_disk_that_becomes_read_only(path: Path) -> None:
+    """A worker that cannot save what it has sent waits until it can, as where a disk with errors was mounted anew."""
+
+    async def forbid(on: int) -> None:
+        await engine.file.look(lambda own: own.execute(f"PRAGMA query_only = {on}"))
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine, RetryingSMTP(server.client(), POLICY) as smtp:
+        held = server.fail_at("END_OF_DATA", "late", delay=0.5, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await programs.until(lambda: held.used)
+            await forbid(1)
+            with pytest.raises(QueueError, match="cannot be written") as caught:
+                await engine.submit(smtpretry.prepare(letter(BOB)))
+            assert caught.value.passing
+            await programs.until(lambda: server.messages)
+            await asyncio.sleep(0.2)
+            await forbid(0)
+            await programs.until(lambda: rows(path, "due, taken") == [(None, 1)])
         assert len(server.messages) == 1
 
 
@@ -438,12 +694,11 @@ async def test_a_file_that_cannot_be_used(path: Path, tmp_path: Path) -> None:
         await engine.aclose()
     async with SQLiteEngine(path):
         pass
-    for newer in ("PRAGMA user_version = 99", "UPDATE smtpretry_schema SET version = 99"):
-        change(path, newer)
-        engine = SQLiteEngine(path)
-        with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
-            await engine.submit(smtpretry.prepare(letter(ANN)))
-        await engine.aclose()
+    change(path, "UPDATE smtpretry_schema SET version = 99")
+    engine = SQLiteEngine(path)
+    with pytest.raises(ValueError, match="the queue is of version 99, this smtpretry knows 1: upgrade smtpretry"):
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+    await engine.aclose()
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -456,10 +711,14 @@ def test_a_network_file_system_is_told(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text(
         "/dev/sda1 / ext4 rw 0 0\nserver:/home /home nfs4 rw 0 0\n/dev/sdb /home/my\\040disk ext4 rw 0 0\n"
+        "server:/vol /vol fuse.glusterfs rw 0 0\nbucket /bucket fuse.s3fs rw 0 0\nportal /doc fuse.portal rw 0 0\n"
     )
     assert network_file_system(Path("/home/me/mail.db"), mounts) == "nfs4"
     assert network_file_system(Path("/home/my disk/mail.db"), mounts) is None
-    assert network_file_system(Path("/var/mail.db"), mounts) is None
+    assert network_file_system(Path("/vol/mail.db"), mounts) == "fuse.glusterfs"
+    assert network_file_system(Path("/bucket/mail.db"), mounts) == "fuse.s3fs"
+    for local in ("/doc/mail.db", "/var/mail.db"):
+        assert network_file_system(Path(local), mounts) is None
     assert network_file_system(Path("/var/mail.db"), tmp_path / "none") is None
 
 
@@ -467,6 +726,7 @@ def test_bad_arguments() -> None:
     """No file, a lease that is too short, and no concurrency are refused at once."""
     for wrong, complaint in [
         ({"path": ":memory:"}, "a queue is a file"),
+        ({"path": "sqlite:mail.db"}, "give its path, .* not a URL"),
         ({"lease": 1}, "lease is 2"),
         ({"concurrency": 0}, "concurrency"),
     ]:

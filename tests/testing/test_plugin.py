@@ -65,6 +65,14 @@ def test_a_script_that_was_not_reached_fails(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*scripts that were not reached*"])
 
 
+def test_a_marker_without_names_is_an_error(pytester: pytest.Pytester) -> None:
+    """What would have no effect is told."""
+    pytester.makepyfile("import pytest\n@pytest.mark.smtp_server('required')\ndef test(smtp_server): pass")
+    result = pytester.runpytest_subprocess()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*the marker smtp_server takes names, such as smtp_server(tls=True), not 'required'"])
+
+
 def test_nothing_is_imported_where_they_are_not_used(pytester: pytest.Pytester) -> None:
     """A run that uses neither fixture imports neither the server nor what it needs, such as aiosmtpd."""
     pytester.makepyfile("""

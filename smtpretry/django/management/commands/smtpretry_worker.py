@@ -13,6 +13,7 @@ from smtpretry import log
 from smtpretry.client import RetryingSMTP
 from smtpretry.django.backend import EmailBackend, log_losses
 from smtpretry.django.outbox import engine
+from smtpretry.queues.engine import QueueError
 
 if TYPE_CHECKING:
     import argparse
@@ -34,11 +35,14 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no types
         except Exception as error:
             raise CommandError(str(error)) from error
         if not isinstance(backend, EmailBackend) or not backend.queue:
-            msg = 'there is no queue: set the option queue of smtpretry.django.EmailBackend, such as "mail.db"'
+            msg = 'there is no queue: set the option queue of smtpretry.django.EmailBackend, as BASE_DIR / "mail.db"'
             raise CommandError(msg)
         log.say(logging.INFO, "smtp worker sends what %s holds", backend.queue)
         self.stdout.write(f"Sending what {backend.queue} holds. Ctrl-C stops.")
-        asyncio.run(self._work(backend))
+        try:
+            asyncio.run(self._work(backend))
+        except QueueError as error:
+            raise CommandError(str(error)) from error
 
     async def _work(self, backend: EmailBackend) -> None:
         make, options = backend.arguments()
