@@ -321,7 +321,10 @@ async def test_a_clock_that_was_years_ahead(path: Path, *, restarts: bool) -> No
         await engine.submit(smtpretry.prepare(letter(ANN), id="ann"))
         await programs.until(lambda: rows(path, "due > unixepoch() + 86400 AND holder IS NULL") == [(1,)])
         change(
-            path, "INSERT INTO smtpretry_servers (name, until, failures) VALUES (?, ?, 1)", smtp.server, policy.clock()
+            path,
+            "INSERT INTO smtpretry_servers (name, until, failures) VALUES (?, ?, 1)",
+            smtp.sites[0].server,
+            policy.clock(),
         )
         if restarts:
             await workers.aclose()
