@@ -10,7 +10,6 @@ import os
 import ssl
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import aiosmtplib
@@ -60,9 +59,10 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
 
     Args:
         policy: by default `RetryPolicy.interactive()`, half a minute; with a queue `RetryPolicy.queue()`, five days.
-        queue: the file of a `smtpretry.queues.sqlite.SQLiteEngine`. It takes what has to wait for longer than
-            `max_wait`, by default five seconds; within ``transaction.atomic`` on the same file it takes every message,
-            and forgets it where the transaction is rolled back. ``manage.py smtpretry_worker`` sends what it holds.
+        queue: the file of a `smtpretry.queues.sqlite.SQLiteEngine`; a relative path begins at ``BASE_DIR``, if there is
+            one. It takes what has to wait for longer than `max_wait`, by default five seconds; within
+            ``transaction.atomic`` on the same file it takes every message, and forgets it where the transaction is
+            rolled back. ``manage.py smtpretry_worker`` sends what it holds.
 
     They stand in ``MAILERS[...]["OPTIONS"]`` (Django 6.1), in ``get_connection(...)``, or in the setting ``SMTPRETRY``,
     a dictionary.
@@ -77,10 +77,8 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         super().__init__(*args, **options)
         queue = queue or own.get("queue")
         own.pop("queue", None)
-        if queue and not Path(queue).is_absolute():
-            msg = f"queue is a whole path, such as BASE_DIR / {str(queue)!r}: the worker may run in another folder"
-            raise ImproperlyConfigured(msg)
-        self.queue = os.fspath(queue) if queue else None
+        project = getattr(settings, "BASE_DIR", "")  # the worker may run in another folder
+        self.queue = os.path.abspath(os.path.join(project, queue)) if queue else None  # noqa: PTH100, PTH118 - as SQLite finds it
         if unknown := own.keys() - _OURS:
             msg = f"SMTPRETRY has {', '.join(sorted(unknown))}, which EmailBackend does not take"
             raise TypeError(msg)

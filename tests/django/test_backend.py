@@ -272,10 +272,13 @@ def test_unknown_options_are_told() -> None:
         EmailBackend()
 
 
-def test_a_queue_is_named_by_its_whole_path() -> None:
-    """A path that is another file for the worker, which runs elsewhere, is refused."""
-    with pytest.raises(ImproperlyConfigured, match=r"BASE_DIR / 'mail\.db'"):
-        EmailBackend(queue="mail.db")
+def test_a_relative_queue_is_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker finds the same file, in whatever folder it runs; without a BASE_DIR it is the current folder's."""
+    monkeypatch.chdir(tmp_path)
+    assert EmailBackend(queue="mail.db").queue == str(tmp_path / "mail.db")
+    with override_settings(BASE_DIR=tmp_path / "project"):
+        assert EmailBackend(queue="mail.db").queue == str(tmp_path / "project" / "mail.db")
+        assert EmailBackend(queue=tmp_path / "other.db").queue == str(tmp_path / "other.db")
 
 
 def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path) -> None:
