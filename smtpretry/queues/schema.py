@@ -161,8 +161,8 @@ def forget(connection: sqlite3.Connection, ended_before: float) -> None:
 def count(connection: sqlite3.Connection, now: float) -> Progress:
     """How many deliveries there are."""
     waiting = connection.execute(
-        "SELECT count(*) FILTER (WHERE due > ? AND holder IS NULL), count(*) FILTER (WHERE due <= ? AND "
-        "holder IS NULL), count(*) FILTER (WHERE holder IS NOT NULL) FROM smtpretry_deliveries WHERE due IS NOT NULL",
+        "SELECT count(CASE WHEN due > ? AND holder IS NULL THEN 1 END), count(CASE WHEN due <= ? AND holder IS NULL "
+        "THEN 1 END), count(holder) FROM smtpretry_deliveries WHERE due IS NOT NULL",
         (now, now),
     ).fetchone()
     ended = connection.execute("SELECT count(*) FROM smtpretry_deliveries WHERE ended IS NOT NULL").fetchone()
