@@ -123,10 +123,7 @@ class Pace:
     def taken(self, now: float) -> None:
         """The server has taken a message."""
         if now < self.resumes_at:  # it was on its way at the refusal
-            if self._measuring:
-                self._measured += self._share
-                self._run += 1
-                self.rate = self._risen()
+            self.add(1, self._share)
             return
         if self._refusals:
             self._resume(now)
@@ -157,7 +154,7 @@ class Pace:
             self._refused_at = now
             if self.rate < math.inf:
                 self._lower()
-            elif self._run:
+            else:
                 self._measure(now, wait)
         self.resumes_at = now + min(wait * 2 ** (self._refusals - 1), max(wait, self.longest))
         minute, last = self._refused_at + _MINUTE, self._refused_at + self.patience
@@ -170,21 +167,22 @@ class Pace:
         return self.resumes_at
 
     def add(self, run: int, measured: float) -> None:
-        """Before the first refusal, the server took so many from another client, too; see `_measure`."""
+        """Before the first refusal, the server took so many more: they were on their way, or another client's."""
         if self._measuring:
+            self._searching = self._run + run < _FEW and (self._searching or not self.is_known)
             self._run += run
-            self._measured += measured
-            self._searching = self._searching and self._run < _FEW
+            self._measured = measured + (self._measured if self.is_known else 0.0)
             self.rate = self._risen()
 
     def _measure(self, now: float, wait: float) -> None:
-        """Tell the speed from what was taken before the first refusal."""
+        """Tell the speed from what was taken before the first refusal. Where that is nothing, it stays unknown."""
         self.period = wait if wait >= _LONG else 1.0
-        lately = sum(at > now - self.period for at in self._recent)
-        on_average = self._run * self.period / max(self.period, now - self._began_at)  # `_recent` may be too short
-        self._measured = max(lately, on_average) * self._share
         self._measuring = True
-        self._searching = self._run < _FEW
+        if self._run:
+            lately = sum(at > now - self.period for at in self._recent)
+            on_average = self._run * self.period / max(self.period, now - self._began_at)  # `_recent` may be too short
+            self._measured = max(lately, on_average) * self._share
+            self._searching = self._run < _FEW
         self._recent.clear()
 
     def _lower(self) -> None:

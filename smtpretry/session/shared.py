@@ -66,8 +66,8 @@ class SharedPace(Pace):
 
     def taken(self, now: float) -> None:
         """The server has taken a message."""
+        self._note(lambda pace: pace.taken(now))  # before it ends a pause, and nothing is left to be told
         super().taken(now)
-        self._note(lambda pace: pace.taken(now))
 
     def too_fast(self, now: float, wait: float, since: float, *, named: bool = False) -> float:
         """The server has refused a message because they come too fast."""

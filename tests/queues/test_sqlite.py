@@ -845,28 +845,36 @@ async def test_one_message_finds_out_whether_the_first_server_works(tmp_path: Pa
         assert first.connections > 2
 
 
+@pytest.mark.parametrize(
+    ("workers", "connections"),
+    [(10, 3), (30, 1)],
+    ids=["ten workers", "more workers than the server takes messages at once"],
+)
 @virtually
-async def test_ten_workers_keep_one_pace(tmp_path: Path) -> None:
-    """Where a server takes so many a second, ten workers who share its pace are as fast as one, and refused as seldom."""
+async def test_workers_keep_one_pace(tmp_path: Path, *, workers: int, connections: int) -> None:
+    """Where a server takes so many a second, workers who share its pace are as fast as one, and refused as seldom."""
     took, late_refusals = list[float](), 0
 
     def count(_: Delivery | None, event: smtpretry.Event) -> None:
         nonlocal late_refusals
         late_refusals += isinstance(event, smtpretry.Step) and event.action is not None and event.at > began + 1
 
-    for number in (1, 10):
+    for number in (1, workers):
         async with ScriptedServer(max_rate=(14, 1)) as server, SQLiteEngine(tmp_path / f"mail{number}.db") as engine:
             for one in range(300):
                 await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
-            clients = [RetryingSMTP(server.client, patient(), max_connections=3, on_step=count) for _ in range(number)]
+            clients = [
+                RetryingSMTP(server.client, patient(), max_connections=connections, on_step=count)
+                for _ in range(number)
+            ]
             began = virtual.clock()
-            workers = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
-            while len(server.messages) < 300:
+            working = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
+            while len(server.messages) < 300 and virtual.clock() < began + 600:
                 await asyncio.sleep(0.1)
             took.append(virtual.clock() - began)
-            for worker in workers:
+            for worker in working:
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            await asyncio.gather(*working, return_exceptions=True)
             for smtp in clients:
                 await smtp.aclose()
     assert took[1] < 1.3 * took[0], took

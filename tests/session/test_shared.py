@@ -98,3 +98,26 @@ def test_a_pause_takes_the_turns_that_fall_into_it() -> None:
     assert own.next_slot(102.05) == 104.5
     other.follow(stored(own, pace), (), 102.1)
     assert other.next_slot(102.1) == 104.5
+
+
+def test_a_refused_client_that_had_nothing_taken() -> None:
+    """Where the first to tell has had nothing taken before, the speed is known by what the others tell."""
+    first, second = SharedPace(Pace()), found(20)
+    first.too_fast(101.0, 1.0, 100.99)
+    both = stored(second, stored(first))
+    follower = SharedPace(Pace())
+    follower.follow(both, (), 101.0)
+    assert follower.rate == pytest.approx(second.rate)
+
+
+def test_the_end_of_a_pause_is_told_where_no_speed_is_known() -> None:
+    """A message that finds out that the server takes some again ends the pause for all: the next one begins short."""
+    first = SharedPace(Pace())
+    first.too_fast(101.0, 1.0, 100.99)
+    pace = stored(first)
+    follower = SharedPace(Pace())
+    follower.follow(pace, (102.0,), 102.0)
+    follower.let_through(102.0)
+    follower.taken(102.0)
+    assert follower.has_news
+    assert follower.tell(SAID)(pace) is None
