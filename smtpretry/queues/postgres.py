@@ -230,8 +230,9 @@ class Store:
         try:
             yield
         finally:
-            ear.cancel()
-            await asyncio.wait([ear])
+            while not ear.done():  # a cancellation can get lost in a connection that breaks at that moment
+                ear.cancel()
+                await asyncio.wait([ear], timeout=1.0)
 
     async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
