@@ -171,8 +171,8 @@ def _headers(message: Message, order: dict[str, int]) -> list[tuple[str, Any]]:
 
 def _mailboxes(name: str, value: Any) -> list[str]:  # noqa: ANN401 - str, Header or a header object
     text = str(value)
-    if isinstance(value, str) and compiled(_PLAIN_LIST).fullmatch(text) and not getattr(value, "defects", None):
-        return text.replace(" ", "").split(",")
+    if isinstance(value, str) and not getattr(value, "defects", None) and (plain := _plain(text)):
+        return plain
     try:
         if not isinstance(value, (str, email.header.Header)):
             msg = f"it is of type {type(value).__name__}, not a str"
@@ -224,8 +224,8 @@ def _read(text: str) -> list[str]:
     Raises:
         ValueError: it is no such list; the message says why.
     """
-    if compiled(_PLAIN_LIST).fullmatch(text):
-        return text.replace(" ", "").split(",")
+    if plain := _plain(text):
+        return plain
     if named := compiled(_PLAIN_NAME).fullmatch(text):
         return [named[1]]
     if compiled(_CONTROL).search(text):
@@ -249,6 +249,11 @@ def _read(text: str) -> list[str]:
         msg = "a < is never closed"
         raise ValueError(msg)
     return found
+
+
+def _plain(text: str) -> list[str]:
+    """The mailboxes of a list of nothing else; none where it is another text."""
+    return text.replace(" ", "").split(",") if compiled(_PLAIN_LIST).fullmatch(text) else []
 
 
 def _tokens(text: str) -> Iterator[str]:

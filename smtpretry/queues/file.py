@@ -219,16 +219,13 @@ class File:
 
     def _check_inode(self) -> None:
         """A file that was deleted can be written as if nothing had happened, and everything is lost at the end."""
-        if self._inode is not None and _inode(self.path) != self._inode:
-            msg = f"{self.path}: was deleted or replaced while it was in use: close the engine, and restore the file"
-            raise QueueError(msg)
+        if self._inode is not None:
+            _check_same(self.path, self._inode, "close the engine, and restore the file")
 
     def _check_log(self) -> None:
         """What is written into a deleted log is seen by nobody else, and is in the file only if this closes it."""
-        if _inode(self._log) != self._log_inode:
-            what = f"{self._log}: was deleted or replaced while it was in use"
-            msg = f"{what}: it is part of the queue; end all that use the queue before anything else"
-            raise QueueError(msg)
+        cure = "it is part of the queue; end all that use the queue before anything else"
+        _check_same(self._log, self._log_inode, cure)
 
     def _checkpoint(self, connection: sqlite3.Connection) -> None:
         """Write the log into the file, and empty it, before it becomes long; where that fails, at another time.
@@ -274,6 +271,12 @@ def _inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _check_same(path: Path, inode: tuple[int, int] | None, cure: str) -> None:
+    if _inode(path) != inode:
+        msg = f"{path}: was deleted or replaced while it was in use: {cure}"
+        raise QueueError(msg)
 
 
 def network_file_system(path: Path, mounts: Path = Path("/proc/self/mounts")) -> str | None:

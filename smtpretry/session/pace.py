@@ -71,7 +71,7 @@ class Pace:
     @property
     def speed(self) -> Speed | None:
         """What another process may begin with; None while nothing is paced."""
-        return Speed(self.rate, self.period) if self.rate < math.inf else None
+        return Speed(self.rate, self.period) if self.is_known else None
 
     @property
     def is_known(self) -> bool:
@@ -110,7 +110,7 @@ class Pace:
 
     def let_through(self, now: float) -> None:
         """A message goes."""
-        if self.rate == math.inf:
+        if not self.is_known:
             return
         if now >= self._counted_from + self.period / _MARGIN:
             self._counted, self._counted_from = 0, now
@@ -130,7 +130,7 @@ class Pace:
         elif not self._run:
             self._began_at = now
         self._run += 1
-        if self.rate == math.inf:
+        if not self.is_known:
             self._recent.append(now)
         elif self._searching:
             self.rate *= _SEARCH
@@ -152,7 +152,7 @@ class Pace:
         self._refusals += 1
         if self._refusals == 1:
             self._refused_at = now
-            if self.rate < math.inf:
+            if self.is_known:
                 self._lower()
             else:
                 self._measure(now, wait)

@@ -18,6 +18,7 @@ from .sink import HOST, sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from email.message import EmailMessage
     from types import FrameType
 
 CASES = {  # recipients, bytes, sends in a block, and the share of the bare client's CPU time that it may take
@@ -29,19 +30,18 @@ BARE = "aiosmtplib.SMTP"
 Contenders = dict[str, "Callable[[], Awaitable[Any]]"]
 
 
+def client(port: int) -> aiosmtplib.SMTP:
+    return aiosmtplib.SMTP(hostname=HOST, port=port, local_hostname="client.example")
+
+
 @contextlib.asynccontextmanager
-async def clients(port: int, recipients: int, size: int) -> AsyncIterator[Contenders]:
+async def clients(port: int, message: EmailMessage) -> AsyncIterator[Contenders]:
     """The same message, sent over open connections: by aiosmtplib and by smtpretry."""
-    message = letter(*(f"user{number}@example.com" for number in range(recipients)), size=size)
-
-    def client() -> aiosmtplib.SMTP:
-        return aiosmtplib.SMTP(hostname=HOST, port=port, local_hostname="client.example")
-
     async with (
-        client() as bare,
-        client() as again,
-        RetryingSMTP(client()) as smtp,
-        RetryingSMTP(client(), on_step=lambda *_: None) as watched,
+        client(port) as bare,
+        client(port) as again,
+        RetryingSMTP(client(port)) as smtp,
+        RetryingSMTP(client(port), on_step=lambda *_: None) as watched,
     ):
         yield {
             BARE: lambda: bare.send_message(message),
@@ -52,17 +52,12 @@ async def clients(port: int, recipients: int, size: int) -> AsyncIterator[Conten
 
 
 @contextlib.asynccontextmanager
-async def all_clients(port: int, recipients: int, size: int) -> AsyncIterator[Contenders]:
+async def all_clients(port: int, message: EmailMessage) -> AsyncIterator[Contenders]:
     """And by the wrappers around aiosmtplib."""
     import stamina  # noqa: PLC0415 - the other process stays small
     from reliability import retrying  # noqa: PLC0415
 
-    message = letter(*(f"user{number}@example.com" for number in range(recipients)), size=size)
-    async with (
-        clients(port, recipients, size) as sends,
-        aiosmtplib.SMTP(hostname=HOST, port=port) as inside,
-        aiosmtplib.SMTP(hostname=HOST, port=port) as stamped,
-    ):
+    async with clients(port, message) as sends, client(port) as inside, client(port) as stamped:
 
         async def with_stamina() -> None:
             async for attempt in stamina.retry_context(on=aiosmtplib.SMTPException):
@@ -109,7 +104,8 @@ async def measure(port: int, contenders: Callable[..., Any], where: str, rounds:
         ("message", "sent by", "calls", "ratio", "calls into tenacity, stamina or the rules"),
     )
     for case, (recipients, size, block, limit) in CASES.items():
-        async with contenders(port, recipients, size) as sends:
+        message = letter(*(f"user{number}@example.com" for number in range(recipients)), size=size)
+        async with contenders(port, message) as sends:
             costs = await race(sends, rounds=rounds, block=block)
             called = {name: await calls(send) for name, send in sends.items()}
         for name, mine in costs.items():

@@ -36,7 +36,7 @@ from smtpretry.queues.worker import Worker
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine
+    from collections.abc import AsyncIterator, Coroutine, Iterable
 
 POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
 
@@ -50,7 +50,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def working(engine: SQLiteEngine, smtp: RetryingSMTP, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+async def working(
+    engine: SQLiteEngine, smtp: RetryingSMTP | Failover, **options: Any
+) -> AsyncIterator[asyncio.Task[None]]:
     """Have a worker, in this process."""
     worker = asyncio.create_task(engine.work(smtp, **options))
     try:
@@ -59,6 +61,16 @@ async def working(engine: SQLiteEngine, smtp: RetryingSMTP, **options: Any) -> A
         worker.cancel()
         with suppress(asyncio.CancelledError):
             await worker
+
+
+@asynccontextmanager
+async def all_working(engine: SQLiteEngine, clients: Iterable[RetryingSMTP | Failover]) -> AsyncIterator[None]:
+    """Have a worker for each of these clients, and close them at the end."""
+    async with AsyncExitStack() as stack:
+        for smtp in clients:
+            await stack.enter_async_context(smtp)
+            await stack.enter_async_context(working(engine, smtp))
+        yield
 
 
 def rows(path: Path, what: str = "id, due IS NULL", table: str = "smtpretry_deliveries") -> list[tuple[Any, ...]]:
@@ -765,19 +777,14 @@ async def test_ten_workers_cost_a_struggling_server_what_one_does(tmp_path: Path
         async with ScriptedServer() as server, SQLiteEngine(tmp_path / f"mail{number}.db") as engine:
             storm = server.on("CONNECT", "421 4.3.2 Try again later", close=True)
             clients = [RetryingSMTP(server.client(), patient(give_up_after=timedelta(days=1))) for _ in range(number)]
-            workers = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
-            for one in range(30):
-                await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
-            await asyncio.sleep(3600)
-            tries.append(server.connections)
-            server.scripts.remove(storm)
-            await asyncio.sleep(1800)
-            assert len(server.messages) == 30
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-            for smtp in clients:
-                await smtp.aclose()
+            async with all_working(engine, clients):
+                for one in range(30):
+                    await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
+                await asyncio.sleep(3600)
+                tries.append(server.connections)
+                server.scripts.remove(storm)
+                await asyncio.sleep(1800)
+                assert len(server.messages) == 30
     assert tries[1] <= tries[0] + 2, tries
 
 
@@ -797,22 +804,17 @@ async def test_ten_workers_with_a_second_server(tmp_path: Path) -> None:
                 Failover(RetryingSMTP(first.client(), policy), RetryingSMTP(second.client(), policy))
                 for _ in range(number)
             ]
-            workers = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
-            for one in range(60):
-                await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
-                await asyncio.sleep(60)
-            assert len(second.messages) == 60
-            tries.append(first.connections)
-            first.scripts.remove(storm)
-            await asyncio.sleep(1800)
-            await engine.submit(smtpretry.prepare(letter(ANN)))
-            await asyncio.sleep(10)
-            assert len(first.messages) == 1
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-            for smtp in clients:
-                await smtp.aclose()
+            async with all_working(engine, clients):
+                for one in range(60):
+                    await engine.submit(smtpretry.prepare(letter(ANN), id=str(one)))
+                    await asyncio.sleep(60)
+                assert len(second.messages) == 60
+                tries.append(first.connections)
+                first.scripts.remove(storm)
+                await asyncio.sleep(1800)
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+                await asyncio.sleep(10)
+                assert len(first.messages) == 1
     assert tries[1] <= tries[0] + 2, tries
 
 
@@ -868,15 +870,10 @@ async def test_workers_keep_one_pace(tmp_path: Path, *, workers: int, connection
                 for _ in range(number)
             ]
             began = virtual.clock()
-            working = [asyncio.create_task(engine.work(smtp)) for smtp in clients]
-            while len(server.messages) < 300 and virtual.clock() < began + 600:
-                await asyncio.sleep(0.1)
-            took.append(virtual.clock() - began)
-            for worker in working:
-                worker.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
-            for smtp in clients:
-                await smtp.aclose()
+            async with all_working(engine, clients):
+                while len(server.messages) < 300 and virtual.clock() < began + 600:
+                    await asyncio.sleep(0.1)
+                took.append(virtual.clock() - began)
     assert took[1] < 1.3 * took[0], took
     assert late_refusals < 50  # 2 to 30 of 600; in the first instant they do not know of each other yet
 
