@@ -94,8 +94,8 @@ async def measure(port: int, contenders: Callable[..., Any], where: str, rounds:
         f"Overhead of a send that succeeds at once, in {where}",
         "`send_message` over an open connection, in the clear over loopback; each contender has a connection of its own. "
         f"Ratios are medians over {rounds} rounds in which all take turns, ± their standard error; the second bare client "
-        "shows how far to believe them. The larger a program, the less often Python looks for garbage, which the bare "
-        "client has more of.",
+        "shows how far to believe them. How often Python looks for garbage, which costs the bare client more, "
+        "depends on what else the program holds.",
         ("message", "sent by", "CPU µs", "CPU ratio", "±", "wall µs", "wall ratio", "±"),
     )
     count = Table(
