@@ -6,13 +6,13 @@ import ast
 import asyncio
 import json
 import logging
-import socket
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import mta
 import pytest
 import tenacity
 from support import ANN, APP, BOB, BODY, GREYLISTED, letter, patient, talk, virtually
@@ -230,8 +230,7 @@ asyncio.run(main())
 
 def test_it_shows_without_any_set_up_of_logging() -> None:
     """A script that sets up nothing sees on stderr, within a second, what it waits for."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    [port] = mta.free_ports(1)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(port=port)], capture_output=True, text=True, timeout=30, check=False
     )

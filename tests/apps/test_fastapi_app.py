@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import fastapi_app
 import httpx
+import mta
 import pytest
 import uvicorn
 from programs import until
@@ -94,8 +95,7 @@ def test_it_does_what_its_docstring_says(how: signal.Signals, unsent: Path) -> N
     assert command
 
     async def scenario() -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        [port] = mta.free_ports(1)
         async with ScriptedServer() as mail:
             mail.on("RCPT", BOB, GREYLISTED, times=1)
             mail.on("RCPT", EVE, UNKNOWN)

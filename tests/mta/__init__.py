@@ -9,7 +9,19 @@ from .aiosmtpd import Aiosmtpd
 from .exim import Exim
 from .helpers import Dovecot, Helper, Postgrey
 from .postfix import Postfix
-from .server import HOME, PASSWORD, PATIENCE, USERNAME, MailServer, Server, Service, require, wait_until, workplace
+from .server import (
+    HOME,
+    PASSWORD,
+    PATIENCE,
+    USERNAME,
+    MailServer,
+    Server,
+    Service,
+    free_ports,
+    require,
+    wait_until,
+    workplace,
+)
 
 __all__ = [
     "HOME",
@@ -25,6 +37,7 @@ __all__ = [
     "Postgrey",
     "Server",
     "Service",
+    "free_ports",
     "require",
     "wait_until",
     "workplace",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mailbox
 import os
+import random
 import shutil
 import signal
 import socket
@@ -78,10 +80,23 @@ def count_mails(maildir: Path, message_id: str) -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports on which nobody listens."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [taken.getsockname()[1] for taken in sockets]
+    """Find ports on which nobody listens, and of which no other test gets one before a server of this one's does.
+
+    They lie below those that the system gives out by itself; of two processes that run tests each has its own.
+    """
+    process = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    step = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = range(10000 + process, lowest, step)
+    return list(itertools.islice(filter(_is_free, random.sample(ports, len(ports))), count))
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:

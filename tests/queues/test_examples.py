@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 import mta
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def env(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict[str, object]]:
     """Say by environment variables where the queue is: nowhere yet."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        common = {"SMTP_PORT": taken.getsockname()[1], "PYTHONWARNINGS": "error"}
+    common = {"SMTP_PORT": mta.free_ports(1)[0], "PYTHONWARNINGS": "error"}
     if request.param == "SQLite":
         yield common | {"QUEUE": tmp_path / "mail.db"}
         return
