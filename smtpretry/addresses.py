@@ -47,9 +47,7 @@ def _order(*names: str) -> dict[str, int]:
 
 _SENDERS = _order("Resent-Date", "Resent-Sender", "Resent-From", "Sender", "From")
 _RECIPIENTS = _order("Resent-Date", "Resent-To", "Resent-Cc", "Resent-Bcc", "To", "Cc", "Bcc")
-_SHOWN = _order(
-    *(f"{prefix}{name}" for prefix in ("", "Resent-") for name in ("From", "Sender", "Reply-To", "To", "Cc"))
-)
+_SHOWN = {f"{prefix}{name}" for prefix in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc")}
 
 
 def mailbox_of(address: str) -> str:
@@ -116,8 +114,8 @@ def show_in_ascii(message: Message) -> tuple[Message, bool]:
     What is left needs a header in UTF-8 (RFC 6532): a local part outside ASCII has no other form.
     """
     shown, left = message, False
-    for name, value in _headers(message, _SHOWN):
-        if str(value).isascii():
+    for name, value in message.raw_items():
+        if name.lower() not in _SHOWN or str(value).isascii():
             continue
         text = _in_one_line(str(value))
         written = text if getattr(value, "defects", None) else compiled(_IN_TEXT).sub(_with_a_label, text)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .events import Hook
     from .queues.engine import Engine
 
+_ALONE = Turn()
+
 
 class RetryingSMTP(Sends):
     """An `aiosmtplib.SMTP` client that retries, logs in and reconnects when the server asks for it.
@@ -145,7 +147,7 @@ class RetryingSMTP(Sends):
         """
         with delivery.sent_by(asyncio.current_task()):
             delivery.take_up(self.policy.clock(), late=True)
-            await self._take_turn(delivery, save, Turn(), timeout)
+            await self._take_turn(delivery, save, _ALONE, timeout)
         return delivery
 
     def stats(self) -> Stats:
@@ -233,10 +235,8 @@ class RetryingSMTP(Sends):
         """Make a pass, alone or as one of several servers."""
         one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
         while one.unfinished:
-            before_all_others = one.begun or (
-                self._pool.is_paced and bool(delivery.attempts)
-            )  # for it asked before them
-            async with self._pool.lend(Wish.TURN, first=before_all_others) as connection:
+            has_asked_before = one.begun or (bool(delivery.attempts) and self._pool.is_paced)
+            async with self._pool.lend(Wish.TURN, first=has_asked_before) as connection:
                 await one.run(connection)
 
     @property

@@ -110,9 +110,8 @@ class Delivery:
     @property
     def next_at(self) -> float | None:
         """When to come again, in seconds since the epoch; None where every recipient has its end."""
-        return min(
-            (outcome.next_at for outcome in self.outcomes.values() if outcome.status is Status.PENDING), default=None
-        )
+        waits = [outcome.next_at for outcome in self.outcomes.values() if outcome.status is Status.PENDING]
+        return min(waits, default=None)
 
     def due(self, now: float) -> list[str]:
         """The recipients to offer in a pass that begins now; those that must go alone come last."""
@@ -161,7 +160,10 @@ class Delivery:
             late: it was stored meanwhile. Then an attempt that is up to two hours late counts as if it was in time, as
                 where the clock was slow.
         """
-        last = max((one.steps[-1].at if one.steps else one.at for one in self.attempts[-1:]), default=self.submitted_at)
+        last = self.submitted_at
+        if self.attempts:
+            attempt = self.attempts[-1]
+            last = attempt.steps[-1].at if attempt.steps else attempt.at
         if last is None:
             return
         if last > now:

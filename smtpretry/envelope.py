@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import email.message
 import email.utils
+import os
 import re
-import secrets
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from types import NoneType
@@ -70,6 +70,9 @@ def prepare(
             duration that is not positive.
         TypeError: a message, an address, options or another argument of another type.
     """
+    if not isinstance(recipients, (str, NoneType, Iterable)) or isinstance(recipients, bytes):
+        msg = f"recipients is an address or a list of them, not {recipients!r}"
+        raise TypeError(msg)
     if isinstance(message, email.message.Message):
         sender = sender_of(message) if sender is None else sender
         recipients = recipients_of(message) if recipients is None else recipients
@@ -79,9 +82,6 @@ def prepare(
     if sender is None:
         msg = "no sender: give sender=, or a message object with a From header"
         raise ValueError(msg)
-    if not isinstance(recipients, (str, Iterable, NoneType)) or isinstance(recipients, bytes):
-        msg = f"recipients is an address or a list of them, not {recipients!r}"
-        raise TypeError(msg)
     recipients = [recipients] if isinstance(recipients, str) else list(recipients or ())
     if not recipients:
         msg = "no recipients: give recipients=, or a message object with a To, Cc or Bcc header"
@@ -115,7 +115,7 @@ def prepare(
 
 def _name(name: str | None) -> str:
     if name is None:
-        return secrets.token_hex(16)
+        return os.urandom(16).hex()
     if not isinstance(name, str):
         msg = f"id is a str, not {name!r}"
         raise TypeError(msg)
@@ -170,6 +170,8 @@ def _identified(message: bytes, domain: str, *, is_object: bool) -> bytes:
         message = message[before.end() :]
     has_header = is_object or re.match(_FIELD, message)
     header = message[: message.find(b"\r\n\r\n") + 2 or None].lower() if has_header else b""
+    if b"\nmessage-id:" in header and b"\ndate:" in header:
+        return message  # as most have it
     added, signed = b"", _signed(header)
     if not _has(b"message-id", header) and b"message-id" not in signed:
         name = email.utils.make_msgid(domain=domain if domain and domain.isascii() else "localhost")

@@ -124,17 +124,13 @@ def conclude(delivery: Delivery, now: float) -> tuple[dict[str, SMTPResponse], s
         error = _exception(delivery.sender, failed)
         tell(error, delivery, now)
         raise error
-    said = delivery.response, _deferral(delivery, now)
-    return {who: _response(outcome) for who, outcome in failed.items()}, "; ".join(filter(None, said))
-
-
-def _deferral(delivery: Delivery, now: float) -> str:
-    """Whom the queue has, and until when."""
-    if not delivery.deferred:
-        return ""
-    until = max(now, min(delivery.outcomes[who].next_at for who in delivery.deferred))
-    when = datetime.fromtimestamp(until, UTC).isoformat(" ", "seconds")
-    return f"{len(delivery.deferred)} of {len(delivery.outcomes)} recipients deferred until {when}"
+    said = delivery.response
+    if deferred := delivery.deferred:
+        until = max(now, min(delivery.outcomes[who].next_at for who in deferred))
+        when = datetime.fromtimestamp(until, UTC).isoformat(" ", "seconds")
+        told = f"{len(deferred)} of {len(delivery.outcomes)} recipients deferred until {when}"
+        said = f"{said}; {told}" if said else told
+    return {who: _response(outcome) for who, outcome in failed.items()}, said
 
 
 def _response(outcome: Outcome) -> SMTPResponse:

@@ -43,8 +43,12 @@ _ADDRESSES = {
 }
 _MULTIPART = re.compile(r"multipart/(?!signed)[\w.+-]+ *(?:;|\Z)", re.IGNORECASE | re.ASCII)
 _OTHER_THAN_A_LEAF = re.compile("multipart|message", re.IGNORECASE)
-_STRAY_LINE = re.compile(rb"[\r\n](?![ \t\n]|\Z)|\A\Z")
-UNSEEN = ("bcc", "resent-bcc")
+_AS_ITS_TOKENS: Any = TokenList.__str__
+_AS_ITSELF: Any = str.__str__
+_STRAY_LINE = re.compile(rb"\n(?![ \t]|\Z)|\r(?!\n)|\A\Z")
+_NO_HEADER = (b"\n", b"\r\n")
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
+_UNSEEN = ("bcc", "resent-bcc")
 
 
 class _NotCertainError(Exception):
@@ -56,11 +60,12 @@ def flatten(message: Message, policy: EmailPolicy | Compat32) -> bytes:
 
     Raises:
         UnicodeEncodeError: it has text outside ASCII that nobody encoded.
+        ValueError: a header has a line break.
     """
     written: list[bytes] = []
     try:
         # A copy, because a boundary that is missing is put into its header.
-        _write(copy.copy(message) if message.is_multipart() else message, policy, written, unseen=UNSEEN)
+        _write(copy.copy(message) if message.is_multipart() else message, policy, written, unseen=_UNSEEN)
     except (_NotCertainError, UnicodeError):
         return _as_the_library_does(message, policy)
     return b"".join(written)
@@ -68,11 +73,17 @@ def flatten(message: Message, policy: EmailPolicy | Compat32) -> bytes:
 
 def _as_the_library_does(message: Message, policy: EmailPolicy | Compat32) -> bytes:
     message = copy.copy(message)
-    for name in UNSEEN:
+    for name in _UNSEEN:
         del message[name]
-    written = io.BytesIO()
-    BytesGenerator(written, policy=policy).flatten(message)
-    return written.getvalue()
+    file = io.BytesIO()
+    BytesGenerator(file, policy=policy).flatten(message)
+    written = file.getvalue()
+    end = None if written.startswith(_NO_HEADER) else _EMPTY_LINE.search(written)
+    header = b"" if end is None else b"\n" + written[: end.start()]
+    if header.count(b"\n") - header.count(b"\n ") - header.count(b"\n\t") != len(message):
+        msg = "a header of the message has a line break in it, which would begin another one (RFC 5322 §2.2)"
+        raise ValueError(msg)
+    return written
 
 
 def _write(
@@ -130,10 +141,10 @@ def _given(value: object) -> str:
     left = [tree]
     while left:
         token = left.pop()
-        kind: Any = type(token)
-        if kind.__str__ is TokenList.__str__:
+        writes = type(token).__str__
+        if writes is _AS_ITS_TOKENS:
             left += token
-        elif kind.__str__ is str.__str__:
+        elif writes is _AS_ITSELF:
             backwards.append(token)
         else:
             return str(tree)

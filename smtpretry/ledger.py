@@ -45,9 +45,7 @@ class Turn(NamedTuple):
 
     def takes(self, outcome: Outcome) -> bool:
         """Whether a recipient is its own to offer."""
-        return (
-            self.number is None or outcome.server == self.number or (outcome.server is None and not self.only_its_own)
-        )
+        return outcome.server == self.number or (outcome.server is None and not self.only_its_own)
 
 
 class Ledger:
@@ -68,10 +66,16 @@ class Ledger:
 
     def has_work(self, now: float) -> bool:
         """Whether anybody is due, or too late."""
-        outcomes = self.delivery.outcomes
-        if any(self.turn.takes(outcomes[who]) for who in self.delivery.due(now)):
+        if self._due(now):
             return True
         return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
+
+    def _due(self, now: float) -> list[str]:
+        """Who is due, and may be offered in this turn."""
+        due = self.delivery.due(now)
+        if self.turn.number is None:
+            return due
+        return [who for who in due if self.turn.takes(self.delivery.outcomes[who])]
 
     def open(self, now: float, refused_at: float | None) -> None:
         """Begin with everybody who is due; refuse them where no attempt may begin any more.
@@ -90,7 +94,7 @@ class Ledger:
             self.settle(self.delivery.pending, Status.REFUSED, expired)
         elif self.delivery.began_at is None:
             self.delivery.began_at = now
-        due = [who for who in self.delivery.due(now) if self.turn.takes(self.delivery.outcomes[who])]
+        due = self._due(now)
         self.todo = dict.fromkeys(due)
         if self.policy.on_uncertain == "raise":
             self.settle(

@@ -8,13 +8,12 @@ import copy
 import email
 import email.message
 import email.policy
-import re
 from email.errors import MessageError
 from email.header import Header
 from typing import TYPE_CHECKING, Any
 
 from .addresses import show_in_ascii
-from .flatten import UNSEEN, flatten
+from .flatten import flatten
 
 if TYPE_CHECKING:
     from email.message import Message
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 _LONGEST = 998  # octets in a line, without its CRLF
 _DEEPEST = 100  # parts within parts
 _SIGNATURE = "DKIM-Signature"
-_NO_HEADER = (b"\n", b"\r\n")
-_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _OLD = email.policy.compat32.clone(mangle_from_=False)
 _OLD_7BIT = _OLD.clone(cte_type="7bit")
 _POLICIES: dict[bool, tuple[Any, Any]] = {  # by whether the headers are in UTF-8
@@ -64,12 +61,6 @@ def _as_bytes(message: Message) -> tuple[bytes, bool]:
         if has_long_line(written):
             msg = "the message has a line of more than 998 octets in a header or a signed part (RFC 5322 §2.1.1)"
             raise ValueError(msg)
-    end = None if written.startswith(_NO_HEADER) else _EMPTY_LINE.search(written)
-    header = b"" if end is None else b"\n" + written[: end.start()]
-    names = [name for name, _ in message.raw_items() if name.lower() not in UNSEEN]
-    if header.count(b"\n") - header.count(b"\n ") - header.count(b"\n\t") != len(names):
-        msg = "a header of the message has a line break in it, which would begin another one (RFC 5322 §2.2)"
-        raise ValueError(msg)
     return written, utf8 and not written.isascii()
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from .replies.reply import Said
     from .stats import Stats
 
-_ENDS = (Status.ACCEPTED, Status.REFUSED, Status.UNCERTAIN, Status.DEFERRED)
-
 
 class Observer:
     """Who is told, and what was counted.
@@ -37,7 +35,7 @@ class Observer:
 
     def __init__(self, hooks: tuple[Hook, ...], clock: Callable[[], float]) -> None:
         self.hooks, self.clock = hooks, clock
-        self.counts = dict.fromkeys(_ENDS, 0)
+        self.counts = dict.fromkeys(Status, 0)
         self._notes = deque[tuple[Context, "Delivery | None", Event]]()
         self._failed = set[int]()  # hooks whose failure was logged
         self._warned = dict[tuple[object, ...], float]()  # why somebody waits, and until when that was said
@@ -65,17 +63,14 @@ class Observer:
 
     def ended(self, delivery: Delivery, recipients: Sequence[str]) -> None:
         """Count recipients that have got their end, and note it."""
-        outcomes = [delivery.outcomes[who] for who in recipients]
-        ends = [outcome.status for outcome in outcomes]
-        for status in _ENDS:
-            if many := ends.count(status):
-                self.counts[status] += many
+        for who in recipients:
+            self.counts[delivery.outcomes[who].status] += 1
         if not self.hooks:
             return
-        at, left = self.clock(), len(delivery.pending) + len(outcomes)
+        at, left = self.clock(), len(delivery.pending) + len(recipients)
         elapsed, server = delivery.elapsed(at), delivery.attempts[-1].server if delivery.attempts else ""
-        for who, outcome in zip(recipients, outcomes, strict=True):
-            left -= 1
+        for who in recipients:
+            outcome, left = delivery.outcomes[who], left - 1
             ended = Ended(at, who, outcome.status, outcome.stage, outcome.reply, server, elapsed, left)
             self.note(delivery, ended)
 

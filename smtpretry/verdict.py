@@ -158,10 +158,10 @@ def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
     in between that says so cannot follow several commands at once.
     """
     failures = [answer.failure for answer in answers if answer.failure is not None]
-    if len(answers) != len(commands) or any(said.reply.code == NO_REPLY for said in failures):
+    if not failures or len(answers) != len(commands):
+        return len(answers) == len(commands)
+    if any(said.reply.code == NO_REPLY for said in failures):
         return False
-    if not failures:
-        return True
     if commands[0] is Stage.MAIL and answers[0].failure is not None:
         return all(answer.failure for answer in answers)
     taken = any(answer.recipient is not None and answer.failure is None for answer in answers)

@@ -52,9 +52,9 @@ class Reply:
         if code not in CODES:
             return cls(NO_REPLY, None, text)
         lines = text.split("\n")
-        leading = {_status(line) for line in lines}
-        if len(leading) == 1 and (enhanced := leading.pop()):
-            bare = "\n".join(line[len(enhanced) :].lstrip() for line in lines)
+        enhanced = _status(lines[0])
+        if enhanced and (len(lines) == 1 or all(_status(line) == enhanced for line in lines)):
+            bare = "\n".join([line[len(enhanced) :].lstrip() for line in lines])
             if _within(bare) is None:
                 return cls(int(code), enhanced, bare)
         return cls(int(code), _within(text), text)
@@ -112,7 +112,7 @@ class Reply:
         """The text as the server wrote it, with the enhanced status on each line: aiosmtplib's `message`."""
         if self.enhanced is None or _within(self.text) == self.enhanced:
             return self.text
-        return "\n".join(f"{self.enhanced} {line}".rstrip() for line in self.text.split("\n"))
+        return "\n".join([f"{self.enhanced} {line}".rstrip() for line in self.text.split("\n")])
 
     @property
     def retry_after(self) -> float | None:

@@ -30,6 +30,8 @@ class Stage(Enum):
     DATA = "DATA"
     END_OF_DATA = "END_OF_DATA"
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and each reply would ask for it
+
     @property
     def scope(self) -> Scope:
         """Whom a reply at this stage concerns, where nothing in it says otherwise."""

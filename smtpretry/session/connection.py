@@ -160,17 +160,13 @@ class Connection(Opening):
         """Ask for another token at the next `prepare`, once a connection."""
         self._refreshed = True
 
-    def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
-        """As in any conversation; a session that has carried mail, and then wants a log-in, has lost the one it had."""
-        try:
-            super().judge(stage, code, message, expect)
-        except Failed as failed:
-            if self.authenticated is not None and not stage.before_mail and _asks_for_log_in(failed.said.reply):
-                if self.carried == self._proven_at > 0:
-                    self._start_over(failed.said.reply)
-                if self.carried:
-                    self.authenticated = None
-            raise
+    def _refused(self, stage: Stage, reply: Reply) -> None:
+        """A session that has carried mail, and then wants a log-in, has lost the one it had."""
+        if self.authenticated is not None and not stage.before_mail and _asks_for_log_in(reply):
+            if self.carried == self._proven_at > 0:
+                self._start_over(reply)
+            if self.carried:
+                self.authenticated = None
 
     async def reset(self, timeout: Timeout = Default.token) -> None:
         """End the open transaction: with RSET, or with the connection. Raises nothing, for it follows a refusal."""

@@ -88,6 +88,10 @@ class Conversation:
         self.heed()
         return self._line is not None and self._line.send(data, replies)
 
+    def take(self) -> SMTPResponse | None:
+        """The next reply that is due, where it has come already."""
+        return None if self._line is None else self._line.take()
+
     async def receive(self, stage: Stage, timeout: Timeout = Default.token) -> SMTPResponse:
         """The next reply that is due, in order. Raises `Failed` where the line is broken or silent."""
         try:
@@ -126,12 +130,16 @@ class Conversation:
         if not in_step and reply.code != NO_REPLY:
             reply = Reply.of(NO_REPLY, f"more than one reply to one command, first {reply}")
         if reply.is_transient or reply.is_permanent:
+            self._refused(stage, reply)
             raise Failed(Said(stage, reply))
         self.abort()
         if reply.code in GOODBYES:
             raise Failed.silently(stage, aiosmtplib.SMTPServerDisconnected(f"the server hung up: {reply}"))
         why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
         raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
+
+    def _refused(self, stage: Stage, reply: Reply) -> None:
+        """Called with each refusal; it may raise another `Failed`."""
 
     def abort(self) -> None:
         """Close at once; what is written and not yet gone is dropped, for it could still become a mail."""

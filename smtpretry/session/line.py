@@ -45,9 +45,12 @@ class _Deadline:
 
     def set(self, seconds: float | None) -> None:
         """Call `missed` after so many seconds, in place of what was set before; None for never."""
+        if seconds is None:
+            self._at = None
+            return
         loop = asyncio.get_running_loop()
-        self._at = None if seconds is None else loop.time() + seconds
-        if self._at is None or (self._timer is not None and self._timer.when() <= self._at):
+        self._at = loop.time() + seconds
+        if self._timer is not None and self._timer.when() <= self._at:
             return
         if self._timer is not None:
             self._timer.cancel()
@@ -111,6 +114,10 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._out.write(data)
         return True
 
+    def take(self) -> SMTPResponse | None:
+        """The next reply that is due, where it has come already."""
+        return self._replies.ready.popleft() if self._replies.ready else None
+
     async def receive(self, timeout: float | None = None) -> SMTPResponse:
         """The next reply that is due.
 
@@ -126,7 +133,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         if not ready and self._broken is None:
             self._deadline.set(timeout)
             try:
-                while not self.has_reply:
+                while not ready and self._broken is None:
                     await self._something()
             finally:
                 self._deadline.set(None)

@@ -221,6 +221,10 @@ class Pool(Limits):
         """Wait in line for a connection; see `lend`."""
         if self.closed:
             raise ClientClosed(_CLOSED)
+        now = self._clock()
+        is_free = not self._waiting.next() and not self.pace.is_known and now >= self.opens_at
+        if is_free and self._stock.out < self._bearable:
+            return self._take(wish, now)
         asked = self._waiting.ask(wish, first=first)
         self._serve()
         granted = asked.granted
@@ -257,6 +261,8 @@ class Pool(Limits):
         """Lend what is free to those who wait, in the order in which they came."""
         if not self._stock.out:
             self._all_back.set()
+        if not self._waiting:
+            return
         now = self._clock()
         while (asked := self._next(now)) is not None:
             if asked.wish is Wish.PLACE:
@@ -280,15 +286,17 @@ class Pool(Limits):
 
     def _grant(self, asked: Asked, now: float) -> None:
         try:
-            connection = self._stock.take()
+            asked.granted.set_result(self._take(asked.wish, now))
         except Exception as error:  # noqa: BLE001 - the function that makes clients: whoever asked is told
             asked.granted.set_exception(error)
-            return
+
+    def _take(self, wish: Wish, now: float) -> Connection:
+        connection = self._stock.take()
         connection.let_through_at = None
-        if asked.wish is Wish.TURN and now >= self.opens_at:
+        if wish is Wish.TURN and now >= self.opens_at:
             self.pace.let_through(now)
             connection.let_through_at = now
-        asked.granted.set_result(connection)
+        return connection
 
     def _belong_here(self) -> None:
         """All of it lives in one event loop at a time."""

@@ -90,7 +90,8 @@ class Replies:
         place = 0
         if not (self._buffer or self._lines or self._stray):
             while self.due and (whole := _WHOLE.match(data, place)):
-                self._complete(SMTPResponse(int(whole[1]), whole[2].strip(b" ").decode("ascii")))
+                self.due -= 1
+                self.ready.append(SMTPResponse(int(whole[1]), whole[2].strip(b" ").decode("ascii")))
                 place = whole.end()
         if place == len(data):
             return

@@ -131,7 +131,7 @@ class Transaction:
         try:
             self.connection.send(b"".join([command.line for command in commands]), len(commands))
             for command in commands:
-                reply = await self.connection.receive(command.stage, self.timeout)
+                reply = self.connection.take() or await self.connection.receive(command.stage, self.timeout)
                 answers.append(self._answer(command, *reply))
         except Failed as failed:
             command = commands[len(answers)]
@@ -148,9 +148,10 @@ class Transaction:
         return Answer(command.stage, recipient=command.recipient)
 
     async def _send(self, body: bytes) -> Reply:
-        """Send the body, the final dot when all else has gone; take at once what the server says meanwhile.
+        """Send the body, the final dot when all else has gone; return the answer that accepts the message.
 
-        A server may refuse in the middle and hang up: what it said counts, not the broken pipe that follows.
+        What the server says meanwhile is taken at once. It may refuse in the middle and hang up: then what it said
+        counts, not the broken pipe that follows.
         """
         for start in range(0, len(body), _CHUNK):
             sent = self.connection.send(body[start : start + _CHUNK], replies=not start)
@@ -158,10 +159,7 @@ class Transaction:
             if not self.in_doubt and not await self.connection.drain(self.timeout):
                 break
         timeout = self._dot_timeout if self.in_doubt else self.timeout
-        return self._take(*await self.connection.receive(self._stage, timeout))
-
-    def _take(self, code: int, message: str) -> Reply:
-        """The answer that accepts the message."""
+        code, message = await self.connection.receive(self._stage, timeout)
         if not self.in_doubt:
             self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
         self.connection.judge(self._stage, code, message, expect=2 if self.in_doubt else None)
@@ -173,6 +171,5 @@ class Transaction:
 
     @property
     def _dot_timeout(self) -> Timeout:
-        if self.timeout is not Default.token or self.connection.client.timeout is None:
-            return self.connection.seconds(self.timeout)
-        return max(DOT_TIMEOUT, self.connection.client.timeout)
+        limit = self.connection.seconds(self.timeout)
+        return limit if self.timeout is not Default.token or limit is None else max(DOT_TIMEOUT, limit)
