@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
+from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict, Unpack
 
@@ -46,12 +47,15 @@ _UNMATCHED = (
 )
 
 
-_STARTED = time.time() - time.monotonic()
+@cache
+def _set() -> float:
+    """What sets the clock, when it is first asked: a process may be frozen after its imports, and thawed days later."""
+    return time.time() - time.monotonic()
 
 
 def _clock() -> float:
-    """Seconds since the epoch, by a clock that nobody sets."""
-    return _STARTED + time.monotonic()
+    """Seconds since the epoch, by a clock that nobody sets anew."""
+    return _set() + time.monotonic()
 
 
 def _whom(rule: Rule, stage: Stage) -> Scope:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import pydoc
+import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -739,6 +740,21 @@ def test_the_default_clock_is_the_time_of_day() -> None:
 
     delivery = asyncio.run(main())
     assert delivery.began_at == pytest.approx(time.time(), abs=60)
+
+
+FROZEN = """
+import time, aiosmtplib, smtpretry
+smtp = smtpretry.RetryingSMTP(aiosmtplib.SMTP(hostname="127.0.0.1"))
+before = time.time
+time.time = lambda: before() + 86_400
+print(smtp.policy.clock() - time.time())
+"""
+
+
+def test_a_process_that_was_frozen_after_its_imports_knows_the_time() -> None:
+    """As where a function's image is made when it is deployed, and started a day later: nothing it sends is late."""
+    done = subprocess.run([sys.executable, "-c", FROZEN], capture_output=True, text=True, timeout=30, check=True)
+    assert float(done.stdout) == pytest.approx(0, abs=60)
 
 
 @virtually
