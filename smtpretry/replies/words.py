@@ -97,7 +97,6 @@ SESSION_LIMIT = either(
     r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",
-    r"\btoo many (?:messages|e?mails) sent\W{0,3}$",
     r"\bMI:DMC\b",  # NetEase
 )
 _MESSAGES = (
@@ -123,7 +122,8 @@ ANOTHER_MATTER = either(  # words that show that a status is about something els
     r"|e?mails|syntax|helo|ehlo|auth\w*|unknown|invalid|denied|password|length|content)\b"
 )
 WINDOW = either(  # what says that a limit is one of time, and not of this session or transaction
-    r"\b(?:hours?|hourly|daily|days?|minutes?|seconds?|weekly|monthly|today|24 ?h\w*|from|received|sent|recent\w*)\b",
+    r"\b(?:hours?|hourly|daily|days?|minutes?|seconds?|weekly|monthly|today|24 ?h\w*|from|received|recent\w*)\b",
+    r"\bsent\b(?!\W{0,3}$)",
     r"\b(?:throttl\w+|frequen\w+|quota|rate|too (?:fast|quickly|often))\b|\bslow",
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )

@@ -721,6 +721,20 @@ def test_a_sender_that_gets_too_many_bounces_is_no_rate():
     assert action("550 5.2.1 The user is receiving too many messages.") == "RETRY"
 
 
+def test_an_address_that_is_too_long_is_no_message_that_is():
+    """Some servers give it the status of a message that is too big."""
+    assert [decide("552 5.3.4 Address too long", stage).scope for stage in (MAIL, RCPT)] == [
+        Scope.MESSAGE,
+        Scope.RECIPIENT,
+    ]
+
+
+def test_too_many_messages_sent_is_said_of_a_session_by_452_alone():
+    """A new connection cures nothing that is refused with a 5xx, and would meet the same limit again."""
+    assert action("452 Too many messages sent", MAIL) == "RECONNECT"
+    assert action("554 5.7.1 Too many messages sent", END) == "RETRY"
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
