@@ -77,7 +77,10 @@ TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|au
 
 # --- How SMTP is spoken -----------------------------------------------------------------------------------------------
 
-BARE_LF = either(r"\bbare (?:cr|lf|newline|line.?feed)", r"smtplf|barelf")  # the pages that qmail and Haraka name
+BARE_LF = either(
+    r"\bbare <?(?:cr|lf|newline|line.?feed)|\b(?:cr|lf|newline|line.?feed) not preceded",
+    r"smtplf|barelf",  # the pages that qmail and Haraka name
+)
 BAD_SMTP = either(BARE_LF, r"\b(?:protocol|syntax) (?:error|violation)", r"\bpipelin", r"\binvalid base64")
 TOO_BIG = either(
     r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
@@ -321,14 +324,15 @@ BLOCKED_CLIENT = either(
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}|\byou (?:are|were|have been) (?:\w{{1,20}} )?{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}{_IP}|{_IP}.{{0,40}}\b{_LISTED}",
-    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbls?\b|\brbls?\b|\bDT:RBL\b",
+    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\brbls?\b|\bDT:RBL\b",
+    r"\bdns ?(?:bls?\b|(?:black|block) ?list)",
     r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
     r"\b(?:messages|connections?) from \W?\d{1,3}\.\d|\bfrom (?:this|your) (?:ip|host|server|client|network)\b",
     r"\b(?:sending|connecting) (?:mail ?)?(?:server|host|mta)\b|\bclient (?:is|was|has|not)\b",
     r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
     r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
     r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b",
-    r"\bintrusion prevention\b|\bspam source\b|(?<!not a )\bspammers?\b",
+    r"\bintrusion prevention\b|\bspam source\b|(?<!not a )(?<!are you a )\bspammers?\b",
     r"\bconnections? from\b|(?<![=?&./#_-])\bip(?:s\b|\b(?![=/:]))",
     r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|provider|mta|system|(?:mail ?)?server)\b",
     r"\bclient host (?:is|was|has)\b|\bopen (?:proxy|relay)\b",

@@ -864,6 +864,7 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("451 4.7.0 IP under observation, retry in 1 hour", "RETRY"),
         ("550 5.7.1 Bad behaviour (Connection IP address:192.0.2.5)", "FAIL"),
         ("550 5.7.2 <192.0.2.9>: Sender IP rejected: too much spam", "FAIL"),
+        ("550 DNS blacklisted: rejected", "FAIL"),
     ],
 )
 def test_a_block_of_the_client_concerns_the_server(line, expected):
@@ -884,6 +885,7 @@ def test_a_block_of_the_client_concerns_the_server(line, expected):
         "550 5.7.1 [192.0.2.1] blocked: this looks like spam",
         "554 5.7.1 192.0.2.7: Your mail is blocked automatically by anti-spam system.",
         "550 5.7.1 We consider HTML to be spam, even if you are not a spammer",
+        "554 5.7.7 Boundary error in your message, are you a spammer?",
         "550 Mail content denied [MxY2 IP: 192.0.2.5]",
         "550 5.7.1 Message refused, see https://example.com/why?ip=192.0.2.5",
     ],
@@ -988,6 +990,7 @@ def test_what_passes_is_waited_for(line):
         ("450 unknown user", 14400, True),
         ("451 Invalid Recipient", 14400, True),
         ("451 See https://cr.yp.to/docs/smtplf.html.", 600, False),
+        ("451 LF not preceded by a CR, your SMTP client is broken.", 600, False),
         ("451 Bare line-feed; see http://haraka.github.io/barelf/", 600, False),
         ("403 You are not authorized to send from that email address", 600, True),
         ("450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]", 86400, True),
