@@ -293,6 +293,9 @@ STORAGE = either(
     r"\b(?:system|queue|spool) (?:storage )?(?:is )?full",
 )
 UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
+HANGING_UP = either(
+    r"(?:^|\btry again later,) ?(?:[\w.-]+ )?closing (?:the )?(?:connection|(?:transmission )?channel)\b"
+)
 SERVER_ERROR = either(
     r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
     r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",

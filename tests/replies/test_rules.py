@@ -374,6 +374,8 @@ def test_421_leaves_the_connection(line, stage):
         "421 4.3.2 This session has been open for too long",
         "421 4.4.2 Connection dropped",
         "421 <bob@example.com> Service not available",
+        "421 4.7.0 mail.example.com closing connection",
+        "421 4.7.0 Try again later, closing connection. (RCPT) k7-20020a05 - gsmtp",
     ],
 )
 def test_a_server_in_trouble_is_left_alone_by_all(line):
