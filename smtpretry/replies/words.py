@@ -254,6 +254,11 @@ NO_SUCH_USER = either(
     r"\busuario desconocido|\butente sconosciuto",
     r"不存在|нет такого|не существует",
 )
+SHUT_MAILBOX = either(
+    r"\b(?:mail ?box|recipient)(?: is)? (?:locked|frozen|unreachable|not (?:accepting|available|reachable))\b",
+    r"\b(?:cannot|can't|(?:un|not )able to|could ?n[o']t) (?:reach|deliver to|open) (?:\w{1,20} )?mail ?box\b",
+    r"\bunverified mail ?box\b",
+)
 RECIPIENT_REFUSES = either(
     r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|receiver|user|addressee)s?\b(?!')",
     r"\bfailure for (?:\w{1,20} ){1,4}recipients?\b",

@@ -752,6 +752,14 @@ def test_a_rate_with_a_mailbox_s_status_is_that_recipient_s(line, expected):
     assert decide("450 4.2.1 You are sending too many emails too fast.").scope is Scope.SERVER
 
 
+@pytest.mark.parametrize("text", ["Mailbox is frozen", "Cannot reach mailbox", "Recipient not accepting messages"])
+def test_a_shut_mailbox_is_that_recipient_s_even_at_the_end(text):
+    """Other recipients of the same message may have it."""
+    for code, expected in ((450, Action.RETRY), (550, Action.FAIL)):
+        decision = decide(f"{code} {text}", END)
+        assert (decision.action, decision.scope, decision.rule.patience) == (expected, Scope.RECIPIENT, None)
+
+
 @pytest.mark.parametrize(
     ("found", "heard"),
     [
