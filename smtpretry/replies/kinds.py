@@ -53,7 +53,7 @@ KINDS: Final = (
         "Log-in refused",
         "Fails; with OAuth, asks for a fresh token once",
         "A wrong password does not become right, and repeated tries lock accounts",
-        ("log-in-refused", "token-expired", "token-refused"),
+        ("log-in-refused", "log-in-refused-late", "token-expired", "token-refused"),
     ),
     Kind(
         "Log-in cannot be checked",

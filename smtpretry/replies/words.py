@@ -365,11 +365,12 @@ SENDER = either(
     r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b",
     r"\b(?:(?:mail ?)?from|sending) domain\b|\bdomain of (?:the )?sender\b",
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
+    r"\bmail from:? <?[^\s@]{1,64}@\S{1,255} (?:is |was )?(?:den[iy]|refuse|reject|block|not (?:allow|accept|permit))",
     r"\bto send (?:mail |e-?mail )?(?:as|from|on behalf of)\b(?! (?:this|your|the) (?:ip|host|server)\b| \W?\d)",
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
-    r"|\bunusual sending\b",
+    r"|\bunusual sending\b|\bsuspended from (?:sending|out(?:bound|going))\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
     r"|not (?:yet )?(?:activ|authori[sz]ed))",

@@ -875,6 +875,8 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ("550 5.7.1 Bad behaviour (Connection IP address:192.0.2.5)", "FAIL"),
         ("550 5.7.2 <192.0.2.9>: Sender IP rejected: too much spam", "FAIL"),
         ("550 DNS blacklisted: rejected", "FAIL"),
+        ("535 Invalid password", "FAIL"),
+        ("550 Domain is suspended from outbound SMTP access", "FAIL"),
     ],
 )
 def test_a_block_of_the_client_concerns_the_server(line, expected):
@@ -915,6 +917,8 @@ def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
         ("550 5.7.23 <bob@example.com>: Recipient address rejected: SPF check failed", "FAIL"),
         ("451 4.7.32 Rate limited because there is no DMARC alignment", "RETRY"),
         ("550 Sending domain not found", "FAIL"),
+        ("550 mail from app@example.com is rejected", "FAIL"),
+        ("535 5.7.1 Sender address not owned by user", "FAIL"),
         ("550 Not authorized to send as app@example.com", "FAIL"),
         ("554 5.7.1 Recipient address rejected: user name bob and sender do not match", "FAIL"),
         ("550 Sender has no A, AAAA, or MX DNS records.", "FAIL"),
