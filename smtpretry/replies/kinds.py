@@ -53,7 +53,7 @@ KINDS: Final = (
         "Log-in refused",
         "Fails; with OAuth, asks for a fresh token once",
         "A wrong password does not become right, and repeated tries lock accounts",
-        ("log-in-refused", "token-expired", "token-refused"),
+        ("log-in-refused", "log-in-refused-late", "token-expired", "token-refused"),
     ),
     Kind(
         "Log-in cannot be checked",
@@ -96,6 +96,7 @@ KINDS: Final = (
             "session-used-up-words",
             "closing-used-up",
             "closing-idle",
+            "idle-in-words",
             "postscreen",
         ),
     ),
@@ -119,13 +120,14 @@ KINDS: Final = (
             "recipient-rate-status",
             "closing-mailbox-full",
             "closing-recipient-rate",
+            "recipient-unverified",
         ),
     ),
     Kind(
         "No such user, with a 4xx",
         "That recipient waits for a while, the others get it",
         "A 4xx may change: a lookup fails, or a server is being moved",
-        ("no-such-user-yet", "status-says-final"),
+        ("no-such-user-yet", "recipient-undeliverable-yet", "status-says-final"),
     ),
     Kind(
         "Mailbox unknown or full for good",
@@ -134,6 +136,7 @@ KINDS: Final = (
         (
             "no-such-recipient",
             "no-such-user",
+            "recipient-undeliverable",
             "bad-address",
             "recipient-refuses",
             "mailbox-full-for-good",
@@ -196,6 +199,7 @@ KINDS: Final = (
             "closing",
             "closing-in-words",
             "closing-out-of-service",
+            "closing-system-status",
             "overloaded",
             "overloaded-status",
             "unavailable",

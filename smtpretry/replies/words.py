@@ -28,6 +28,7 @@ _CANNOT = (
     r"|do(?:es)?(?: not|n't)|refus\w+|den(?:y|ies))"
 )
 TIMEOUT = either(r"\btime(?:d |-)?out\b")
+IDLE = either(r"\btime(?:d |-)?out\b.{0,24}\b(?:from (?:the )?client|client input|closing)\b")
 
 BAD_CERTIFICATE = either(
     r"certificate[ _]verify[ _]failed",
@@ -76,7 +77,10 @@ TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|au
 
 # --- How SMTP is spoken -----------------------------------------------------------------------------------------------
 
-BARE_LF = either(r"\bbare (?:cr|lf|newline|line.?feed)", r"smtplf|barelf")  # the pages that qmail and Haraka name
+BARE_LF = either(
+    r"\bbare <?(?:cr|lf|newline|line.?feed)|\b(?:cr|lf|newline|line.?feed) not preceded",
+    r"smtplf|barelf",  # the pages that qmail and Haraka name
+)
 BAD_SMTP = either(BARE_LF, r"\b(?:protocol|syntax) (?:error|violation)", r"\bpipelin", r"\binvalid base64")
 TOO_BIG = either(
     r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
@@ -96,7 +100,6 @@ SESSION_LIMIT = either(
     r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",
-    r"\btoo many (?:messages|e?mails) sent\W{0,3}$",
     r"\bMI:DMC\b",  # NetEase
 )
 _MESSAGES = (
@@ -122,7 +125,8 @@ ANOTHER_MATTER = either(  # words that show that a status is about something els
     r"|e?mails|syntax|helo|ehlo|auth\w*|unknown|invalid|denied|password|length|content)\b"
 )
 WINDOW = either(  # what says that a limit is one of time, and not of this session or transaction
-    r"\b(?:hours?|hourly|daily|days?|minutes?|seconds?|weekly|monthly|today|24 ?h\w*|from|received|sent|recent\w*)\b",
+    r"\b(?:hours?|hourly|daily|days?|minutes?|seconds?|weekly|monthly|today|24 ?h\w*|from|received|recent\w*)\b",
+    r"\bsent\b(?!\W{0,3}$)",
     r"\b(?:throttl\w+|frequen\w+|quota|rate|too (?:fast|quickly|often))\b|\bslow",
     r"\d ?/ ?\d{0,4} ?[smhd]\b",
 )
@@ -206,7 +210,7 @@ PER_TIME = either(r"\brate\b|\b(?:hour|day|minute|second|sec|min)s?\b")
 # --- The recipient ----------------------------------------------------------------------------------------------------
 
 RECIPIENT_RATE = either(
-    r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b",
+    r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b(?! bounces)",
     r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user|address)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
     r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
@@ -241,6 +245,7 @@ _WHO = r"(?:user|mail-? ?box|recipient|account|address(?:ee)?|e-?mail address|in
 _CLOSED = r"(?:inactive|disabled|discontinued|closed|deactivated|suspended)"
 NO_SUCH_USER = either(
     rf"\b{_WHO} (?:\w{{1,20}} )?(?:unknown|not found|not known|does(?: not|n't) exist|not exist\w*)\b",
+    r"\be-?mail (?:does(?: not|n't) exist|not exist\w*)\b",
     r"\bno longer (?:valid|exists|active|available|in use|with us)\b",
     rf"\b(?:no such|unknown|invalid|non-?existent|bad) (?:local )?{_WHO}\b",
     r"\bdoes(?: not|n't) have an? (?:\w{1,20} )?(?:account|mailbox)\b|\bno (?:account|mailbox) (?:by|with|for|here)\b",
@@ -249,21 +254,29 @@ NO_SUCH_USER = either(
     r"\busuario desconocido|\butente sconosciuto",
     r"不存在|нет такого|не существует",
 )
+SHUT_MAILBOX = either(
+    r"\b(?:mail ?box|recipient)(?: is)? (?:locked|frozen|unreachable|not (?:accepting|available|reachable))\b",
+    r"\b(?:cannot|can't|(?:un|not )able to|could ?n[o']t) (?:reach|deliver to|open) (?:\w{1,20} )?mail ?box\b",
+    r"\bunverified mail ?box\b",
+)
 RECIPIENT_REFUSES = either(
     r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|receiver|user|addressee)s?\b(?!')",
+    r"\bfailure for (?:\w{1,20} ){1,4}recipients?\b",
     r"\b(?:does not|doesn't) want\b|\bsuppression list\b|\ballowed[- ]senders\b",
     r"\b(?:recipient|receiver|user) (?:\w{1,20} )?(?:refuse|reject|block|den[iy]e?)(?:s|d|ed)? "
     r"(?:to|mail|e-?mail|messages?|your|this)\b",
 )
+UNVERIFIED = either(r"\brecipient address rejected: unverified address\b")
+UNDELIVERABLE = either(r"\brecipient address rejected: un(?:deliverable|verified) address\b")
 UNSURE = either(
     r"verif|check|look ?up|unable|could ?n[o']t|(?:temporary|internal|server) error|" + TIMEOUT,
     r"try|retry|wait|too many|rate|quota|full|limit",
 )
 # Postfix puts "<bob@example.com>: Recipient address rejected: " before whatever a policy says.
 ONE_OF_MANY = either(
-    r"\b(?:recipient(?! address rejected: )|mail ?box|user(?!@)|this (?:domain|address|account|message is))\b",
-    r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejected: )",
+    r"\b(?:recipient(?! address rejected: )|mail ?box|user(?!@)|this (?:domain|address|account|message is))\b"
 )
+ADDRESSED = either(r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejected: )")
 
 # --- Now or never -----------------------------------------------------------------------------------------------------
 
@@ -285,6 +298,9 @@ STORAGE = either(
     r"\b(?:system|queue|spool) (?:storage )?(?:is )?full",
 )
 UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
+HANGING_UP = either(
+    r"(?:^|\btry again later,) ?(?:[\w.-]+ )?closing (?:the )?(?:connection|(?:transmission )?channel)\b"
+)
 SERVER_ERROR = either(
     r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
     r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",
@@ -309,27 +325,29 @@ NO_NAME = either(
     r"\d\.\d{1,3}\W? (?:host )?(?:does not|doesn't|cannot|can't|could not)(?: be)? resolve",
 )
 _LISTED = r"(?:block(?:ed|[- ]?list\w*|ing)?(?! list of)|(?:black|deny)-?list\w*|banned|den(?:y|ied)|listed|refused)\b"
-_CLIENT = r"(?:ip|ips|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
+_CLIENT = r"(?:ips?(?!=)|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
+_IP = r"(?<![=.\d])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d"  # not in the query of a link
 BLOCKED_CLIENT = either(
     r"\bclient (?:host|network|address)? ?(?:is |was )?reject|\byour (?:mail )?server requires\b",
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}|\byou (?:are|were|have been) (?:\w{{1,20}} )?{_LISTED}",
-    rf"\b{_LISTED}.{{0,40}}\d\.\d{{1,3}}\.\d{{1,3}}\.\d|\d\.\d{{1,3}}\.\d{{1,3}}\.\d.{{0,40}}\b{_LISTED}",
-    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\bdnsbls?\b|\brbls?\b|\bDT:RBL\b",
+    rf"\b{_LISTED}.{{0,40}}{_IP}|{_IP}.{{0,40}}\b{_LISTED}",
+    r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\brbls?\b|\bDT:RBL\b",
+    r"\bdns ?(?:bls?\b|(?:black|block) ?list)",
     r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
     r"\b(?:messages|connections?) from \W?\d{1,3}\.\d|\bfrom (?:this|your) (?:ip|host|server|client|network)\b",
     r"\b(?:sending|connecting) (?:mail ?)?(?:server|host|mta)\b|\bclient (?:is|was|has|not)\b",
     r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
     r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
     r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b",
-    r"\b(?:invalid|bad) ip\b|\bintrusion prevention\b|\bspam source\b|\bknown spammer",
-    r"\b(?:this|the|sending|sender|source|connecting) ip(?: address)? (?:is|has|was|does|\d)",
+    r"\bintrusion prevention\b|\bspam source\b|(?<!not a )(?<!are you a )\bspammers?\b",
+    r"\bconnections? from\b|(?<![=?&./#_-])\bip(?:s\b|\b(?![=/:]))",
     r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|provider|mta|system|(?:mail ?)?server)\b",
     r"\bclient host (?:is|was|has)\b|\bopen (?:proxy|relay)\b",
     r"\b(?:host|client|mail|messages|server|ip(?: address)?) (?:from |at )?\W{0,2}\d{1,3}\.\d{1,3}\.\d{1,3}\.\d",
-    r"\bdynamic (?:ip|client|host|address)|\bresidential\b|\bdial-?up\b",
+    r"\bdynamic (?:client|host|address)|\bresidential\b|\bdial-?up\b",
     r"\b(?:on|in) (?:our|a|the) (?:\w{1,20} )?(?:block|black|deny)-?list",
-    r"\b(?:ihre|votre|su|seu|tuo|suo|vostro|ваш)(?: \w{1,20})? ip\b|(?:您|你)的ip|ip.{0,8}(?:黑名单|заблок)",
+    r"(?:您|你)的ip|ip.{0,8}黑名单",
     r"\bHL:[A-Z]{3}\b|\b(?:MI|RP):C[CE]L\b|\bWM:BLI\b",  # NetEase, of this client
 )
 LISTED_CONTENT = either(
@@ -341,16 +359,18 @@ LISTED_CONTENT = either(
     r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
 SENDER = either(
+    r"\bsender\b.{0,24}\b(?:(?:do|does) ?n[o']t|mis-?) ?match",
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
     r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not|has no)\b|\bpostmaster verif",
     r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b",
     r"\b(?:(?:mail ?)?from|sending) domain\b|\bdomain of (?:the )?sender\b",
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
+    r"\bmail from:? <?[^\s@]{1,64}@\S{1,255} (?:is |was )?(?:den[iy]|refuse|reject|block|not (?:allow|accept|permit))",
     r"\bto send (?:mail |e-?mail )?(?:as|from|on behalf of)\b(?! (?:this|your|the) (?:ip|host|server)\b| \W?\d)",
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
-    r"|\bunusual sending\b",
+    r"|\bunusual sending\b|\bsuspended from (?:sending|out(?:bound|going))\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
     r"|not (?:yet )?(?:activ|authori[sz]ed))",

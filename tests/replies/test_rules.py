@@ -371,6 +371,11 @@ def test_421_leaves_the_connection(line, stage):
         "421 4.7.0 [TSS04] Messages from 192.0.2.1 temporarily deferred due to unexpected volume or user complaints",
         "421 4.7.28 Gmail has detected an unusual rate of mail",
         "421 Timeout waiting for data from client.",
+        "421 4.3.2 This session has been open for too long",
+        "421 4.4.2 Connection dropped",
+        "421 <bob@example.com> Service not available",
+        "421 4.7.0 mail.example.com closing connection",
+        "421 4.7.0 Try again later, closing connection. (RCPT) k7-20020a05 - gsmtp",
     ],
 )
 def test_a_server_in_trouble_is_left_alone_by_all(line):
@@ -394,12 +399,22 @@ def test_a_server_in_trouble_is_left_alone_by_all(line):
         ("450 Message limit reached for this connection", MAIL),
         ("451 4.7.0 Messages per session limit reached", MAIL),
         ("450 Too many messages on this connection", RCPT),
+        ("451 4.7.0 Timeout waiting for client input", DATA),
+        ("451 4.4.2 Timed out waiting for data from the client", RCPT),
     ],
 )
 def test_a_used_up_connection_is_replaced_at_once(line, stage):
     """Idle for too long, or as many messages as a session may carry: a new connection cures it, without waiting."""
     decision = decide(line, stage)
     assert (decision.action, decision.wait) == (Action.RECONNECT, 0)
+
+
+@pytest.mark.parametrize("code", ["421", "451"])
+def test_a_server_that_tired_of_waiting_concerns_no_message(code):
+    """It gave up the connection, whichever command came too late."""
+    assert {
+        decide(f"{code} 4.4.2 Timed out waiting for client input", stage).scope for stage in (MAIL, RCPT, DATA)
+    } == {Scope.SERVER}
 
 
 def test_postscreen_lets_in_on_the_next_connection():
@@ -686,6 +701,9 @@ def test_what_a_slower_pace_does_not_cure_is_no_rate(line):
         ("550 5.7.133 Sender not authenticated for group", "FAIL"),
         ("550 5.7.124 Sender not in allowed-senders list", "FAIL"),
         ("550 5.7.129 RESOLVER.RST.RestrictedToRecipientsPermission; not authorized to send to recipient", "FAIL"),
+        ("552 Would exceed maximum mailbox size", "FAIL"),
+        ("550 permanent failure for one or more recipients (bob@example.com)", "FAIL"),
+        ("550 Email does not exist", "FAIL"),
     ],
 )
 def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
@@ -697,6 +715,26 @@ def test_what_is_about_one_recipient_leaves_the_others_alone(line, expected):
     ):
         decision = decide(line, stage)
         assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
+
+
+def test_a_sender_that_gets_too_many_bounces_is_no_rate():
+    """What bounces is not what the recipient gets: no wait cures it."""
+    assert action("550 5.7.1 Recipient address rejected: Domain example.com receiving too many bounces.") == "FAIL"
+    assert action("550 5.2.1 The user is receiving too many messages.") == "RETRY"
+
+
+def test_an_address_that_is_too_long_is_no_message_that_is():
+    """Some servers give it the status of a message that is too big."""
+    assert [decide("552 5.3.4 Address too long", stage).scope for stage in (MAIL, RCPT)] == [
+        Scope.MESSAGE,
+        Scope.RECIPIENT,
+    ]
+
+
+def test_too_many_messages_sent_is_said_of_a_session_by_452_alone():
+    """A new connection cures nothing that is refused with a 5xx, and would meet the same limit again."""
+    assert action("452 Too many messages sent", MAIL) == "RECONNECT"
+    assert action("554 5.7.1 Too many messages sent", END) == "RETRY"
 
 
 @pytest.mark.parametrize(
@@ -712,6 +750,37 @@ def test_a_rate_with_a_mailbox_s_status_is_that_recipient_s(line, expected):
     decision = decide(line)
     assert (decision.action.name, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
     assert decide("450 4.2.1 You are sending too many emails too fast.").scope is Scope.SERVER
+
+
+@pytest.mark.parametrize("text", ["Mailbox is frozen", "Cannot reach mailbox", "Recipient not accepting messages"])
+def test_a_shut_mailbox_is_that_recipient_s_even_at_the_end(text):
+    """Other recipients of the same message may have it."""
+    for code, expected in ((450, Action.RETRY), (550, Action.FAIL)):
+        decision = decide(f"{code} {text}", END)
+        assert (decision.action, decision.scope, decision.rule.patience) == (expected, Scope.RECIPIENT, None)
+
+
+@pytest.mark.parametrize(
+    ("found", "heard"),
+    [
+        ("unverified", "connect to mx.example.net[192.0.2.1]:25: Connection refused"),
+        (
+            "unverified",
+            "host mx.example.net[192.0.2.1] said: 450 4.7.1 Too many connections from your IP, try again later",
+        ),
+        (
+            "undeliverable",
+            "host mx.example.net[192.0.2.1] said: 550 5.7.1 Client host [192.0.2.9] blocked, see spamhaus",
+        ),
+        ("undeliverable", "host mx.example.net[192.0.2.1] said: 530 5.7.0 Authentication required"),
+    ],
+)
+def test_what_a_server_quotes_of_another_is_about_the_recipient(found, heard):
+    """Postfix asks the recipient's own server; what that one has against it is nothing that this client does."""
+    line = f"{{code}} <bob@example.com>: Recipient address rejected: {found} address: {heard}"
+    for code, expected in (("450 4.1.1", Action.RETRY), ("550 5.1.1", Action.FAIL)):
+        decision = decide(line.format(code=code))
+        assert (decision.action, decision.scope, decision.rule.slower) == (expected, Scope.RECIPIENT, False)
 
 
 def test_what_a_server_says_of_its_client_concerns_the_server():
@@ -800,6 +869,14 @@ def test_before_the_first_rcpt_nothing_is_about_a_recipient():
         ('550 "REJECTED - Bad HELO - Host impersonating [mail.example.net]"', "FAIL"),
         ("554 5.7.1 The sending server does not have a reverse (address-to-name) DNS entry", "FAIL"),
         ("451 4.3.0 Queue is full, try later", "RETRY"),
+        ("550 5.7.1 We accept no connections from hosting providers", "FAIL"),
+        ("550 5.7.1 Spammers are not welcome", "FAIL"),
+        ("451 4.7.0 IP under observation, retry in 1 hour", "RETRY"),
+        ("550 5.7.1 Bad behaviour (Connection IP address:192.0.2.5)", "FAIL"),
+        ("550 5.7.2 <192.0.2.9>: Sender IP rejected: too much spam", "FAIL"),
+        ("550 DNS blacklisted: rejected", "FAIL"),
+        ("535 Invalid password", "FAIL"),
+        ("550 Domain is suspended from outbound SMTP access", "FAIL"),
     ],
 )
 def test_a_block_of_the_client_concerns_the_server(line, expected):
@@ -819,6 +896,10 @@ def test_a_block_of_the_client_concerns_the_server(line, expected):
         "554 5.7.1 This email from IP 192.0.2.1 has been rejected. The email message was detected as spam",
         "550 5.7.1 [192.0.2.1] blocked: this looks like spam",
         "554 5.7.1 192.0.2.7: Your mail is blocked automatically by anti-spam system.",
+        "550 5.7.1 We consider HTML to be spam, even if you are not a spammer",
+        "554 5.7.7 Boundary error in your message, are you a spammer?",
+        "550 Mail content denied [MxY2 IP: 192.0.2.5]",
+        "550 5.7.1 Message refused, see https://example.com/why?ip=192.0.2.5",
     ],
 )
 def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
@@ -836,7 +917,10 @@ def test_a_block_of_what_is_sent_does_not_concern_the_server(line):
         ("550 5.7.23 <bob@example.com>: Recipient address rejected: SPF check failed", "FAIL"),
         ("451 4.7.32 Rate limited because there is no DMARC alignment", "RETRY"),
         ("550 Sending domain not found", "FAIL"),
+        ("550 mail from app@example.com is rejected", "FAIL"),
+        ("535 5.7.1 Sender address not owned by user", "FAIL"),
         ("550 Not authorized to send as app@example.com", "FAIL"),
+        ("554 5.7.1 Recipient address rejected: user name bob and sender do not match", "FAIL"),
         ("550 Sender has no A, AAAA, or MX DNS records.", "FAIL"),
         ("550-Postmaster verification failed while checking <app@example.com>", "FAIL"),
         ("421 invalid sender domain 'example.com' (misconfigured dns?)", "RECONNECT"),
@@ -920,6 +1004,7 @@ def test_what_passes_is_waited_for(line):
         ("450 unknown user", 14400, True),
         ("451 Invalid Recipient", 14400, True),
         ("451 See https://cr.yp.to/docs/smtplf.html.", 600, False),
+        ("451 LF not preceded by a CR, your SMTP client is broken.", 600, False),
         ("451 Bare line-feed; see http://haraka.github.io/barelf/", 600, False),
         ("403 You are not authorized to send from that email address", 600, True),
         ("450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]", 86400, True),
