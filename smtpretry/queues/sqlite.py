@@ -107,9 +107,16 @@ class SQLiteEngine:
         if connection is None:
             await self.file.transact(schema.insert(delivery))
         else:
+            insert = schema.insert(delivery)
             with _whole(connection) as cursor:
+                try:
+                    insert(cursor)  # before anything is read: who has read cannot wait for another one who writes
+                except sqlite3.OperationalError as error:
+                    if not str(error).startswith("no such table"):
+                        raise
+                    self._check(cursor)
+                    insert(cursor)
                 self._check(cursor)
-                schema.insert(delivery)(cursor)
         self.ring()
 
     async def has(self, delivery_id: str, /) -> bool:

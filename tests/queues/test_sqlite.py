@@ -224,6 +224,26 @@ async def test_in_the_transaction_of_the_application(path: Path) -> None:
 
 
 @in_real_time
+async def test_a_transaction_beside_a_busy_worker(path: Path) -> None:
+    """However often a worker writes, a message is taken into a transaction: it is not refused as locked."""
+    async with SQLiteEngine(path) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        with (
+            closing(sqlite3.connect(path)) as connection,
+            closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as worker,
+        ):
+
+            def write(_: str) -> None:
+                with suppress(sqlite3.OperationalError):  # the transaction has its turn
+                    worker.execute("UPDATE smtpretry_deliveries SET taken = taken + 1")
+
+            connection.set_trace_callback(write)
+            await engine.submit(smtpretry.prepare(letter(BOB)), connection=connection)
+            connection.commit()
+        assert len(rows(path)) == 2
+
+
+@in_real_time
 async def test_a_connection_that_commits_each_statement(path: Path) -> None:
     """Where no transaction is open, and none is begun, a delivery is stored whole or not at all; texts may be bytes."""
     async with SQLiteEngine(path) as engine:
