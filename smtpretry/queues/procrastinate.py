@@ -121,7 +121,8 @@ class ProcrastinateEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits.
 
-        A second signal breaks off what is under way. A signal handler of the application's is called, too.
+        A second signal breaks off what is under way. A signal handler of the application's is called, too. In a task of
+        its own, it is the worker alone that a signal ends: end what runs beside it when `work` returns.
 
         Args:
             smtp: the client to send with.
@@ -131,6 +132,7 @@ class ProcrastinateEngine:
 
         Raises:
             TypeError: `smtp` cannot make attempts.
+            ClientClosed: `smtp` was closed; what it did not send stays due.
         """
         await self._make_tables()
         store = postgres.Store(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import signal
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 from weakref import WeakKeyDictionary
+
+from smtpretry import log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +29,7 @@ class _Stops:
     """
 
     def __init__(self) -> None:
-        self.calls = set[Callable[[], None]]()
+        self.calls = dict[Callable[[], None], bool]()  # and whether it ends the main task, too
         self._before = dict[int, Any]()
         self._raised: BaseException | None = None
 
@@ -41,24 +44,37 @@ class _Stops:
         if raised is not None:
             raise raised
 
+    def is_main(self, task: object) -> bool:
+        """Whether that is the task that `asyncio.run` waits for, as far as it can be told."""
+        handler = self._before[signal.SIGINT]
+        return not _is_runners(handler) or handler.keywords.get("main_task", task) is task
+
     def _signalled(self, loop: asyncio.AbstractEventLoop, number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(self._stop)
         before = self._before[number]
-        if callable(before) and not _cancels(before):
+        is_passed_on = callable(before) and not _cancels(before)
+        loop.call_soon_threadsafe(self._stop, None if is_passed_on else signal.Signals(number).name)
+        if is_passed_on:
             try:
                 before(number, frame)
             except BaseException as error:  # noqa: BLE001 - raised at the end
                 self._raised = error
 
-    def _stop(self) -> None:
+    def _stop(self, unheard: str | None) -> None:
+        if unheard and not any(self.calls.values()):
+            message = "smtp worker ends at %s; what runs beside it goes on: end that when work() returns"
+            log.say(logging.WARNING, message, unheard)
         for call in list(self.calls):
             call()
 
 
 def _cancels(handler: object) -> bool:
     """Whether it is Python's own, or `asyncio.run`'s: these would cancel what is to end in good order."""
+    return handler is signal.default_int_handler or _is_runners(handler)
+
+
+def _is_runners(handler: object) -> TypeGuard[functools.partial[None]]:
     owner = getattr(handler.func, "__self__", None) if isinstance(handler, functools.partial) else None
-    return handler is signal.default_int_handler or isinstance(owner, asyncio.Runner)
+    return isinstance(owner, asyncio.Runner)
 
 
 _stops = WeakKeyDictionary[asyncio.AbstractEventLoop, _Stops]()
@@ -74,10 +90,10 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     stops = _stops.setdefault(loop, _Stops())
     if not stops.calls:
         stops.begin(loop)
-    stops.calls.add(stop)
+    stops.calls[stop] = stops.is_main(asyncio.current_task())
     try:
         yield
     finally:
-        stops.calls.discard(stop)
+        del stops.calls[stop]
         if not stops.calls:
             stops.end()

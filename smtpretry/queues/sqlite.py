@@ -129,7 +129,8 @@ class SQLiteEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it: attempts that are under way get the seconds of the lease to finish.
 
-        A second signal breaks these off. A signal handler of the application's is called, too.
+        A second signal breaks these off. A signal handler of the application's is called, too. In a task of its own,
+        it is the worker alone that a signal ends: end what runs beside it when `work` returns.
 
         Args:
             smtp: the client to send with.
@@ -139,6 +140,7 @@ class SQLiteEngine:
 
         Raises:
             QueueError: the file cannot be used, and that will not pass by itself.
+            ClientClosed: `smtp` was closed; what it did not send stays due.
             TypeError: `smtp` cannot make attempts.
         """
         await Worker(_Store(self, smtp.policy.clock), smtp, on_end, on_progress).run()

@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from smtpretry import log
-from smtpretry.errors import NotOurs
+from smtpretry.errors import ClientClosed, NotOurs
 
 if TYPE_CHECKING:
     from smtpretry.delivery import Delivery
@@ -46,7 +46,11 @@ class Turn:
         self._over = self._tells = False
 
     async def take(self) -> None:
-        """Make the attempt. Whatever comes of it, the delivery is over, comes again, or is another worker's."""
+        """Make the attempt. Whatever comes of it, the delivery is over, comes again, or is another worker's.
+
+        Raises:
+            ClientClosed: the client was closed.
+        """
         delivery: Delivery | None = None
         try:
             delivery = self._hold.load()
@@ -56,7 +60,10 @@ class Turn:
         except asyncio.CancelledError:
             await self._hold.again(delivery, 0.0)
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the delivery stays in the queue
+        except Exception as error:
+            if isinstance(error, ClientClosed) and not self._tells:  # the worker's own, and not one that `on_end` uses
+                await self._hold.again(delivery, 0.0)
+                raise
             wait = self._smtp.policy.backoff(attempt=self._hold.number, elapsed=0.0)
             job, own = self._hold.name, error if self._tells else None  # the application's: it may be shown in full
             message = "smtp job %s: %s; comes again in %.0f s"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import log
+from smtpretry.errors import ClientClosed
 
 from .engine import Pause, QueueError, type_of
 from .signals import stopping
@@ -161,6 +162,7 @@ class Worker:
         self._turns = dict[asyncio.Task[None], Taken]()
         self._bell = asyncio.Event()
         self._stopped_at: float | None = None
+        self._closed: ClientClosed | None = None
         self._sites = [_Shared(site) for site in smtp.sites] if isinstance(smtp, HasSites) else []
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
 
@@ -172,6 +174,8 @@ class Worker:
                 reporting = asyncio.ensure_future(self._report())
                 try:
                     while self._stopped_at is None:
+                        if self._closed is not None:
+                            raise self._closed
                         self._bell.clear()
                         wait = await self._take()
                         if beating.done():
@@ -254,7 +258,11 @@ class Worker:
         self._moved.set()
         if not self._turns:
             self._busy.clear()
-        if not turn.cancelled() and (error := turn.exception()) is not None:
+        if turn.cancelled() or (error := turn.exception()) is None:
+            return
+        if isinstance(error, ClientClosed):
+            self._closed = error
+        else:
             log.say(logging.ERROR, "smtp job %s: %s: %s", one.name, type(error).__name__, error, job=one.name)
 
     async def _wait(self, wait: float | None) -> None:

@@ -27,7 +27,7 @@ from programs import in_real_time
 from support import ANN, APP, BOB, EVE, letter, patient, virtually
 
 import smtpretry
-from smtpretry import Delivery, Failover, RetryingSMTP, RetryPolicy
+from smtpretry import ClientClosed, Delivery, Failover, RetryingSMTP, RetryPolicy
 from smtpretry.queues.engine import Progress
 from smtpretry.queues.file import network_file_system
 from smtpretry.queues.schema import DUE
@@ -409,6 +409,19 @@ async def test_a_worker_ends_whenever_it_is_cancelled(tmp_path: Path, monkeypatc
 
 
 @in_real_time
+async def test_a_client_that_is_closed_ends_its_worker(path: Path) -> None:
+    """A delivery that a closed client could not send stays due, and the worker says why it ends."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        smtp = RetryingSMTP(server.client())
+        await smtp.aclose()
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with asyncio.timeout(5):
+            with pytest.raises(ClientClosed):
+                await engine.work(smtp)
+        assert rows(path, "holder, due < unixepoch() + 1") == [(None, 1)]
+
+
+@in_real_time
 async def test_the_signals_of_the_application_come_back(path: Path) -> None:
     """Two workers in one loop end with one SIGTERM, and then the process has its own handlers again."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -423,6 +436,24 @@ async def test_the_signals_of_the_application_come_back(path: Path) -> None:
         async with asyncio.timeout(5):
             await asyncio.gather(*workers)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_signal_ends_the_worker_alone(path: Path, caplog: pytest.LogCaptureFixture, *, beside: bool) -> None:
+    """Where an application has a worker in a task of its own, the log says that a signal does not end the rest."""
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(0.2, os.kill, os.getpid(), signal.SIGINT)
+        async with SQLiteEngine(path) as engine, RetryingSMTP(ScriptedServer().client()) as smtp, asyncio.timeout(5):
+            await (asyncio.create_task(engine.work(smtp)) if beside else engine.work(smtp))
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        asyncio.run(main())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    told = "smtp worker ends at SIGINT; what runs beside it goes on: end that when work() returns"
+    assert (told in caplog.messages) is beside
 
 
 @in_real_time
