@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
-from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict, Unpack
 
+from .clock import now
 from .replies.reply import NO_REPLY, Reply
 from .replies.rule import Action, Rule
 from .replies.rules import DEFAULT_RULES
@@ -45,17 +44,6 @@ _UNMATCHED = (
     ),
     Rule(name="permanent", action=Action.FAIL, why="A permanent refusal.", source="RFC 5321 §4.2.1"),
 )
-
-
-@cache
-def _set() -> float:
-    """What sets the clock, when it is first asked: a process may be frozen after its imports, and thawed days later."""
-    return time.time() - time.monotonic()
-
-
-def _clock() -> float:
-    """Seconds since the epoch, by a clock that nobody sets anew."""
-    return _set() + time.monotonic()
 
 
 def _whom(rule: Rule, stage: Stage) -> Scope:
@@ -158,7 +146,7 @@ class RetryPolicy:
     max_attempts: int | None = None
     on_uncertain: Literal["resend", "raise"] = "resend"
     sleep: Callable[[float], Awaitable[None]] | None = field(default=None, repr=False, compare=False)
-    clock: Callable[[], float] = field(default=_clock, repr=False, compare=False)
+    clock: Callable[[], float] = field(default=now, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse at once what would fail in the middle of a delivery."""

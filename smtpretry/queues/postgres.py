@@ -21,7 +21,7 @@ from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
 from .servers import COLUMNS, Known, leaves, told
-from .stored import envelope_of
+from .stored import by_the_time_of_day, envelope_of
 from .worker import Batch, Change, Taken
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
     Raises:
         ValueError: it is there in another queue, whose workers know nothing of this delivery.
     """
+    delivery = by_the_time_of_day(delivery)
     values = {
         "id": delivery.id,
         "queue": queue,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .engine import Progress
 from .servers import COLUMNS, FAR, told
-from .stored import envelope_of
+from .stored import by_the_time_of_day, envelope_of
 from .worker import Taken
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
 
 def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], None]:
     """Take a delivery over, unless one of its name is there."""
-    row = (delivery.id, envelope_of(delivery), json.dumps(delivery.state()), delivery.next_at, delivery.message)
+    told = by_the_time_of_day(delivery)
+    row = (told.id, envelope_of(told), json.dumps(told.state()), told.next_at, told.message)
 
     def work(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         inserted = connection.execute(
@@ -147,6 +148,11 @@ def bring_back(connection: sqlite3.Connection, now: float, until: float) -> None
         "UPDATE smtpretry_deliveries SET due = CASE WHEN holder IS NULL THEN ? ELSE ? END WHERE due > ?",
         (now, until, now + FAR),
     )
+
+
+def spare(connection: sqlite3.Connection, now: float, until: float) -> None:
+    """Renew the leases of all: while the machine slept, no worker could say that it lives."""
+    connection.execute("UPDATE smtpretry_deliveries SET due = ? WHERE due <= ? AND holder IS NOT NULL", (until, now))
 
 
 def forget(connection: sqlite3.Connection, ended_before: float) -> None:

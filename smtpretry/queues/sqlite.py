@@ -18,6 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
+from smtpretry.clock import of_day
+
 from . import schema
 from .engine import Pause, QueueError, type_of
 from .file import File
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueError", "SQLiteEngine"]
 
 _SET_BACK: Final = 60.0  # seconds by which a clock was set back, and not only slowed down
+_SLEPT: Final = 5.0  # seconds that the machine slept, or by which a clock was set forward
 
 _bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of this process, by file
 
@@ -222,8 +225,9 @@ class _Store:
 
     def __init__(self, engine: SQLiteEngine, clock: Callable[[], float]) -> None:
         self._engine, self._file, self._clock = engine, engine.file, clock
+        self._now = of_day(clock)  # for leases, which workers of other processes look at
         self._holder = uuid.uuid4().hex
-        self._latest = math.inf  # when it last looked, by the clock
+        self._latest = self._lag = math.inf  # when it last looked, and how far its own clock lagged behind then
         self.name, self.lease, self.concurrency = engine.path.name, engine.lease, engine.concurrency
         self.grace = engine.lease
 
@@ -236,16 +240,18 @@ class _Store:
 
     async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
-        now = self._clock()
+        now, tell = self._now(), self._clock()
 
         def work(own: sqlite3.Connection) -> Batch:
             if now < self._latest - _SET_BACK:
                 schema.bring_back(own, now, now + self.lease)
-            self._latest = now
+            elif now - tell > self._lag + _SLEPT:
+                schema.spare(own, now, now + self.lease)
+            self._latest, self._lag = now, now - tell
             schema.keep(own, those, now, now + self.lease)
             due = schema.next_due(own)
             wanted = room if due is not None and due <= now else 0
-            may = leaves([schema.server_row(own, name) for name in waiting], now, wanted, list(waiting.values()))
+            may = leaves([schema.server_row(own, name) for name in waiting], tell, wanted, list(waiting.values()))
             taken = schema.take(own, now, now + self.lease, self._holder, may.room) if may.room else []
             for server, row in zip(waiting, may.rows(len(taken)), strict=True):
                 if row is not None:
@@ -260,7 +266,7 @@ class _Store:
 
     async def write(self, one: Taken, change: Change) -> bool:
         """See `Store`."""
-        now = self._clock()
+        now = self._now()
         if change.over:
             return await self._file.transact(lambda own: schema.end(own, one, now, change.state or ""))
         due, free = now + (self.lease if change.wait is None else change.wait), change.wait is not None
@@ -268,7 +274,7 @@ class _Store:
 
     async def beat(self, those: Sequence[Taken]) -> None:
         """See `Store`."""
-        now = self._clock()
+        now = self._now()
 
         def work(own: sqlite3.Connection) -> None:
             schema.renew(own, those, now + self.lease)
@@ -282,4 +288,4 @@ class _Store:
 
     async def progress(self) -> Progress:
         """See `Store`."""
-        return await self._engine.progress(self._clock())
+        return await self._engine.progress(self._now())

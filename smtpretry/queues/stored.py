@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from typing import Final
 
+from smtpretry import clock
 from smtpretry.delivery import Delivery
 
 
@@ -16,6 +18,14 @@ class Stored:
     delivery: Delivery
     state: str
     due: float | None
+
+
+def by_the_time_of_day(delivery: Delivery) -> Delivery:
+    """The delivery as it is handed over: where this process's clock lags behind, a copy whose times do not."""
+    if lag := clock.lag():
+        delivery = copy.deepcopy(delivery)
+        delivery.shift(lag, expiry=delivery.expires_in is not None)  # or the application has told it
+    return delivery
 
 
 _ENVELOPE: Final = ("id", "sender", "mail_options", "rcpt_options")

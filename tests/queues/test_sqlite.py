@@ -27,7 +27,7 @@ from programs import in_real_time
 from support import ANN, APP, BOB, EVE, letter, patient, virtually
 
 import smtpretry
-from smtpretry import ClientClosed, Delivery, Failover, RetryingSMTP, RetryPolicy
+from smtpretry import ClientClosed, Delivery, Failover, RetryingSMTP, RetryPolicy, clock
 from smtpretry.queues.engine import Progress
 from smtpretry.queues.file import network_file_system
 from smtpretry.queues.schema import DUE
@@ -337,6 +337,56 @@ async def test_a_worker_never_takes_its_own_again(path: Path) -> None:
             await engine.submit(smtpretry.prepare(letter(BOB)))
             await programs.until(lambda: rows(path, "due") == [(None,), (None,)])
         assert sorted(message.recipients for message in server.messages) == [[ANN], [BOB]]
+
+
+def sleep(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the clock of this process stand as if the machine had slept for so long."""
+    monkeypatch.setattr(clock, "_set", lambda: time.time() - time.monotonic() - seconds)
+
+
+@in_real_time
+async def test_a_process_that_slept_submits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that began later takes nothing for old that a process submits which was there before a long sleep."""
+    soon = datetime.now(UTC) + timedelta(minutes=15)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        with monkeypatch.context() as patch:
+            sleep(patch, 6 * 86400)
+            async with RetryingSMTP(server.client(), RetryPolicy.queue(), defer=engine) as smtp:
+                await smtp.enqueue(letter(ANN), expires=timedelta(minutes=15))
+                told = await smtp.enqueue(letter(BOB), expires=soon)
+        assert told.expires_at == soon.timestamp()
+        async with RetryingSMTP(server.client(), RetryPolicy.queue()) as smtp, working(engine, smtp):
+            await programs.until(lambda: server.received(ANN) and server.received(BOB))
+        written = [json.loads(state)["expires_at"] for (state,) in rows(path, "state")]
+        assert written == pytest.approx([soon.timestamp()] * 2, abs=60)
+
+
+@in_real_time
+async def test_a_worker_that_slept_keeps_what_it_has(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lease is told by the time of day, or a worker that began later would send a second copy."""
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        held = server.fail_at("RCPT", "stall")
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        sleep(monkeypatch, 3600)
+        async with RetryingSMTP(server.client(), RetryPolicy.queue()) as smtp, working(engine, smtp):
+            await programs.until(lambda: held.used)
+            assert rows(path, "due > unixepoch()") == [(1,)]
+
+
+@in_real_time
+async def test_no_lease_is_over_because_the_machine_slept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wakes first takes nothing from another worker at once: that one could not say that it lives."""
+    async with ScriptedServer() as server, SQLiteEngine(path, lease=2.0) as engine:
+        async with RetryingSMTP(server.client(), RetryPolicy.queue()) as smtp, working(engine, smtp):
+            await engine.submit(smtpretry.prepare(letter(BOB)))
+            await programs.until(lambda: server.received(BOB))
+            sleep(monkeypatch, 3600)
+            await engine.submit(smtpretry.prepare(letter(ANN)), connection=(beside := sqlite3.connect(path)))
+            beside.execute("UPDATE smtpretry_deliveries SET holder = 'another', due = 1 WHERE due IS NOT NULL")
+            beside.commit()
+            beside.close()
+            await programs.until(lambda: rows(path, "due > unixepoch(), holder")[1] == (1, "another"))
+            await programs.until(lambda: server.received(ANN))
 
 
 @in_real_time
