@@ -245,6 +245,11 @@ class RetryingSMTP(Sends):
         return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
 
     @property
+    def _is_hopeless(self) -> bool:
+        """Whether waiting for it promises nothing."""
+        return self._pool.is_hopeless
+
+    @property
     def _resumes_at(self) -> float:
         """Until when the server is left alone, on the policy's clock."""
         return self._pool.opens_at

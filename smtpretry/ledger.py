@@ -12,7 +12,7 @@ from .replies.reply import NO_REPLY, Reply, Said
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from .delivery import Delivery
     from .observer import Observer
@@ -36,18 +36,22 @@ class Turn(NamedTuple):
         is_followed: whether another one comes after it, for whom its patience is over.
         others_are_ready: whether another one can take over at once.
         only_its_own: whether it gets only those who wait for it.
+        refused: whom it can do nothing for, and leaves to the others; the pass adds to them.
+        others_may: whether another one may take the message for that recipient later.
     """
 
     number: int | None = None
     is_followed: bool = False
     others_are_ready: bool = False
     only_its_own: bool = False
+    refused: set[str] = set()  # noqa: RUF012 - where there is one server, nobody reads it
+    others_may: Callable[[str], bool] = lambda _: False
 
-    def takes(self, outcome: Outcome) -> bool:
+    def takes(self, who: str, outcome: Outcome) -> bool:
         """Whether a recipient is its own to offer."""
-        return (
-            self.number is None or outcome.server == self.number or (outcome.server is None and not self.only_its_own)
-        )
+        if self.number is None or outcome.server == self.number:
+            return True
+        return outcome.server is None and not self.only_its_own and who not in self.refused
 
 
 class Ledger:
@@ -69,7 +73,7 @@ class Ledger:
     def has_work(self, now: float) -> bool:
         """Whether anybody is due, or too late."""
         outcomes = self.delivery.outcomes
-        if any(self.turn.takes(outcomes[who]) for who in self.delivery.due(now)):
+        if any(self.turn.takes(who, outcomes[who]) for who in self.delivery.due(now)):
             return True
         return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
 
@@ -90,7 +94,7 @@ class Ledger:
             self.settle(self.delivery.pending, Status.REFUSED, expired)
         elif self.delivery.began_at is None:
             self.delivery.began_at = now
-        due = [who for who in self.delivery.due(now) if self.turn.takes(self.delivery.outcomes[who])]
+        due = [who for who in self.delivery.due(now) if self.turn.takes(who, self.delivery.outcomes[who])]
         self.todo = dict.fromkeys(due)
         if self.policy.on_uncertain == "raise":
             self.settle(

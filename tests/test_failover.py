@@ -7,6 +7,7 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import aiosmtplib
 import faults
 import pytest
 import virtual
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 DOWN = "421 4.3.2 Service shutting down"
+UTF8 = "änn@example.com"
 
 
 @contextlib.asynccontextmanager
@@ -314,3 +316,80 @@ def test_clients_that_cannot_be(clients: Any, error: type[Exception]) -> None:
     queued = RetryingSMTP(server.client(), defer=Queue())
     with pytest.raises(error):
         Failover(*clients(RetryingSMTP(server.client()), queued))
+
+
+def _cannot(trouble: str, server: ScriptedServer) -> RetryingSMTP:
+    """Return a client of a server that can do nothing for the message, and say so to the server where it has to."""
+    if trouble == "blocks the client":
+        server.on("CONNECT", "554 5.7.1 Your address is blocked")
+    if trouble == "its certificate is another's":
+        return RetryingSMTP(aiosmtplib.SMTP(hostname="localhost", port=server.port, start_tls=True), patient())
+    credentials = {"username": "app", "password": "wrong"} if server.credentials else {}
+    return RetryingSMTP(server.client(), patient(), **credentials)
+
+
+CANNOT: dict[str, dict[str, Any]] = {
+    "refuses the password": {"auth": ("app", "right")},
+    "blocks the client": {},
+    "its certificate is another's": {"tls": True},
+    "knows no SMTPUTF8": {"smtputf8": False},
+    "takes short messages only": {"size_limit": 10},
+}
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_what_the_next_one_cannot_do_waits_for_the_first(trouble: str) -> None:
+    """A message is not lost because the second server can do nothing for it while the first has a short outage."""
+    async with ScriptedServer(smtputf8=True) as first, ScriptedServer(**CANNOT[trouble]) as second:
+        async with Failover(RetryingSMTP(first.client(), patient()), _cannot(trouble, second)) as smtp:
+            first.on("CONNECT", DOWN, times=1)
+            delivery = await smtp.deliver(letter(UTF8))
+        assert delivery.accepted == [UTF8]
+        assert (len(first.messages), len(second.messages)) == (1, 0)
+        assert now() < 70
+        second.clear()
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_what_the_first_one_cannot_do_goes_to_the_next(trouble: str) -> None:
+    """What a server cannot do for a message is its own trouble: the next one gets the message at once."""
+    async with ScriptedServer(**CANNOT[trouble]) as first, ScriptedServer(smtputf8=True) as second:
+        async with Failover(_cannot(trouble, first), RetryingSMTP(second.client(), patient())) as smtp:
+            for _ in range(3):
+                assert (await smtp.deliver(letter(UTF8))).accepted == [UTF8]
+            assert (await smtp.deliver(BODY[:30], sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert len(second.messages) == (3 if trouble == "knows no SMTPUTF8" else 4)
+        assert now() < 1
+        first.clear()
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_what_none_of_them_can_do_is_told_at_once(trouble: str) -> None:
+    """Where all servers can do nothing for a message, nobody waits for any of them."""
+    async with ScriptedServer(**CANNOT[trouble]) as first, ScriptedServer(**CANNOT[trouble]) as second:
+        async with Failover(_cannot(trouble, first), _cannot(trouble, second)) as smtp:
+            delivery = await smtp.deliver(letter(UTF8))
+        assert list(delivery.refused) == [UTF8]
+        assert (first.connections, second.connections, now()) == (1, 1, 0)
+        for server in (first, second):
+            server.clear()
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_the_wait_for_the_first_has_an_end(trouble: str) -> None:
+    """Where the first server stays down, and the second can do nothing, it ends when the first one's patience does."""
+    async with ScriptedServer() as first, ScriptedServer(**CANNOT[trouble]) as second:
+        async with Failover(RetryingSMTP(first.client(), patient()), _cannot(trouble, second)) as smtp:
+            first.on("CONNECT", DOWN)
+            delivery = await smtp.deliver(letter(UTF8))
+        assert list(delivery.refused) == [UTF8]
+        assert 2700 < now() <= 3600
+        assert first.connections <= 10
+        assert second.connections <= 20
+        assert second.verbs.count("AUTH") <= first.connections
+        for server in (first, second):
+            server.clear()
