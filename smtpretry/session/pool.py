@@ -188,6 +188,7 @@ class Pool(Limits):
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""
+        self._belong_here()
         if self.closed:
             raise ClientClosed(_CLOSED)
         return self._alarms.set(seconds)
