@@ -324,7 +324,7 @@ def _cannot(trouble: str, server: ScriptedServer) -> RetryingSMTP:
         server.on("CONNECT", "554 5.7.1 Your address is blocked")
     if trouble == "its certificate is another's":
         return RetryingSMTP(aiosmtplib.SMTP(hostname="localhost", port=server.port, start_tls=True), patient())
-    credentials = {"username": "app", "password": "wrong"} if server.credentials else {}
+    credentials: Any = {"username": "app", "password": "wrong"} if server.credentials else {}
     return RetryingSMTP(server.client(), patient(), **credentials)
 
 
