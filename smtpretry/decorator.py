@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from .errors import read
@@ -15,7 +16,7 @@ from .replies.rule import Action
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
         policy: the rules, the backoff and the limits.
 
     Raises:
-        TypeError: `function` is no function, a generator or a class; or a plain one that returns a coroutine.
+        TypeError: `function` is no function, a generator or a class; or a plain one that returns a coroutine or a task.
         Whatever the function raises, after the last call, with a note that tells how many calls were made.
     """
     if not isinstance(policy, RetryPolicy):
@@ -53,6 +54,8 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
     if isinstance(function, RetryPolicy):
         msg = "name the policy: @smtpretry.retry(policy=...)"
         raise TypeError(msg)
+    if isinstance(function, (staticmethod, classmethod)):
+        return type(function)(retry(policy=policy)(function.__func__))
     if not callable(function) or isinstance(function, type) or _generates(function):
         msg = f"retry wraps a function, def or async def, not {function!r}"
         raise TypeError(msg)
@@ -87,18 +90,28 @@ def _plain(function: Callable[P, T], policy: RetryPolicy) -> Callable[P, T]:
                 if wait is None:
                     raise
             else:
-                return _no_coroutine(result)
+                return _no_awaitable(result)
             if policy.sleep is None:
                 time.sleep(wait)
             else:
-                asyncio.run(_slept(policy, wait))
+                _run(policy.sleep(wait))
 
     return call
 
 
-async def _slept(policy: RetryPolicy, seconds: float) -> None:
-    if policy.sleep is not None:
-        await policy.sleep(seconds)
+def _run(waiting: Awaitable[None]) -> None:
+    """Wait, in a loop of its own: where this thread runs one, in another thread."""
+
+    async def wait() -> None:
+        await waiting
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(wait())
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, wait()).result()
 
 
 def _is_asynchronous(function: object) -> bool:
@@ -109,13 +122,17 @@ def _generates(function: object) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
-def _no_coroutine(result: T) -> T:
+def _no_awaitable(result: T) -> T:
     """What a plain function returned, which is done then."""
     if inspect.iscoroutine(result):
         result.close()
-        msg = "the function returned a coroutine, which nobody has awaited yet: make it an async def, and await there"
-        raise TypeError(msg)
-    return result
+    elif isinstance(result, asyncio.Future):
+        result.cancel()
+    else:
+        return result
+    kind = "coroutine" if inspect.iscoroutine(result) else "task"
+    msg = f"the function returned a {kind}, which nobody has awaited yet: make it an async def, and await there"
+    raise TypeError(msg)
 
 
 class _Calls:

@@ -203,7 +203,10 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
         if isinstance(link, smtplib.SMTPException) and (str(link) == _NOT_CONNECTED or _came_in(link, "quit")):
             continue  # what came of the message, and why there is no connection, stands behind it
         if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
-            return [] if hasattr(link, "delivery") else _read(link)
+            try:
+                return [] if hasattr(link, "delivery") else _read(link)
+            except (AttributeError, TypeError, ValueError):
+                return []  # no code and no text in it: somebody else has put it together
         if isinstance(link, OSError) and not isinstance(link, ssl.SSLError) and _came_in(link, "connect"):
             return [(Stage.CONNECT, Reply.of(NO_REPLY, str(link)))]
     return []
