@@ -57,7 +57,8 @@ class RetryingSMTP(Sends):
         password: the password. If the server refuses it (535) for PLAIN or LOGIN, that is final. If a mechanism does
             not work (500 to 504, 534; 535 for CRAM-MD5), the next one that the server offers is tried.
         oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password. It is called
-            again, once, if the server refuses the token. A refused token is never sent again.
+            again, once, if the server refuses the token. A refused token is never sent again. If it has no network, or
+            takes too long, it is called again later; what else it raises comes out of the send.
         cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". If the server
             offers TLS, it is used first.
         idle_timeout: seconds after which an unused connection is closed with QUIT; None for never.
