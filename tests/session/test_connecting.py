@@ -466,7 +466,7 @@ async def test_one_context_for_all_connections(tmp_path: Path, monkeypatch: pyte
 # The name of this side
 
 
-@pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
+@pytest.mark.parametrize("code", [500, 501, 502, 503, 504, 550])
 @virtually
 async def test_a_server_that_does_not_take_ehlo_is_said_helo(code: int) -> None:
     """Some that know nothing but HELO say that EHLO is out of sequence, or not implemented."""
