@@ -105,6 +105,7 @@ class Failover(Sends):
             Turn(
                 number,
                 is_followed=number + 1 < len(self.servers),
+                patience=self.policy.patience,
                 refused=refused[number],
                 others_may=partial(others_may, number),
             )

@@ -36,6 +36,7 @@ class Turn(NamedTuple):
         is_followed: whether another one comes after it, for whom its patience is over.
         others_are_ready: whether another one can take over at once.
         only_its_own: whether it gets only those who wait for it.
+        patience: seconds for which a delivery is tried in all; None where the server's own policy says that.
         refused: whom it can do nothing for, and leaves to the others; the pass adds to them.
         others_may: whether another one may take the message for that recipient later.
     """
@@ -44,6 +45,7 @@ class Turn(NamedTuple):
     is_followed: bool = False
     others_are_ready: bool = False
     only_its_own: bool = False
+    patience: float | None = None
     refused: set[str] = set()  # noqa: RUF012 - where there is one server, nobody reads it
     others_may: Callable[[str], bool] = lambda _: False
 
@@ -75,7 +77,11 @@ class Ledger:
         outcomes = self.delivery.outcomes
         if any(self.turn.takes(who, outcomes[who]) for who in self.delivery.due(now)):
             return True
-        return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
+        return bool(self.delivery.pending) and self._overdue(now) is not None
+
+    def _overdue(self, now: float) -> str | None:
+        patience = self.policy.patience if self.turn.patience is None else self.turn.patience
+        return self.delivery.overdue(now, patience)
 
     def open(self, now: float, refused_at: float | None) -> None:
         """Begin with everybody who is due; refuse them where no attempt may begin any more.
@@ -86,7 +92,7 @@ class Ledger:
         """
         self.delivery.hand_over(now)
         self.delivery.excuse(now if refused_at is None else refused_at)
-        why = self.delivery.overdue(now, self.policy.patience)
+        why = self._overdue(now)
         if why is not None and self.delivery.pending:
             expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
             self.delivery.attempts.append(Attempt(now))

@@ -266,6 +266,20 @@ async def test_it_is_taken_up_whatever_clock_stored_it() -> None:
 
 
 @virtually
+async def test_the_first_policy_says_how_long_a_delivery_is_tried() -> None:
+    """What a queue has held for longer than the second server's policy waits is still offered to that server."""
+    async with ScriptedServer() as first, ScriptedServer() as second:
+        hasty = RetryingSMTP(second.client(), patient(give_up_after=timedelta(seconds=30)))
+        async with Failover(RetryingSMTP(first.client(), patient()), hasty) as smtp:
+            first.on("CONNECT", DOWN, times=1)
+            await smtp.deliver(letter(BOB))
+            delivery = prepare(letter(ANN))
+            delivery.hand_over(virtual.clock() - 300)
+            assert (await smtp.deliver(delivery)).accepted == [ANN]
+            assert len(second.received(ANN)) == 1
+
+
+@virtually
 async def test_a_server_that_is_no_longer_there() -> None:
     """Who waits for a third server, and finds only two after a restart, is offered to those."""
     async with two() as (first, _, smtp):
