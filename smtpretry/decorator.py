@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from .errors import read
+from .errors import NOT_CONNECTED, read
 from .policy import RetryPolicy
 from .replies.reply import NO_REPLY
 from .replies.rule import Action
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CONNECT = "nobody has connected again: connect within the function, or use RetryingSMTP"
 _ABLE = frozenset({Action.RETRY, Action.RECONNECT, Action.FAIL})
 
 
@@ -32,11 +33,11 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
     """Call a function again if it raises an SMTP error that may pass.
 
     ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``, around a coroutine function or a plain one; a plain one
-    waits with `time.sleep`. The error is looked at, and the errors that it was raised from (`__cause__`,
-    `__context__`). `retry` can call again and give up. It cannot log in, and it does not know which of several
-    recipients were accepted; `RetryingSMTP` does both. If a connection was lost and the error does not tell when, the
-    server may have the message: the policy's `on_uncertain` decides. An OSError counts if smtplib raised it while
-    connecting.
+    waits with `time.sleep`. The function has to connect by itself: a connection that was made outside, and lost, stays
+    lost. The error is looked at, and the errors that it was raised from (`__cause__`, `__context__`). `retry` can call
+    again and give up. It cannot log in, and it does not know which of several recipients were accepted; `RetryingSMTP`
+    does both. If a connection was lost and the error does not tell when, the server may have the message: the policy's
+    `on_uncertain` decides. An OSError counts if smtplib raised it while connecting.
 
     Args:
         function: the function to wrap.
@@ -148,7 +149,8 @@ class _Calls:
         elapsed = self._policy.clock() - self._began
         wait = _wait(self._policy, error, self._made, elapsed)
         if wait is None and self._made > 1:
-            error.add_note(f"smtpretry: {self._made} attempts in {elapsed:.0f} s")
+            cure = f"; {_CONNECT}" if str(error) == NOT_CONNECTED else ""
+            error.add_note(f"smtpretry: {self._made} attempts in {elapsed:.0f} s{cure}")
         return wait
 
 

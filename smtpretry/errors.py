@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+NOT_CONNECTED = "Server not connected"
+"""aiosmtplib's words where there is no connection, or none any more."""
+
 _NOT_CONNECTED = "please run connect() first"  # smtplib's words for a mistake of the caller's
 
 

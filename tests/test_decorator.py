@@ -524,6 +524,18 @@ def test_a_plain_function_that_returns_a_coroutine_is_a_mistake() -> None:
 
 
 @virtually
+async def test_a_connection_that_was_made_outside_is_named() -> None:
+    """Where each call finds a connection lost that the function does not make, the error says what to do."""
+    async with ScriptedServer() as server:
+        server.fail_at("MAIL", "fin", times=1)
+        client = server.client()
+        await client.connect()
+        with pytest.raises(aiosmtplib.SMTPServerDisconnected) as caught:
+            await smtpretry.retry(policy=patient())(client.send_message)(letter(ANN))
+        assert "connect within the function" in caught.value.__notes__[0]
+
+
+@virtually
 async def test_a_plain_function_that_returns_a_task_is_a_mistake() -> None:
     """What goes on after the function has returned cannot be retried: it says so, and nothing is sent behind it."""
     send, calls = failing()
