@@ -199,7 +199,8 @@ class Opening(Conversation):
         try:
             client.last_ehlo_response = await self.command(Stage.EHLO, b"EHLO", name, timeout=timeout)
         except Failed as failed:
-            if failed.said.reply.code not in NO_EHLO or self._start_tls or self.needs.tls:  # HELO offers no TLS
+            needs_more = self._start_tls or self.needs.tls or self.needs.auth  # than HELO offers
+            if failed.said.reply.code not in NO_EHLO or needs_more:
                 raise
             try:
                 client.last_helo_response = await self.command(Stage.EHLO, b"HELO", name, timeout=timeout)

@@ -477,6 +477,15 @@ async def test_a_server_that_does_not_take_ehlo_is_said_helo(code: int) -> None:
 
 
 @virtually
+async def test_where_a_log_in_is_wanted_helo_is_no_way_out() -> None:
+    """HELO offers none: what is told is what was said to EHLO."""
+    async with talk(client={"username": "app", "password": "secret"}, auth=("app", "secret")) as (server, smtp):
+        server.on("EHLO", "550 5.7.1 no")
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).refused[ANN].code == 550
+        assert "HELO" not in server.verbs
+
+
+@virtually
 async def test_where_tls_is_wanted_helo_is_no_way_out() -> None:
     """HELO offers none: it stays at what was said to EHLO."""
     async with talk(client={"start_tls": True}) as (server, smtp):
