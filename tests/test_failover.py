@@ -385,9 +385,11 @@ async def test_what_none_of_them_can_do_is_told_at_once(trouble: str) -> None:
     """Where all servers can do nothing for a message, nobody waits for any of them."""
     async with ScriptedServer(**CANNOT[trouble]) as first, ScriptedServer(**CANNOT[trouble]) as second:
         async with Failover(_cannot(trouble, first), _cannot(trouble, second)) as smtp:
-            delivery = await smtp.deliver(letter(UTF8))
-        assert list(delivery.refused) == [UTF8]
-        assert (first.connections, second.connections, now()) == (1, 1, 0)
+            for number in range(1, 4):
+                assert list((await smtp.deliver(letter(UTF8))).refused) == [UTF8]
+                assert first.connections == 1
+                assert second.connections <= number
+                assert now() < 1
         for server in (first, second):
             server.clear()
 
