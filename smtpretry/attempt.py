@@ -241,15 +241,17 @@ class Pass:
         if verdict.in_doubt is not None:
             self.ledger.doubt(verdict.taken, verdict.in_doubt)
         for ruling in verdict.refused:
-            if not self._moves_on(ruling):
-                self.ledger.settle(ruling.recipients, Status.REFUSED, ruling.said)
+            moving = self._moving(ruling)
+            self.ledger.settle([who for who in ruling.recipients if who not in moving], Status.REFUSED, ruling.said)
 
-    def _moves_on(self, ruling: Ruling) -> bool:
-        """Whether another server is to be tried: the trouble is this one's, not the message's."""
+    def _moving(self, ruling: Ruling) -> Sequence[str]:
+        """Whom another server is to be tried for: the trouble is this one's, not the message's."""
         if not (_is_its_own_trouble(ruling) or ruling.decision is OWN_REFUSAL):
-            return False
-        is_final = ruling.decision.action is Action.FAIL  # or it may as well wait here
-        return self.turn.others_are_ready or (is_final and any(map(self.turn.others_may, ruling.recipients)))
+            return []
+        if self.turn.others_are_ready:
+            return ruling.recipients
+        is_final = ruling.decision.action is Action.FAIL  # or they may as well wait here
+        return [who for who in ruling.recipients if is_final and self.turn.others_may(who)]
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
@@ -272,8 +274,8 @@ class Pass:
             connection.credit -= 1
             self.pool.rest(connection, _LINGERS / 2**connection.credit)
             self._replaced.clear()  # the next one to be lent may be used up, too
-        waiting = (*verdict.waiting, *filter(self._moves_on, verdict.refused))
-        for ruling in map(partial(self._paced, connection), waiting):
+        moving = [ruling._replace(recipients=whom) for ruling in verdict.refused if (whom := self._moving(ruling))]
+        for ruling in map(partial(self._paced, connection), (*verdict.waiting, *moving)):
             self._defer(ruling)
 
     def _paced(self, connection: Connection, ruling: Ruling) -> Ruling:
@@ -305,7 +307,7 @@ class Pass:
         is_final = decision.action is Action.FAIL
         paced, lost = _is_about_the_pace(ruling), ruling.said.reply.code == NO_REPLY and not is_final
         wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
-        moves_on = self._moves_on(ruling)
+        moves_on = bool(self._moving(ruling))
         failover = moves_on or (lost and self.turn.others_are_ready)
         in_trouble = (moves_on and _is_its_own_trouble(ruling)) or decision.scope is Scope.SERVER
         in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))

@@ -394,6 +394,21 @@ async def test_what_none_of_them_can_do_is_told_at_once(trouble: str) -> None:
             server.clear()
 
 
+@virtually
+async def test_who_no_server_can_do_anything_for_waits_for_none_with_the_others() -> None:
+    """One recipient waits for the first server, which can do nothing for the other: nor can the second, and it ends."""
+    async with (
+        ScriptedServer(smtputf8=False) as first,
+        ScriptedServer(size_limit=10) as second,
+        Failover(RetryingSMTP(first.client(), patient()), RetryingSMTP(second.client(), patient())) as smtp,
+    ):
+        first.on("RCPT", ANN, GREYLISTED, times=1)
+        delivery = await smtp.attempt(prepare(letter(ANN, UTF8)))
+        assert (delivery.pending, list(delivery.refused)) == ([ANN], [UTF8])
+        assert (await smtp.deliver(delivery)).accepted == [ANN]
+        assert len(first.messages) == 1
+
+
 @pytest.mark.parametrize("trouble", CANNOT)
 @virtually
 async def test_the_wait_for_the_first_has_an_end(trouble: str) -> None:
