@@ -241,13 +241,17 @@ class Pass:
         if verdict.in_doubt is not None:
             self.ledger.doubt(verdict.taken, verdict.in_doubt)
         for ruling in verdict.refused:
-            if not self._moves_on(ruling):
-                self.ledger.settle(ruling.recipients, Status.REFUSED, ruling.said)
+            moving = self._moving(ruling)
+            self.ledger.settle([who for who in ruling.recipients if who not in moving], Status.REFUSED, ruling.said)
 
-    def _moves_on(self, ruling: Ruling) -> bool:
-        """Whether another server is to be tried at once: the trouble is this one's, not the message's."""
-        of_the_server = ruling.decision.scope is Scope.SERVER or ruling.said.stage.before_mail
-        return self.turn.others_are_ready and of_the_server
+    def _moving(self, ruling: Ruling) -> Sequence[str]:
+        """Whom another server is to be tried for: the trouble is this one's, not the message's."""
+        if not (_is_its_own_trouble(ruling) or ruling.decision is OWN_REFUSAL):
+            return []
+        if self.turn.others_are_ready:
+            return ruling.recipients
+        is_final = ruling.decision.action is Action.FAIL  # or they may as well wait here
+        return [who for who in ruling.recipients if is_final and self.turn.others_may(who)]
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
@@ -270,8 +274,8 @@ class Pass:
             connection.credit -= 1
             self.pool.rest(connection, _LINGERS / 2**connection.credit)
             self._replaced.clear()  # the next one to be lent may be used up, too
-        waiting = (*verdict.waiting, *filter(self._moves_on, verdict.refused))
-        for ruling in map(partial(self._paced, connection), waiting):
+        moving = [ruling._replace(recipients=whom) for ruling in verdict.refused if (whom := self._moving(ruling))]
+        for ruling in map(partial(self._paced, connection), (*verdict.waiting, *moving)):
             self._defer(ruling)
 
     def _paced(self, connection: Connection, ruling: Ruling) -> Ruling:
@@ -300,13 +304,17 @@ class Pass:
         """
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
-        paced, lost = _is_about_the_pace(ruling), ruling.said.reply.code == NO_REPLY
+        is_final = decision.action is Action.FAIL
+        paced, lost = _is_about_the_pace(ruling), ruling.said.reply.code == NO_REPLY and not is_final
         wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
-        moves_on = self._moves_on(ruling)
+        moves_on = bool(self._moving(ruling))
         failover = moves_on or (lost and self.turn.others_are_ready)
-        in_trouble = decision.scope is Scope.SERVER or moves_on or (failover and self.pool.loses(self.delivery.id))
+        in_trouble = (moves_on and _is_its_own_trouble(ruling)) or decision.scope is Scope.SERVER
+        in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))
         if in_trouble and not paced:
-            self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said)
+            self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
+        if is_final:
+            self.turn.refused.update(ruling.recipients)
         whom = self.ledger.leave(ruling.recipients) if failover else ruling.recipients
         tied = decision.scope is not Scope.SERVER and not lost
         self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
@@ -338,6 +346,11 @@ class Pass:
         connection.needs.auth |= repair is Action.AUTHENTICATE
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
+
+
+def _is_its_own_trouble(ruling: Ruling) -> bool:
+    """Whether a server says it of itself or of the whole client."""
+    return ruling.decision.scope is Scope.SERVER or ruling.said.stage.before_mail
 
 
 def _is_about_the_pace(ruling: Ruling) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from contextlib import aclosing
 from typing import Any, Generic, TypeVar
 
 from .delivery import Delivery
@@ -37,6 +38,7 @@ class Bulk(Generic[T]):
         """Send each of the messages, and yield what became of it."""
         self._feeding = feeding = asyncio.ensure_future(self._feed(messages))
         feeding.add_done_callback(lambda _: self._ended.put_nowait(None))
+        del messages
         try:
             while self._sends or not feeding.done():
                 send = await self._ended.get()
@@ -55,15 +57,17 @@ class Bulk(Generic[T]):
     async def _feed(self, messages: Iterable[T] | AsyncIterable[T]) -> None:
         number = 0
         await self._slots.acquire()
-        async for message in _each(messages):
-            number += 1
-            send = asyncio.ensure_future(self._send(message, number))
-            self._sends.add(send)
-            send.add_done_callback(self._ended.put_nowait)
-            del message, send  # what waits, waits as bytes
-            await asyncio.sleep(0)  # it takes a connection, or its place in the queue for one
-            await self._slots.acquire()
-            await self._room()
+        async with aclosing(_each(messages)) as source:
+            del messages  # a generator that nobody draws from any more ends at once, and closes what it reads from
+            async for message in source:
+                number += 1
+                send = asyncio.ensure_future(self._send(message, number))
+                self._sends.add(send)
+                send.add_done_callback(self._ended.put_nowait)
+                del message, send  # what waits, waits as bytes
+                await asyncio.sleep(0)  # it takes a connection, or its place in the queue for one
+                await self._slots.acquire()
+                await self._room()
 
     async def _send(self, message: T, number: int) -> Delivery:
         sending = self._deliver(message)
@@ -74,10 +78,19 @@ class Bulk(Generic[T]):
             self._closed = self._closed or error
             self._feeding.cancel()  # which may wait for the next message
             raise
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            msg = "the send was cancelled from within: by what pace= or the function that makes clients awaits"
+            raise self._told_at_the_end(RuntimeError(msg), number) from error
         except Exception as error:
-            error.add_note(f"smtpretry: it was message {number} of send_many")
-            self._failures.append(error)
+            self._told_at_the_end(error, number)
             raise
+
+    def _told_at_the_end(self, error: Exception, number: int) -> Exception:
+        error.add_note(f"smtpretry: it was message {number} of send_many")
+        self._failures.append(error)
+        return error
 
     def _conclude(self, source: BaseException | None) -> None:
         """Raise what went wrong: with the client, with the iterable, with single messages."""
@@ -100,7 +113,7 @@ class Bulk(Generic[T]):
         return send.result() if failure is None else delivery_of(failure)
 
 
-async def _each(messages: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+async def _each(messages: Iterable[T] | AsyncIterable[T]) -> AsyncGenerator[T, None]:
     if isinstance(messages, AsyncIterable):
         async for message in messages:
             yield message

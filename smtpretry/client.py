@@ -20,7 +20,8 @@ from .session.connection import CleartextAuth, Connection, Failed, MakeClient, N
 from .session.credentials import Credentials
 from .session.opening import check_client
 from .session.pipelining import Pipelining
-from .session.pool import Pool, check_pace
+from .session.pool import Pool
+from .session.told import check_pace
 from .session.waiting import Wish
 from .stats import Stats
 
@@ -58,7 +59,8 @@ class RetryingSMTP(Sends):
         password: the password. If the server refuses it (535) for PLAIN or LOGIN, that is final. If a mechanism does
             not work (500 to 504, 534; 535 for CRAM-MD5), the next one that the server offers is tried.
         oauth_token_generator: a coroutine function that returns an OAuth token, in place of a password. It is called
-            again, once, if the server refuses the token. A refused token is never sent again.
+            again, once, if the server refuses the token. A refused token is never sent again. If it has no network, or
+            takes too long, it is called again later; what else it raises comes out of the send.
         cleartext_auth: where AUTH may go over a connection without TLS: "loopback", "never" or "always". If the server
             offers TLS, it is used first.
         idle_timeout: seconds after which an unused connection is closed with QUIT; None for never.
@@ -68,7 +70,8 @@ class RetryingSMTP(Sends):
             has a limit of its own (421, or 452 4.5.3 to MAIL), the connection is replaced then, too.
         pace: the speed, if you know it: an asynchronous context manager that waits on entry, such as
             ``aiolimiter.AsyncLimiter(14, 1)``. It is entered once for each transaction, before a connection is asked
-            for, and left when the connection is given back. Without it, the client measures the speed at the first
+            for, and left when the connection is given back. What it raises on entry comes out of the send; what it
+            raises on exit is logged. Without it, the client measures the speed at the first
             refusal that says "too fast"; with it, such a refusal still lowers the speed.
         pipelining: whether MAIL, all RCPT and DATA go out in one write if the server offers it (RFC 2920). The message
             itself waits for the 354.
@@ -243,6 +246,11 @@ class RetryingSMTP(Sends):
     def _is_ready(self) -> bool:
         """Whether the server is in no trouble, or a message may find out whether it still is."""
         return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
+
+    @property
+    def _is_hopeless(self) -> bool:
+        """Whether waiting for it promises nothing."""
+        return self._pool.is_hopeless
 
     @property
     def _resumes_at(self) -> float:

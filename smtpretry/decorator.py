@@ -6,20 +6,22 @@ import asyncio
 import functools
 import inspect
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from .errors import read
+from .errors import NOT_CONNECTED, read
 from .policy import RetryPolicy
 from .replies.reply import NO_REPLY
 from .replies.rule import Action
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CONNECT = "nobody has connected again: connect within the function, or use RetryingSMTP"
 _ABLE = frozenset({Action.RETRY, Action.RECONNECT, Action.FAIL})
 
 
@@ -31,18 +33,18 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
     """Call a function again if it raises an SMTP error that may pass.
 
     ``@smtpretry.retry`` or ``@smtpretry.retry(policy=...)``, around a coroutine function or a plain one; a plain one
-    waits with `time.sleep`. The error is looked at, and the errors that it was raised from (`__cause__`,
-    `__context__`). `retry` can call again and give up. It cannot log in, and it does not know which of several
-    recipients were accepted; `RetryingSMTP` does both. If a connection was lost and the error does not tell when, the
-    server may have the message: the policy's `on_uncertain` decides. An OSError counts if smtplib raised it while
-    connecting.
+    waits with `time.sleep`. The function has to connect by itself: a connection that was made outside, and lost, stays
+    lost. The error is looked at, and the errors that it was raised from (`__cause__`, `__context__`). `retry` can call
+    again and give up. It cannot log in, and it does not know which of several recipients were accepted; `RetryingSMTP`
+    does both. If a connection was lost and the error does not tell when, the server may have the message: the policy's
+    `on_uncertain` decides. An OSError counts if smtplib raised it while connecting.
 
     Args:
         function: the function to wrap.
         policy: the rules, the backoff and the limits.
 
     Raises:
-        TypeError: `function` is no function, a generator or a class; or a plain one that returns a coroutine.
+        TypeError: `function` is no function, a generator or a class; or a plain one that returns a coroutine or a task.
         Whatever the function raises, after the last call, with a note that tells how many calls were made.
     """
     if not isinstance(policy, RetryPolicy):
@@ -53,6 +55,8 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
     if isinstance(function, RetryPolicy):
         msg = "name the policy: @smtpretry.retry(policy=...)"
         raise TypeError(msg)
+    if isinstance(function, (staticmethod, classmethod)):
+        return type(function)(retry(policy=policy)(function.__func__))
     if not callable(function) or isinstance(function, type) or _generates(function):
         msg = f"retry wraps a function, def or async def, not {function!r}"
         raise TypeError(msg)
@@ -87,18 +91,28 @@ def _plain(function: Callable[P, T], policy: RetryPolicy) -> Callable[P, T]:
                 if wait is None:
                     raise
             else:
-                return _no_coroutine(result)
+                return _no_awaitable(result)
             if policy.sleep is None:
                 time.sleep(wait)
             else:
-                asyncio.run(_slept(policy, wait))
+                _run(policy.sleep(wait))
 
     return call
 
 
-async def _slept(policy: RetryPolicy, seconds: float) -> None:
-    if policy.sleep is not None:
-        await policy.sleep(seconds)
+def _run(waiting: Awaitable[None]) -> None:
+    """Wait, in a loop of its own: where this thread runs one, in another thread."""
+
+    async def wait() -> None:
+        await waiting
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(wait())
+    else:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, wait()).result()
 
 
 def _is_asynchronous(function: object) -> bool:
@@ -109,13 +123,17 @@ def _generates(function: object) -> bool:
     return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
 
 
-def _no_coroutine(result: T) -> T:
+def _no_awaitable(result: T) -> T:
     """What a plain function returned, which is done then."""
     if inspect.iscoroutine(result):
         result.close()
-        msg = "the function returned a coroutine, which nobody has awaited yet: make it an async def, and await there"
-        raise TypeError(msg)
-    return result
+    elif isinstance(result, asyncio.Future):
+        result.cancel()
+    else:
+        return result
+    kind = "coroutine" if inspect.iscoroutine(result) else "task"
+    msg = f"the function returned a {kind}, which nobody has awaited yet: make it an async def, and await there"
+    raise TypeError(msg)
 
 
 class _Calls:
@@ -131,7 +149,8 @@ class _Calls:
         elapsed = self._policy.clock() - self._began
         wait = _wait(self._policy, error, self._made, elapsed)
         if wait is None and self._made > 1:
-            error.add_note(f"smtpretry: {self._made} attempts in {elapsed:.0f} s")
+            cure = f"; {_CONNECT}" if str(error) == NOT_CONNECTED else ""
+            error.add_note(f"smtpretry: {self._made} attempts in {elapsed:.0f} s{cure}")
         return wait
 
 

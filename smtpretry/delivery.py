@@ -121,9 +121,12 @@ class Delivery:
     def hand_over(self, now: float) -> None:
         """Let the limits count from now, unless they do already."""
         if self.submitted_at is None:
+            self._begin_to_expire(now)
             self.submitted_at = now
-            if self.expires_in is not None:
-                self.expires_at = now + self.expires_in
+
+    def _begin_to_expire(self, now: float) -> None:
+        if self.expires_in is not None and self.expires_at is None:
+            self.expires_at = now + self.expires_in
 
     def excuse(self, until: float) -> None:
         """Until then the server took others: what this one has waited for its first attempt is not its own time."""
@@ -165,6 +168,7 @@ class Delivery:
             attempt = self.attempts[-1]
             last = attempt.steps[-1].at if attempt.steps else attempt.at
         if last is None:
+            self._begin_to_expire(now)  # also where it waits for a connection first
             return
         if last > now:
             self.shift(now - last)

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+NOT_CONNECTED = "Server not connected"
+"""aiosmtplib's words where there is no connection, or none any more."""
+
 _NOT_CONNECTED = "please run connect() first"  # smtplib's words for a mistake of the caller's
 
 
@@ -90,13 +93,13 @@ def deliveries_of(error: BaseException) -> list[Delivery]:
     are raised from the cancellation that has the delivery.
     """
     found = dict[int, Delivery]()
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(delivery := getattr(link, "delivery", None), Delivery):
             found.setdefault(id(delivery), delivery)
     return list(found.values())
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException) -> Iterator[BaseException]:
     """An exception, those that it is a group of, what it was raised from, and so on."""
     seen = set[int]()
     links: list[BaseException | None] = [error]
@@ -195,11 +198,14 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
     Empty where there is no such thing in it, or where no other attempt would change it. A connection that was lost at a
     moment that the exception does not tell counts as lost after the final dot. A QUIT that fails tells nothing.
     """
-    for link in _chain(error):
+    for link in chain(error):
         if isinstance(link, smtplib.SMTPException) and (str(link) == _NOT_CONNECTED or _came_in(link, "quit")):
             continue  # what came of the message, and why there is no connection, stands behind it
         if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
-            return [] if hasattr(link, "delivery") else _read(link)
+            try:
+                return [] if hasattr(link, "delivery") else _read(link)
+            except (AttributeError, TypeError, ValueError):
+                return []  # no code and no text in it: somebody else has put it together
         if isinstance(link, OSError) and not isinstance(link, ssl.SSLError) and _came_in(link, "connect"):
             return [(Stage.CONNECT, Reply.of(NO_REPLY, str(link)))]
     return []

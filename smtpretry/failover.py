@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from aiosmtplib.typing import Default
@@ -34,9 +35,11 @@ class Failover(Sends):
     row. It is left alone for as long as a single `RetryingSMTP` would leave it alone. Then one message tries it, and if
     it works, all messages go back to it.
 
-    A recipient that was accepted is never offered the message again, and one that was refused stays refused. An
-    uncertain recipient moves to the next server, at once, only if the policy says "resend". One that a server refuses
-    for now (450: greylisting knows the client) waits for that server, and moves when that server's policy gives up.
+    A recipient that was accepted is never offered the message again, and one that was refused stays refused; but what
+    a server refuses before MAIL, or cannot do (SMTPUTF8, a message of that size), is its own trouble, and ends nothing
+    while another server may work later. An uncertain recipient moves to the next server, at once, only if the policy
+    says "resend". One that a server refuses for now (450: greylisting knows the client) waits for that server, and
+    moves when that server's policy gives up.
 
     Events of no single server, such as a delivery that the queue took, go to the hooks (`on_step=`) of all clients; a
     hook that several clients have is called once.
@@ -74,22 +77,44 @@ class Failover(Sends):
         See `RetryingSMTP.attempt`.
         """
         with delivery.sent_by(asyncio.current_task()):
-            delivery.take_up(self.policy.clock(), late=True)
+            began = self.policy.clock()
+            delivery.take_up(began, late=True)
             self._forget_servers(delivery)
+            turns = self._turns()
             ready = [number for number, server in enumerate(self.servers) if server._is_ready]
-            order = ready or [min(range(len(self.servers)), key=lambda number: self.servers[number]._resumes_at)]
-            for place, number in enumerate(order, start=1):
-                turn = Turn(number, self._tries(number), others_are_ready=place < len(order))
+            for place, number in enumerate(ready, start=1):
+                turn = turns[number]._replace(others_are_ready=place < len(ready))
                 await self.servers[number]._take_turn(delivery, save, turn, timeout)
-            for number in set(range(len(self.servers))) - set(order):  # who waits for that one waits on
-                turn = Turn(number, self._tries(number), only_its_own=True)
-                await self.servers[number]._take_turn(delivery, save, turn, timeout)
+            for number in sorted(range(len(self.servers)), key=self._promise):
+                left = any(delivery.outcomes[who].server is None for who in delivery.due(began))
+                if left or number not in ready:  # who waits for that one waits on
+                    turn = turns[number]._replace(only_its_own=not left)
+                    await self.servers[number]._take_turn(delivery, save, turn, timeout)
             self._come_back(delivery)
         return delivery
 
-    def _tries(self, number: int) -> bool:
-        """Whether a server comes after that one, for whom its patience is over."""
-        return number + 1 < len(self.servers)
+    def _turns(self) -> list[Turn]:
+        """A turn for each server, with what all of them need to know of each other."""
+        refused = [set[str]() for _ in self.servers]
+
+        def others_may(number: int, who: str) -> bool:
+            others = (one for one in range(len(self.servers)) if one != number)
+            return any(who not in refused[one] and not self.servers[one]._is_hopeless for one in others)
+
+        return [
+            Turn(
+                number,
+                is_followed=number + 1 < len(self.servers),
+                patience=self.policy.patience,
+                refused=refused[number],
+                others_may=partial(others_may, number),
+            )
+            for number in range(len(self.servers))
+        ]
+
+    def _promise(self, number: int) -> tuple[bool, float]:
+        """What makes a server the one to wait for: the least."""
+        return self.servers[number]._is_hopeless, self.servers[number]._resumes_at
 
     def _forget_servers(self, delivery: Delivery) -> None:
         """Let those who wait for a server that is no longer there wait for any: there were more of them once."""

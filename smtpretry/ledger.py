@@ -12,7 +12,7 @@ from .replies.reply import NO_REPLY, Reply, Said
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from .delivery import Delivery
     from .observer import Observer
@@ -36,16 +36,24 @@ class Turn(NamedTuple):
         is_followed: whether another one comes after it, for whom its patience is over.
         others_are_ready: whether another one can take over at once.
         only_its_own: whether it gets only those who wait for it.
+        patience: seconds for which a delivery is tried in all; None where the server's own policy says that.
+        refused: whom it can do nothing for, and leaves to the others; the pass adds to them.
+        others_may: whether another one may take the message for that recipient later.
     """
 
     number: int | None = None
     is_followed: bool = False
     others_are_ready: bool = False
     only_its_own: bool = False
+    patience: float | None = None
+    refused: set[str] = set()  # noqa: RUF012 - where there is one server, nobody reads it
+    others_may: Callable[[str], bool] = lambda _: False
 
-    def takes(self, outcome: Outcome) -> bool:
+    def takes(self, who: str, outcome: Outcome) -> bool:
         """Whether a recipient is its own to offer."""
-        return outcome.server == self.number or (outcome.server is None and not self.only_its_own)
+        if outcome.server == self.number:
+            return True
+        return outcome.server is None and not self.only_its_own and who not in self.refused
 
 
 class Ledger:
@@ -68,14 +76,18 @@ class Ledger:
         """Whether anybody is due, or too late."""
         if self._due(now):
             return True
-        return bool(self.delivery.pending) and self.delivery.overdue(now, self.policy.patience) is not None
+        return bool(self.delivery.pending) and self._overdue(now) is not None
+
+    def _overdue(self, now: float) -> str | None:
+        patience = self.policy.patience if self.turn.patience is None else self.turn.patience
+        return self.delivery.overdue(now, patience)
 
     def _due(self, now: float) -> list[str]:
         """Who is due, and may be offered in this turn."""
         due = self.delivery.due(now)
         if self.turn.number is None:
             return due
-        return [who for who in due if self.turn.takes(self.delivery.outcomes[who])]
+        return [who for who in due if self.turn.takes(who, self.delivery.outcomes[who])]
 
     def open(self, now: float, refused_at: float | None) -> None:
         """Begin with everybody who is due; refuse them where no attempt may begin any more.
@@ -86,7 +98,7 @@ class Ledger:
         """
         self.delivery.hand_over(now)
         self.delivery.excuse(now if refused_at is None else refused_at)
-        why = self.delivery.overdue(now, self.policy.patience)
+        why = self._overdue(now)
         if why is not None and self.delivery.pending:
             expired = Said(Stage.CONNECT, Reply(NO_REPLY, _EXPIRED, why))
             self.delivery.attempts.append(Attempt(now))

@@ -151,6 +151,12 @@ def hook_failed(hook: str, error: BaseException) -> None:
     say(logging.ERROR, message, hook, type(error).__name__, error=error, hook=hook)
 
 
+def pace_failed(error: BaseException) -> None:
+    """What `pace=` holds raised when it was left; the send goes on."""
+    message = "smtp pace= raised %s on exit; the send goes on"
+    say(logging.ERROR, message, type(error).__name__, error=error)
+
+
 def at(when: float) -> str:
     """A time, as the clock on the wall has it."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(when))

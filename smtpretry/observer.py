@@ -68,7 +68,8 @@ class Observer:
         if not self.hooks:
             return
         at, left = self.clock(), len(delivery.pending) + len(recipients)
-        elapsed, server = delivery.elapsed(at), delivery.attempts[-1].server if delivery.attempts else ""
+        elapsed = 0.0 if delivery.began_at is None else at - delivery.began_at
+        server = delivery.attempts[-1].server if delivery.attempts else ""
         for who in recipients:
             outcome, left = delivery.outcomes[who], left - 1
             ended = Ended(at, who, outcome.status, outcome.stage, outcome.reply, server, elapsed, left)

@@ -197,8 +197,11 @@ class Sends(ABC):
 
         Raises:
             ValueError: `concurrency` is below one.
-            Whatever a message or the iterable raises, such as a ValueError for a message without recipients. Nothing
-            more is drawn then, and it is raised when the messages under way have ended, and have been yielded.
+            ExceptionGroup: messages that could not be sent at all, such as a ValueError for one without recipients. It
+                is raised at the end, when all others have been yielded.
+            Whatever the iterable raises. Nothing more is drawn then, and it is raised, in that group where there is
+            one, when the messages under way have ended, and have been yielded.
+            ClientClosed: `aclose` was called; the messages under way are yielded first.
 
         If you leave the loop early (`break`), close the generator, and what is under way is broken off:
         ``async with contextlib.aclosing(smtp.send_many(messages)) as deliveries``. The log names who is still pending.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -284,6 +285,50 @@ async def test_a_loop_that_is_left_leaves_nothing_behind(caplog: pytest.LogCaptu
         assert f"broken off; pending: {to(1)}" in caplog.text
         assert "How are you?" not in caplog.text
         await smtp.sendmail(APP, [ANN], BODY)
+
+
+@virtually
+async def test_a_generator_ends_when_its_loop_is_left() -> None:
+    """Who leaves the loop early closes what the generator reads from, such as a cursor, without the garbage collector."""
+    closed = list[str]()
+
+    async def source() -> AsyncIterator[Any]:
+        try:
+            for number in range(100):
+                yield letter(to(number))
+        finally:
+            closed.append("cursor")
+
+    gc.disable()
+    try:
+        async with talk() as (_, smtp):
+            async with contextlib.aclosing(smtp.send_many(source())) as deliveries:
+                await anext(deliveries)
+            await asyncio.sleep(0.1)
+            assert closed == ["cursor"]
+    finally:
+        gc.enable()
+
+
+@virtually
+async def test_a_cancellation_from_within_hides_no_message() -> None:
+    """Where something of the caller's was cancelled that a send awaits, its message is told like one that failed."""
+
+    class Cancelled(contextlib.AbstractAsyncContextManager[None]):
+        async def __aenter__(self) -> None:
+            task = asyncio.ensure_future(asyncio.sleep(60))
+            task.cancel()
+            await task
+
+        async def __aexit__(self, *_: object) -> None:
+            """Never called."""
+
+    async with talk(credentials={"pace": Cancelled()}) as (_, smtp):
+        told: list[Delivery] = []
+        with pytest.raises(ExceptionGroup, match="3 messages could not be sent") as caught:
+            await told_by(smtp.send_many(Source(3)), told)
+        assert sorted(delivery.pending[0] for delivery in told) == [to(number) for number in range(3)]
+        assert len(smtpretry.deliveries_of(caught.value)) == 3
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "many"])

@@ -524,6 +524,80 @@ def test_a_plain_function_that_returns_a_coroutine_is_a_mistake() -> None:
 
 
 @virtually
+async def test_a_connection_that_was_made_outside_is_named() -> None:
+    """Where each call finds a connection lost that the function does not make, the error says what to do."""
+    async with ScriptedServer() as server:
+        server.fail_at("MAIL", "fin", times=1)
+        client = server.client()
+        await client.connect()
+        with pytest.raises(aiosmtplib.SMTPServerDisconnected) as caught:
+            await smtpretry.retry(policy=patient())(client.send_message)(letter(ANN))
+        assert "connect within the function" in caught.value.__notes__[0]
+
+
+@virtually
+async def test_a_plain_function_that_returns_a_task_is_a_mistake() -> None:
+    """What goes on after the function has returned cannot be retried: it says so, and nothing is sent behind it."""
+    send, calls = failing()
+    with pytest.raises(TypeError, match="async def"):
+        smtpretry.retry(lambda: asyncio.ensure_future(send()))()
+    await asyncio.sleep(1)
+    assert calls == []
+
+
+@virtually
+async def test_a_static_or_class_method_may_be_below_it() -> None:
+    """It may stand above @staticmethod and @classmethod as well as below."""
+    errors = [refused(450), refused(450)]
+
+    class Mailer:
+        @smtpretry.retry(policy=patient())
+        @staticmethod
+        async def send(value: int) -> int:
+            if errors:
+                raise errors.pop()
+            return value
+
+        @smtpretry.retry(policy=patient())
+        @classmethod
+        async def name(cls) -> str:
+            return cls.__name__
+
+    assert await Mailer().send(5) == await Mailer.send(5) == 5
+    assert await Mailer.name() == "Mailer"
+
+
+@virtually
+async def test_a_plain_function_waits_within_a_running_loop() -> None:
+    """Where an asynchronous test calls a plain function, no_wait() waits for it as ever."""
+    errors, policy = [smtplib.SMTPDataError(451, b"later")], no_wait()
+
+    @smtpretry.retry(policy=policy)
+    def send() -> str:
+        if errors:
+            raise errors.pop()
+        return "sent"
+
+    assert send() == "sent"
+    assert len(policy.waits) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [smtplib.SMTPRecipientsRefused("boom"), smtplib.SMTPSenderRefused(451, None, APP)], ids=repr
+)
+def test_an_error_that_somebody_has_put_together_comes_out(error: Exception) -> None:
+    """What is no answer of a server, such as a test's side effect, comes out as it is."""
+
+    @smtpretry.retry(policy=no_wait())
+    def send() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        send()
+    assert caught.value is error
+
+
+@virtually
 async def test_an_object_whose_call_is_asynchronous_is_awaited() -> None:
     """What has an async __call__, and a partial of a coroutine function, is retried as a coroutine function is."""
     errors = [refused(450), refused(450)]

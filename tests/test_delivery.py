@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import virtual
-from support import ANN, APP, BOB, BODY, CAT, EVE, PASSWORD, USER, patient, talk, virtually
+from support import ANN, APP, BOB, BODY, CAT, EVE, PASSWORD, USER, letter, patient, talk, virtually
 
 import smtpretry
 from smtpretry import Action, Attempt, Delivery, Reply, Stage, Status, Step
@@ -55,6 +56,29 @@ async def test_another_process_goes_on_with_those_who_are_pending() -> None:
     assert [(message.recipients, message.content) for message in server.messages] == [([BOB], BODY)]
     assert delivery.accepted == [ANN, BOB]
     assert len(delivery.attempts) == 2
+
+
+@virtually
+async def test_who_waits_before_anything_is_sent_is_not_forgotten() -> None:
+    """A delivery whose time has not come is the first thing that a new client gets: it is sent when it is due."""
+    delivery = Delivery.from_dict(through_json((await after_one_pass()).to_dict()))
+    async with talk() as (server, smtp):
+        waiting = asyncio.ensure_future(smtp.deliver(delivery))
+        await asyncio.sleep(1)
+        await smtp.send_message(letter(CAT))
+        await waiting
+        assert [message.recipients for message in server.messages] == [[CAT], [BOB]]
+
+
+@virtually
+async def test_closing_a_client_wakes_who_waited_before_anything_was_sent() -> None:
+    """A new client that is closed while all that it has is a delivery to come tells its sender so."""
+    delivery = Delivery.from_dict(through_json((await after_one_pass()).to_dict()))
+    async with talk() as (_, smtp):
+        waiting = asyncio.ensure_future(smtp.deliver(delivery))
+        await asyncio.sleep(1)
+    with pytest.raises(smtpretry.ClientClosed):
+        await waiting
 
 
 @virtually

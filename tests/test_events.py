@@ -44,6 +44,7 @@ from smtpretry import (
     Stage,
     Status,
     Step,
+    prepare,
 )
 from smtpretry.queues.engine import Pause
 from smtpretry.testing import ScriptedServer
@@ -113,6 +114,18 @@ async def test_a_send_that_goes_well() -> None:
         assert (ended.recipient, ended.status, ended.left, ended.reply.code) == (ANN, Status.ACCEPTED, 0, 250)
         assert ended.server == opened.server == delivery.attempts[0].server
     assert told.kinds()[3:] == ["Closed"]
+
+
+@virtually
+async def test_the_time_to_an_end_counts_from_the_first_try() -> None:
+    """What a delivery has waited in a queue, before a worker came, is not in the time that its acceptance took."""
+    async with telling() as (server, smtp, told):
+        server.on("RCPT", ANN, "450 4.2.0 Greylisted for 300 seconds", times=1)
+        delivery = prepare(letter(ANN))
+        delivery.hand_over(virtual.clock())
+        await asyncio.sleep(1800)
+        await smtp.deliver(delivery)
+        assert told.of(Ended)[0].elapsed == pytest.approx(300, abs=1)
 
 
 @virtually

@@ -7,6 +7,7 @@ import contextlib
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import aiosmtplib
 import faults
 import pytest
 import virtual
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 DOWN = "421 4.3.2 Service shutting down"
+UTF8 = "änn@example.com"
 
 
 @contextlib.asynccontextmanager
@@ -264,6 +266,20 @@ async def test_it_is_taken_up_whatever_clock_stored_it() -> None:
 
 
 @virtually
+async def test_the_first_policy_says_how_long_a_delivery_is_tried() -> None:
+    """What a queue has held for longer than the second server's policy waits is still offered to that server."""
+    async with ScriptedServer() as first, ScriptedServer() as second:
+        hasty = RetryingSMTP(second.client(), patient(give_up_after=timedelta(seconds=30)))
+        async with Failover(RetryingSMTP(first.client(), patient()), hasty) as smtp:
+            first.on("CONNECT", DOWN, times=1)
+            await smtp.deliver(letter(BOB))
+            delivery = prepare(letter(ANN))
+            delivery.hand_over(virtual.clock() - 300)
+            assert (await smtp.deliver(delivery)).accepted == [ANN]
+            assert len(second.received(ANN)) == 1
+
+
+@virtually
 async def test_a_server_that_is_no_longer_there() -> None:
     """Who waits for a third server, and finds only two after a restart, is offered to those."""
     async with two() as (first, _, smtp):
@@ -314,3 +330,97 @@ def test_clients_that_cannot_be(clients: Any, error: type[Exception]) -> None:
     queued = RetryingSMTP(server.client(), defer=Queue())
     with pytest.raises(error):
         Failover(*clients(RetryingSMTP(server.client()), queued))
+
+
+def _cannot(trouble: str, server: ScriptedServer) -> RetryingSMTP:
+    """Return a client of a server that can do nothing for the message, and say so to the server where it has to."""
+    if trouble == "blocks the client":
+        server.on("CONNECT", "554 5.7.1 Your address is blocked")
+    if trouble == "its certificate is another's":
+        return RetryingSMTP(aiosmtplib.SMTP(hostname="localhost", port=server.port, start_tls=True), patient())
+    credentials: Any = {"username": "app", "password": "wrong"} if server.credentials else {}
+    return RetryingSMTP(server.client(), patient(), **credentials)
+
+
+CANNOT: dict[str, dict[str, Any]] = {
+    "refuses the password": {"auth": ("app", "right")},
+    "blocks the client": {},
+    "its certificate is another's": {"tls": True},
+    "knows no SMTPUTF8": {"smtputf8": False},
+    "takes short messages only": {"size_limit": 10},
+}
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_what_the_next_one_cannot_do_waits_for_the_first(trouble: str) -> None:
+    """A message is not lost because the second server can do nothing for it while the first has a short outage."""
+    async with ScriptedServer(smtputf8=True) as first, ScriptedServer(**CANNOT[trouble]) as second:
+        async with Failover(RetryingSMTP(first.client(), patient()), _cannot(trouble, second)) as smtp:
+            first.on("CONNECT", DOWN, times=1)
+            delivery = await smtp.deliver(letter(UTF8))
+        assert delivery.accepted == [UTF8]
+        assert (len(first.messages), len(second.messages)) == (1, 0)
+        assert now() < 70
+        second.clear()
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_what_the_first_one_cannot_do_goes_to_the_next(trouble: str) -> None:
+    """What a server cannot do for a message is its own trouble: the next one gets the message at once."""
+    async with ScriptedServer(**CANNOT[trouble]) as first, ScriptedServer(smtputf8=True) as second:
+        async with Failover(_cannot(trouble, first), RetryingSMTP(second.client(), patient())) as smtp:
+            for _ in range(3):
+                assert (await smtp.deliver(letter(UTF8))).accepted == [UTF8]
+            assert (await smtp.deliver(BODY[:30], sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert len(second.messages) == (3 if trouble == "knows no SMTPUTF8" else 4)
+        assert now() < 1
+        first.clear()
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_what_none_of_them_can_do_is_told_at_once(trouble: str) -> None:
+    """Where all servers can do nothing for a message, nobody waits for any of them."""
+    async with ScriptedServer(**CANNOT[trouble]) as first, ScriptedServer(**CANNOT[trouble]) as second:
+        async with Failover(_cannot(trouble, first), _cannot(trouble, second)) as smtp:
+            for number in range(1, 4):
+                assert list((await smtp.deliver(letter(UTF8))).refused) == [UTF8]
+                assert first.connections == 1
+                assert second.connections <= number
+                assert now() < 1
+        for server in (first, second):
+            server.clear()
+
+
+@virtually
+async def test_who_no_server_can_do_anything_for_waits_for_none_with_the_others() -> None:
+    """One recipient waits for the first server, which can do nothing for the other: nor can the second, and it ends."""
+    async with (
+        ScriptedServer(smtputf8=False) as first,
+        ScriptedServer(size_limit=10) as second,
+        Failover(RetryingSMTP(first.client(), patient()), RetryingSMTP(second.client(), patient())) as smtp,
+    ):
+        first.on("RCPT", ANN, GREYLISTED, times=1)
+        delivery = await smtp.attempt(prepare(letter(ANN, UTF8)))
+        assert (delivery.pending, list(delivery.refused)) == ([ANN], [UTF8])
+        assert (await smtp.deliver(delivery)).accepted == [ANN]
+        assert len(first.messages) == 1
+
+
+@pytest.mark.parametrize("trouble", CANNOT)
+@virtually
+async def test_the_wait_for_the_first_has_an_end(trouble: str) -> None:
+    """Where the first server stays down, and the second can do nothing, it ends when the first one's patience does."""
+    async with ScriptedServer() as first, ScriptedServer(**CANNOT[trouble]) as second:
+        async with Failover(RetryingSMTP(first.client(), patient()), _cannot(trouble, second)) as smtp:
+            first.on("CONNECT", DOWN)
+            delivery = await smtp.deliver(letter(UTF8))
+        assert list(delivery.refused) == [UTF8]
+        assert 2700 < now() <= 3600
+        assert first.connections <= 10
+        assert second.connections <= 20
+        assert second.verbs.count("AUTH") <= first.connections
+        for server in (first, second):
+            server.clear()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from smtpretry.policy import Decision, RetryPolicy
 
 _WAITING = (Action.RETRY, Action.RECONNECT)
+_CODE = re.compile(r"\d{3}")
+_GOES_ON = re.compile(r"\d{3}-")
 _LISTED = 200  # attempts that a schedule lists at most: a policy may know no end
 
 _OUR_OWN = (
@@ -50,7 +52,10 @@ _IN_LOGS = (
     # Sendmail: stat=Deferred: 450 4.2.0 Greylisted
     re.compile(r"\bstat=\w[\w ]{0,40}: (?P<reply>\d{3}[ -].*)"),
     # Python: aiosmtplib.errors.SMTPRecipientRefused: (450, '4.2.0 Greylisted', 'bob@example.com')
-    re.compile(r"\((?P<code>\d{3}), b?(?P<quote>['\"])(?P<text>.*?)(?P=quote)"),
+    re.compile(
+        r"(?:\bSMTP(?P<stage>SenderRefused|RecipientRefused|RecipientsRefused|DataError|HeloError|AuthenticationError"
+        r"|ConnectError|ConnectResponseError)\b.{0,300}?)?\((?P<code>\d{3}), b?(?P<quote>['\"])(?P<text>.*?)(?P=quote)"
+    ),
     # Anything: a code and its enhanced status
     re.compile(r"(?:^|[\s:;>\"'(\[])(?P<reply>[45]\d\d[ -][245]\.\d{1,3}\.\d{1,3}\b.*)"),
 )
@@ -65,6 +70,14 @@ _STAGES = {
     "rcpt to": Stage.RCPT,
     "data": Stage.DATA,
     "end of data": Stage.END_OF_DATA,
+    "connecterror": Stage.CONNECT,
+    "connectresponseerror": Stage.CONNECT,
+    "heloerror": Stage.EHLO,
+    "authenticationerror": Stage.AUTH,
+    "senderrefused": Stage.MAIL,
+    "recipientrefused": Stage.RCPT,
+    "recipientsrefused": Stage.RCPT,
+    "dataerror": Stage.END_OF_DATA,
 } | {stage.value.lower(): stage for stage in Stage}
 
 
@@ -99,9 +112,9 @@ def _stage(name: str) -> Stage:
 
 def _explain(options: argparse.Namespace) -> int:
     code = 0
-    lines: Iterable[str] = options.reply or (line.rstrip("\n") for line in sys.stdin)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() and not options.reply:
+    given = _unsplit(options.reply)
+    for number, line in _whole(given or (line.rstrip("\r\n") for line in sys.stdin)):
+        if not line.strip() and not given:
             continue
         try:
             reply, told, fails = _read(line)
@@ -118,6 +131,30 @@ def _explain(options: argparse.Namespace) -> int:
     return code
 
 
+def _unsplit(words: list[str]) -> list[str]:
+    """The arguments; a reply that the shell has split, for want of quotes, is one."""
+    split = len(words) > 1 and not any(" " in word for word in words) and not all(map(_CODE.fullmatch, words))
+    return [" ".join(words)] if split and _CODE.fullmatch(words[0]) else words
+
+
+def _whole(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    """Each line and its number; those of a multi-line reply, all but the last of which have a hyphen, are one."""
+    begun, whole = 0, ""
+    for number, line in enumerate(lines, start=1):
+        code = whole[:3]
+        if whole and line.startswith((f"{code}-", f"{code} ")):
+            whole += f"\n{line}"
+        else:
+            if whole:
+                yield begun, whole
+            begun, whole = number, line
+        if not _GOES_ON.match(line) or f" {whole[:3]} " in whole:
+            yield begun, whole
+            whole = ""
+    if whole:
+        yield begun, whole
+
+
 def _read(line: str) -> tuple[Reply, Stage | None, bool]:
     """The reply that a line is or holds, the stage where the line tells it, and whether this side has given up."""
     if silence := _SILENCE.search(line.rstrip()):
@@ -130,7 +167,9 @@ def _read(line: str) -> tuple[Reply, Stage | None, bool]:
             if (found := pattern.search(line.rstrip())) is None:
                 continue
             groups = found.groupdict()
-            text = groups.get("reply") or f"{groups['code']} " + groups["text"].replace("\\n", f"\n{groups['code']} ")
+            code = groups.get("code")
+            text = groups.get("reply") or f"{code} {groups['text']}"
+            text = text.replace("\\n", f"\n{code} " if code else "\n")
             try:
                 return Reply.parse(text), _STAGES.get((groups.get("stage") or "").lower()), False
             except ValueError:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpretry.delivery import Delivery
+    from smtpretry.outcome import Outcome
 
 _TLS: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -74,12 +75,21 @@ def _send(options: argparse.Namespace) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return UNREADABLE
-    asyncio.run(_tell(smtp, delivery, say))
-    for who, outcome in delivery.outcomes.items():
-        say(f"{who}: {outcome.status.value.lower()}: {outcome.reply}", _STYLES.get(outcome.status, ""))
+    try:
+        asyncio.run(_tell(smtp, delivery, say))
+    finally:  # also after Ctrl-C
+        for who, outcome in delivery.outcomes.items():
+            say(f"{who}: {_end_of(outcome)}", _STYLES.get(outcome.status, ""))
     if delivery.cure:
         say(delivery.cure, "bold")
     return 0 if len(delivery.accepted) == len(delivery.outcomes) else 1
+
+
+def _end_of(outcome: Outcome) -> str:
+    end = outcome.status.value.lower()
+    if outcome.status is Status.PENDING and outcome.uncertain:
+        end = "pending, and may have it"
+    return f"{end}: {outcome.reply}" if outcome.reply else end
 
 
 def _client(options: argparse.Namespace) -> aiosmtplib.SMTP:

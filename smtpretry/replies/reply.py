@@ -98,11 +98,6 @@ class Reply:
         return self.code // 100 == 5  # noqa: PLR2004
 
     @property
-    def is_about_syntax(self) -> bool:
-        """Whether it is the command that the server objects to, not who says it (RFC 5321 §4.2.1: 50x)."""
-        return self.code // 10 == 50  # noqa: PLR2004
-
-    @property
     def is_unexpected(self) -> bool:
         """Whether the server does not know the command, or did not expect it now (RFC 5321 §4.1.4, §4.2.4)."""
         return self.code in (500, 502, 503)

@@ -6,6 +6,9 @@ from typing import Final
 
 from smtpretry.replies.stage import Stage
 
+NO_EHLO: Final = frozenset({500, 501, 502, 503, 504, 550})
+"""To EHLO: the server does not take that command; it may take HELO (RFC 5321 §3.2, §4.1.4)."""
+
 CHALLENGE: Final = 334
 """The server asks for more, in the course of AUTH (RFC 4954 §4)."""
 

@@ -29,6 +29,7 @@ class Limits(ABC):
         failures: how many times in a row it said so. While there is one, a single connection finds out if it is over.
         pace: the speed that the server allows.
         refused_at: since when it takes nothing: when it first refused a message after the last that it took, or None.
+        is_hopeless: whether what it said last of itself was final, and nothing better came since.
     """
 
     def __init__(self, size: int, patience: float) -> None:
@@ -36,6 +37,7 @@ class Limits(ABC):
         self.resumes_at = 0.0
         self.reason: Said | None = None
         self.failures = 0
+        self.is_hopeless = False
         self.pace = Pace(longest=min(LONGEST, patience), patience=patience)
         self.refused_at: float | None = None
         self._patience = patience
@@ -77,8 +79,9 @@ class Limits(ABC):
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
         return max(1, self.failures + (now >= self.resumes_at))
 
-    def pause(self, now: float, until: float, reason: Said) -> None:
+    def pause(self, now: float, until: float, reason: Said, *, is_final: bool = False) -> None:
         """Let nothing be tried until then."""
+        self.is_hopeless = is_final
         if until > max(now, self.resumes_at):
             self._tell_paused(now, until, reason)
         self.failures = self.strike(now)
@@ -94,6 +97,7 @@ class Limits(ABC):
         """The server works: the next pause begins from a short one again. An answer during a pause ends none."""
         if self.failures and now >= self.resumes_at:
             self._tell_resumed()
+            self.is_hopeless = False
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
 

@@ -14,6 +14,7 @@ from weakref import WeakSet
 import aiosmtplib
 from aiosmtplib import SMTPResponse
 
+from smtpretry.errors import chain
 from smtpretry.replies.reply import Reply, Said
 from smtpretry.replies.stage import Stage
 
@@ -74,17 +75,25 @@ async def ask_for(credentials: Credentials, seconds: float | None) -> str | byte
     try:
         async with asyncio.timeout(seconds) as limit:
             return await credentials.secret()
-    except TimeoutError as error:
-        why = "no token came from oauth_token_generator in time" if limit.expired() else _no_token(error)
-        raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
-    except OSError as error:
-        if not isinstance(error, (ConnectionError, socket.gaierror)) and error.errno not in _NO_NETWORK:
+    except Exception as error:
+        cause = _no_network(error)
+        if cause is None:
             raise
-        raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(_no_token(error))) from error
+        why = f"oauth_token_generator raised {type(error).__name__}: {cause}".rstrip(": ")
+        if limit.expired():
+            why = "no token came from oauth_token_generator in time"
+        kind = aiosmtplib.SMTPTimeoutError if isinstance(cause, TimeoutError) else aiosmtplib.SMTPServerDisconnected
+        raise Failed.silently(Stage.AUTH, kind(why)) from error
 
 
-def _no_token(error: OSError) -> str:
-    return f"oauth_token_generator raised {type(error).__name__}: {error}".rstrip(": ")
+def _no_network(error: Exception) -> OSError | None:
+    """Why there was no network: the error itself, or what an HTTP client made it of; None where it is another one."""
+    for link in chain(error):
+        if isinstance(link, (ConnectionError, TimeoutError, socket.gaierror)):
+            return link
+        if isinstance(link, OSError) and link.errno in _NO_NETWORK:
+            return link
+    return None
 
 
 async def log_in(

@@ -18,6 +18,7 @@ from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
 from smtpretry.replies.patterns import compiled
 from smtpretry.replies.stage import Stage
 
+from .codes import NO_EHLO
 from .conversation import Conversation, Timeout
 from .dial import Dial, impossible, unreachable
 from .failed import Failed
@@ -198,7 +199,8 @@ class Opening(Conversation):
         try:
             client.last_ehlo_response = await self.command(Stage.EHLO, b"EHLO", name, timeout=timeout)
         except Failed as failed:
-            if not failed.said.reply.is_about_syntax or self._start_tls or self.needs.tls:  # HELO offers no TLS
+            needs_more = self._start_tls or self.needs.tls or self.needs.auth  # than HELO offers
+            if failed.said.reply.code not in NO_EHLO or needs_more:
                 raise
             try:
                 client.last_helo_response = await self.command(Stage.EHLO, b"HELO", name, timeout=timeout)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smtpretry import log
 from smtpretry.errors import ClientClosed
@@ -15,10 +15,12 @@ from .limits import Limits
 from .register import Register
 from .shared import SharedPace
 from .stock import Stock
+from .told import Told
 from .waiting import Asked, Waiting, Wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from smtpretry.observer import Observer
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from smtpretry.replies.reply import Said
 
     from .connection import Connection
+    from .told import Manager
 
 _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
@@ -55,11 +58,11 @@ class Pool(Limits):
         policy: RetryPolicy,
         observer: Observer,
         *,
-        told: AbstractAsyncContextManager[Any] | None = None,
+        told: Manager | None = None,
     ) -> None:
         super().__init__(size, policy.patience)
         self.closed = False
-        self._told, self._clock = told, policy.clock
+        self._told, self._clock = None if told is None else Told(told), policy.clock
         self.observer, self._register = observer, Register(observer)
         self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
@@ -83,7 +86,7 @@ class Pool(Limits):
     @property
     def waiting(self) -> int:
         """How many sends wait: for a connection, or until they may try again."""
-        return self._waiting.sends + len(self._alarms)
+        return self._waiting.sends + len(self._alarms) + len(self._told or ())
 
     @property
     def server(self) -> str:
@@ -169,8 +172,18 @@ class Pool(Limits):
             ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
-        loan = _Loan(self, wish, first=first)
-        return loan if self._told is None or wish is not Wish.TURN else _entered(self._told, loan)
+        if self._told is None or wish is not Wish.TURN:
+            return _Loan(self, wish, first=first)
+        return self._lend_in_turn(self._told, first=first)
+
+    @asynccontextmanager
+    async def _lend_in_turn(self, told: Told, *, first: bool) -> AsyncIterator[Connection]:
+        """Lend for one message at the pace that is told; without a turn where the server wants nothing."""
+        async with AsyncExitStack() as stack:
+            is_closed = self.closed or self.is_closed(self._clock())
+            may_go = not is_closed and await told.enter(stack)
+            wish = Wish.TURN if may_go else Wish.CONNECTION
+            yield await stack.enter_async_context(_Loan(self, wish, first=first))
 
     async def room(self) -> None:
         """Wait until fewer sends wait for a connection than there may be connections."""
@@ -188,6 +201,7 @@ class Pool(Limits):
 
     def alarm(self, seconds: float) -> asyncio.Future[None]:
         """What to await to wait, holding nothing; it raises `ClientClosed` as soon as the pool is closed."""
+        self._belong_here()
         if self.closed:
             raise ClientClosed(_CLOSED)
         return self._alarms.set(seconds)
@@ -207,6 +221,8 @@ class Pool(Limits):
         self.closed = True
         for alarms in (self._alarms, self._bells):
             alarms.stop(partial(ClientClosed, _WOKEN))
+        if self._told is not None:
+            self._told.let_go()
         for asked in self._waiting.clear():
             asked.granted.set_result(None)
         while self._stock.out:
@@ -261,9 +277,11 @@ class Pool(Limits):
         """Lend what is free to those who wait, in the order in which they came."""
         if not self._stock.out:
             self._all_back.set()
-        if not self._waiting:
+        if not (self._waiting or self._told):
             return
         now = self._clock()
+        if self._told and self.is_closed(now):
+            self._told.let_go()
         while (asked := self._next(now)) is not None:
             if asked.wish is Wish.PLACE:
                 asked.granted.set_result(None)
@@ -313,6 +331,8 @@ class Pool(Limits):
         self._wide()
         self._resting.clear()
         self._waiting.clear()
+        if self._told is not None:
+            self._told.forget()
         self._alarms.forget()
         self._bells.forget()
         self._slot = None
@@ -347,19 +367,3 @@ class _Loan:
             raise
         finally:
             pool.give_back(connection)
-
-
-@asynccontextmanager
-async def _entered(told: AbstractAsyncContextManager[Any], loan: _Loan) -> AsyncIterator[Connection]:
-    async with told, loan as connection:
-        yield connection
-
-
-def check_pace(pace: object) -> None:
-    """Raise TypeError where it is nothing that can be entered."""
-    if pace is not None and not isinstance(pace, AbstractAsyncContextManager):
-        msg = (
-            "pace is an asynchronous context manager that waits on entry, such as aiolimiter.AsyncLimiter(14, 1) "
-            f"for 14 messages a second, not {pace!r}"
-        )
-        raise TypeError(msg)

@@ -125,8 +125,12 @@ EXIM = "1qXy-0004 == bob@example.com R=dnslookup T=remote_smtp defer (-44): SMTP
         (f"{EXIM}pipelined MAIL FROM:<a@b>: 452 full", "452 full", "MAIL"),
         (f"{EXIM}end of data: 554 spam", "554 spam", "END_OF_DATA"),
         ("sendmail[7]: to=<bob@example.com>, dsn=4.2.0, stat=Deferred: 450 4.2.0 a", "450 4.2.0 a", None),
-        ("aiosmtplib.errors.SMTPDataError: (554, '5.7.1 Spam\\n5.7.1 no')", "554 5.7.1 Spam 5.7.1 no", None),
-        ("smtplib.SMTPSenderRefused: (530, b'5.7.0 Log in', 'a@b')", "530 5.7.0 Log in", None),
+        ("aiosmtplib.errors.SMTPDataError: (554, '5.7.1 Spam\\n5.7.1 no')", "554 5.7.1 Spam 5.7.1 no", "END_OF_DATA"),
+        ("smtplib.SMTPSenderRefused: (530, b'5.7.0 Log in', 'a@b')", "530 5.7.0 Log in", "MAIL"),
+        ("smtplib.SMTPRecipientsRefused: {'b@x': (450, b'4.2.0 Wait')}", "450 4.2.0 Wait", "RCPT"),
+        ("X: [SMTPRecipientRefused(450, '4.2.0 Wait', 'b@x')]", "450 4.2.0 Wait", "RCPT"),
+        ("smtplib.SMTPAuthenticationError: (535, b'5.7.8 no')", "535 5.7.8 no", "AUTH"),
+        (f"{EXIM}end of data: 550-5.7.1 a\\n550 5.7.1 b", "550 5.7.1 a 5.7.1 b", "END_OF_DATA"),
         ("refused by the server: 550 5.1.1 User unknown", "550 5.1.1 User unknown", None),
         (f"{OURS}reply decided: RCPT: 550 5.1.1 <e@x>: who? -> FAIL {TO}", "550 5.1.1 <e@x>: who?", "RCPT"),
         (f"{OURS}send waits 300 s, until 2026-11-25 23:04:56: MAIL: 451 a (b) {TO}", "451 a (b)", "MAIL"),
@@ -137,7 +141,8 @@ EXIM = "1qXy-0004 == bob@example.com R=dnslookup T=remote_smtp defer (-44): SMTP
         ),
     ],
     ids=[
-        *("rcpt", "data", "banner", "exim", "exim-mail", "exim-data", "sendmail", "aiosmtplib", "smtplib", "any"),
+        *("rcpt", "data", "banner", "exim", "exim-mail", "exim-data", "sendmail", "aiosmtplib", "smtplib"),
+        *("smtplib-recipients", "aiosmtplib-recipient", "smtplib-log-in", "exim-lines", "any"),
         *("ours-decided", "ours-waits", "ours-paused"),
     ],
 )
@@ -169,6 +174,23 @@ def test_many_replies_come_from_standard_input(explain):
     """One a line; empty lines do not count."""
     replies = facts(explain, stdin=f"{GREYLISTED}\n\n530 Authentication required\r\n421 bye")
     assert [fact["action"] for fact in replies] == ["RETRY", "AUTHENTICATE", "RECONNECT"]
+
+
+def test_a_reply_of_several_lines_is_one(explain):
+    """Pasted as it came, with or without CR, it is explained once; the next reply is another one."""
+    pasted = "550-5.1.1 The mailbox\r\n550-5.1.1 that you tried\r\n550 5.1.1 is not there\r\n550 5.1.1 Nor this\r\n"
+    replies = facts(explain, stdin=f"{pasted}452-4.2.2 cut off\n{GREYLISTED}\n421-a\n421 b")
+    assert [fact["reply"] for fact in replies] == [
+        "550 5.1.1 The mailbox 5.1.1 that you tried 5.1.1 is not there",
+        *("550 5.1.1 Nor this", "452 4.2.2 cut off", GREYLISTED, "421 a b"),
+    ]
+
+
+def test_a_reply_without_quotes_is_one(explain):
+    """Whoever forgets the quotes gets the reply explained, not its words."""
+    (fact,) = facts(explain, *GREYLISTED.split())
+    assert fact["reply"] == GREYLISTED
+    assert [fact["code"] for fact in facts(explain, "450", "550")] == [450, 550]
 
 
 def test_a_line_without_a_reply_is_named_and_the_others_are_explained(explain):

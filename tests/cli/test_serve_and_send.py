@@ -10,6 +10,7 @@ import smtplib
 import ssl
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -229,3 +230,29 @@ def test_send_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], 
     assert code == 2
     assert said in complained
     assert "Traceback" not in complained
+
+
+def test_ctrl_c_tells_what_has_become_of_each():
+    """Whoever stops it while somebody is pending hears who has the message, who has not, and who may have it."""
+    with ThreadedServer() as server:
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted")
+        stalled = server.fail_at("END_OF_DATA", "stall")
+        with subprocess.Popen(
+            command("send", "--host", server.hostname, "--port", server.port),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        ) as process:
+            assert process.stdin is not None
+            process.stdin.write(MAIL)
+            process.stdin.close()
+            process.stdin = None
+            while not stalled.used:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            said, _ = process.communicate(timeout=PATIENCE)
+        server.clear()
+    assert process.returncode == 130
+    assert "bob@example.com: pending\n" in said.decode()
+    assert "ann@example.com: pending, and may have it" in said.decode()
+    assert "Traceback" not in said.decode()

@@ -14,13 +14,17 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import aiosmtplib
+import google.auth.transport.requests
+import httpx
 import pytest
+import requests
 import virtual
 from support import ANN, APP, BOB, BODY, LOG_IN, PASSWORD, USER, once, patient, talk, virtually
 from test_login import everything_of
 
 from smtpretry import RetryingSMTP
 from smtpretry.session.veil import Veil
+from smtpretry.testing import no_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -267,6 +271,42 @@ async def test_a_generator_without_a_network_is_waited_for(error: OSError) -> No
         assert delivery.accepted == [ANN]
         assert len(delivery.attempts) == 2
         assert "no network" in str(delivery.attempts[0].steps[-1].reply)
+
+
+async def by_httpx(url: str) -> Any:
+    async with httpx.AsyncClient(timeout=0.2) as client:
+        return await client.post(url)
+
+
+async def by_requests(url: str) -> Any:
+    return await asyncio.to_thread(requests.post, url, timeout=0.2)
+
+
+async def by_google(url: str) -> Any:
+    return await asyncio.to_thread(google.auth.transport.requests.Request(), url, timeout=0.2)
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["nobody there", "no answer"])
+@pytest.mark.parametrize("ask", [by_httpx, by_requests, by_google])
+def test_http_clients_without_a_network_are_waited_for(ask: Callable[[str], Any], answers: bool) -> None:
+    """However an HTTP client wraps it, a token endpoint that cannot be reached is no end of the send."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url, asked = f"http://127.0.0.1:{listener.getsockname()[1]}/token", 0
+        if not answers:
+            listener.close()
+
+        async def generator() -> str:
+            nonlocal asked
+            asked += 1
+            return "good" if asked > 1 else await ask(url)
+
+        async def scenario() -> None:
+            mine = {"username": USER, "oauth_token_generator": generator}
+            async with talk(no_wait(), token="good", credentials=mine) as (_, smtp):
+                assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+
+        asyncio.run(scenario())
+        assert asked == 2
 
 
 @pytest.mark.parametrize("error", [KeyError("cause"), FileNotFoundError(2, "cause"), RuntimeError("cause")], ids=repr)

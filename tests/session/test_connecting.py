@@ -466,7 +466,7 @@ async def test_one_context_for_all_connections(tmp_path: Path, monkeypatch: pyte
 # The name of this side
 
 
-@pytest.mark.parametrize("code", [500, 501, 502, 503, 504])
+@pytest.mark.parametrize("code", [500, 501, 502, 503, 504, 550])
 @virtually
 async def test_a_server_that_does_not_take_ehlo_is_said_helo(code: int) -> None:
     """Some that know nothing but HELO say that EHLO is out of sequence, or not implemented."""
@@ -474,6 +474,15 @@ async def test_a_server_that_does_not_take_ehlo_is_said_helo(code: int) -> None:
         server.on("EHLO", f"{code} 5.5.1 what is that?")
         assert await smtp.sendmail(APP, [ANN], BODY) == ({}, "2.0.0 Ok: queued as 1")
         assert [verb for verb in server.verbs if verb in ("EHLO", "HELO")] == ["EHLO", "HELO"]
+
+
+@virtually
+async def test_where_a_log_in_is_wanted_helo_is_no_way_out() -> None:
+    """HELO offers none: what is told is what was said to EHLO."""
+    async with talk(client={"username": "app", "password": "secret"}, auth=("app", "secret")) as (server, smtp):
+        server.on("EHLO", "550 5.7.1 no")
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).refused[ANN].code == 550
+        assert "HELO" not in server.verbs
 
 
 @virtually

@@ -385,6 +385,89 @@ async def test_a_semaphore_is_held_for_the_transaction() -> None:
         assert now() == pytest.approx(3, abs=0.1)
 
 
+@virtually
+async def test_closing_does_not_wait_for_a_pace_that_is_told() -> None:
+    """aclose() wakes who waits for pace=, too: each send has its delivery back at once."""
+    async with ScriptedServer() as server, client(server, pace=Turnstile(3600)) as smtp:
+        sends = [asyncio.ensure_future(smtp.deliver(letter)) for letter in letters(5)]
+        await asyncio.sleep(1)
+        assert smtp.stats().waiting == 5
+        await smtp.aclose()
+        ends = await asyncio.gather(*sends, return_exceptions=True)
+        assert [type(end) for end in ends] == [ClientClosed] * 5
+        assert now() == pytest.approx(1, abs=0.1)
+        assert smtp.stats().waiting == 0
+
+
+@virtually
+async def test_a_server_in_trouble_lets_go_of_who_waits_for_its_pace() -> None:
+    """Nobody waits for the pace of a server that wants nothing: where there is another one, all go there at once."""
+    async with ScriptedServer() as first, ScriptedServer() as second:
+        slow = client(first, 1, pace=AsyncLimiter(1, 60))
+        async with Failover(slow, client(second)) as smtp:
+            first.on("MAIL", "421 4.3.2 Service shutting down")
+            assert all(delivery.accepted for delivery in await burst(smtp, 50))
+            assert (len(first.messages), len(second.messages)) == (0, 50)
+            assert now() < 1
+        first.clear()
+
+
+@virtually
+async def test_after_a_pause_the_pace_that_is_told_is_kept() -> None:
+    """Who was let go by a pause takes a turn of pace= when the server works again, like everybody else."""
+    async with ScriptedServer() as server, client(server, pace=(turnstile := Turnstile(0))) as smtp:
+        server.on("MAIL", "421 4.3.2 Try again in 60 seconds", times=1)
+        deliveries = await burst(smtp, 20)
+        assert all(delivery.accepted for delivery in deliveries)
+        assert turnstile.entered >= len(transactions(server)) == 21
+
+
+class Broken(Turnstile):
+    """What breaks on exit, and wants to hide what happened inside."""
+
+    async def __aexit__(self, *error: object) -> None:
+        await super().__aexit__(*error)
+        msg = "the limiter's database is away"
+        raise ConnectionError(msg)
+
+
+class Hiding(Turnstile):
+    """What hides what happened inside."""
+
+    async def __aexit__(self, *error: object) -> bool:  # type: ignore[override]
+        await super().__aexit__(*error)
+        return True
+
+
+@pytest.mark.parametrize("pace", [Broken, Hiding])
+@virtually
+async def test_what_pace_makes_of_its_end_hides_nothing(
+    pace: type[Turnstile], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who was accepted is told so, though pace= raises on exit; and a send that is cancelled ends, though it hides that."""
+    async with ScriptedServer() as server, client(server, pace=pace()) as smtp:
+        assert (await smtp.deliver(BODY, sender=APP, recipients=ANN)).accepted == [ANN]
+        assert ("the limiter's database is away" in caplog.text) is (pace is Broken)
+        server.fail_at("MAIL", "stall", times=1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(5):
+                await smtp.deliver(BODY, sender=APP, recipients=BOB)
+        assert (await smtp.deliver(BODY, sender=APP, recipients=BOB)).accepted == [BOB]
+
+
+@virtually
+async def test_what_expires_in_the_line_is_not_sent() -> None:
+    """The time of `expires` begins when the message is given to the client, not when a connection is free for it."""
+    async with ScriptedServer() as server, client(server, 1) as smtp:
+        server.fail_at("END_OF_DATA", "stall", times=1)
+        first = asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=ANN))
+        await asyncio.sleep(1)
+        code = await smtp.deliver(BODY, sender=APP, recipients=BOB, expires=timedelta(minutes=5))
+        assert (await first).accepted == [ANN]
+        assert code.refused[BOB].enhanced == "4.4.7"
+        assert not server.received(BOB)
+
+
 @pytest.mark.parametrize("pace", [14, 14.0, (14, 1), "14/s", AsyncLimiter, object(), asyncio.sleep])
 def test_what_is_no_pace_is_refused(pace: Any) -> None:
     """What cannot be entered with `async with` is an error at once that says what can."""
