@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from . import log
 from .errors import NOT_CONNECTED, read
+from .observer import name_of
 from .policy import RetryPolicy
-from .replies.reply import NO_REPLY
+from .replies.reply import NO_REPLY, Reply
 from .replies.rule import Action
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,7 +48,7 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
 
     Raises:
         TypeError: `function` is no function, a generator or a class; or a plain one that returns a coroutine or a task.
-        Whatever the function raises, after the last call, with a note that tells how many calls were made.
+        Whatever the function raises, after the last call; if there were several, a note tells how many.
     """
     if not isinstance(policy, RetryPolicy):
         msg = f"policy is a RetryPolicy, such as RetryPolicy() or RetryPolicy.interactive(), not {policy!r}"
@@ -66,7 +69,7 @@ def retry(function: Callable[P, T] | None = None, /, *, policy: RetryPolicy = Re
 def _asynchronous(function: Callable[P, Any], policy: RetryPolicy) -> Callable[P, Any]:
     @functools.wraps(function)
     async def call(*args: P.args, **kwargs: P.kwargs) -> Any:  # noqa: ANN401 - the function's
-        calls = _Calls(policy)
+        calls = _Calls(policy, name_of(function))
         while True:
             try:
                 return await function(*args, **kwargs)
@@ -74,7 +77,8 @@ def _asynchronous(function: Callable[P, Any], policy: RetryPolicy) -> Callable[P
                 wait = calls.wait_after(error)
                 if wait is None:
                     raise
-            await (policy.sleep or asyncio.sleep)(wait)
+            with calls.waiting(wait):
+                await (policy.sleep or asyncio.sleep)(wait)
 
     return call
 
@@ -82,7 +86,7 @@ def _asynchronous(function: Callable[P, Any], policy: RetryPolicy) -> Callable[P
 def _plain(function: Callable[P, T], policy: RetryPolicy) -> Callable[P, T]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        calls = _Calls(policy)
+        calls = _Calls(policy, name_of(function))
         while True:
             try:
                 result = function(*args, **kwargs)
@@ -92,10 +96,11 @@ def _plain(function: Callable[P, T], policy: RetryPolicy) -> Callable[P, T]:
                     raise
             else:
                 return _no_awaitable(result)
-            if policy.sleep is None:
-                time.sleep(wait)
-            else:
-                _run(policy.sleep(wait))
+            with calls.waiting(wait):
+                if policy.sleep is None:
+                    time.sleep(wait)
+                else:
+                    _run(policy.sleep(wait))
 
     return call
 
@@ -139,25 +144,41 @@ def _no_awaitable(result: T) -> T:
 class _Calls:
     """The calls that were made so far of one function."""
 
-    def __init__(self, policy: RetryPolicy) -> None:
-        self._policy = policy
+    def __init__(self, policy: RetryPolicy, function: str) -> None:
+        self._policy, self._function = policy, function
         self._began, self._made = policy.clock(), 0
+        self._last = ""  # what was said at the last one
 
     def wait_after(self, error: Exception) -> float | None:
         """Seconds until the next call; None where there is none, and then the error is told how many there were."""
         self._made += 1
         elapsed = self._policy.clock() - self._began
-        wait = _wait(self._policy, error, self._made, elapsed)
+        said = read(error)
+        wait = _wait(self._policy, error, said, self._made, elapsed)
+        self._last = "; ".join(f"{stage.value}: {reply}" for stage, reply in said)
         if wait is None and self._made > 1:
             cure = f"; {_CONNECT}" if str(error) == NOT_CONNECTED else ""
             error.add_note(f"smtpretry: {self._made} attempts in {elapsed:.0f} s{cure}")
         return wait
 
+    @contextlib.contextmanager
+    def waiting(self, seconds: float) -> Iterator[None]:
+        """Tell that it waits, and tell what interrupts the wait why it did."""
+        log.calls_again(self._function, self._last, wait=seconds, until=self._policy.clock() + seconds)
+        try:
+            yield
+        except BaseException as error:
+            calls = f"{self._made} attempt{'s' if self._made > 1 else ''}"
+            error.add_note(f"smtpretry: {calls}, and another one would have come; last: {self._last}")
+            raise
 
-def _wait(policy: RetryPolicy, error: Exception, attempt: int, elapsed: float) -> float | None:
+
+def _wait(
+    policy: RetryPolicy, error: Exception, said: Iterable[tuple[Stage, Reply]], attempt: int, elapsed: float
+) -> float | None:
     """Seconds until the next call; None where there is none. One transient refusal among several is worth another."""
     waits = list[float]()
-    for stage, reply in read(error):
+    for stage, reply in said:
         if stage is Stage.END_OF_DATA and reply.code == NO_REPLY and policy.on_uncertain == "raise":
             return None
         decision = policy.decide(reply, stage, able=_ABLE, attempt=attempt, elapsed=elapsed, error=error)

@@ -88,6 +88,12 @@ def remarked(delivery_id: str, stage: Stage, reply: Reply) -> None:
     say(logging.WARNING, message, stage.value, reply.text, delivery_id, **said(stage, reply), delivery_id=delivery_id)
 
 
+def calls_again(function: str, last: str, *, wait: float, until: float) -> None:
+    """A function that sends is called again. Where that takes long, it shows without any set-up of logging."""
+    level = logging.WARNING if wait > LONG else logging.INFO
+    say(level, "smtp call of %s waits %.0f s, until %s: %s", function, wait, at(until), last, wait=wait)
+
+
 def broken_off(delivery_id: str, pending: Sequence[str], why: str) -> None:
     """A send was cancelled: whoever did that may not look at what is pending."""
     message = "smtp send broken off; pending: %s (delivery %s, %s)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import re
 import smtplib
 import socket
 import ssl
@@ -511,6 +512,30 @@ def test_a_plain_function_waits_with_time_sleep(monkeypatch: pytest.MonkeyPatch)
 
     assert send(BOB, again=True) == (BOB, True)
     assert (send.__name__, waits) == ("send", [300.0])
+
+
+def test_who_waits_for_long_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A script that would hang for an hour tells why, and so does a Ctrl-C in the midst of it."""
+
+    def interrupt(_: float) -> None:
+        raise KeyboardInterrupt
+
+    @smtpretry.retry
+    def send_order() -> None:
+        raise smtplib.SMTPDataError(450, b"4.2.0 Greylisted for 300 seconds")
+
+    monkeypatch.setattr("time.sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        send_order()
+    assert stopped.value.__notes__ == [
+        "smtpretry: 1 attempt, and another one would have come; last: END_OF_DATA: 450 4.2.0 Greylisted for 300 seconds"
+    ]
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert re.fullmatch(
+        r"smtp call of .*send_order waits 300 s, until .*: END_OF_DATA: 450 4.2.0 Greylisted for 300 seconds",
+        record.message,
+    )
 
 
 def test_a_plain_function_that_returns_a_coroutine_is_a_mistake() -> None:
