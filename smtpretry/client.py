@@ -69,9 +69,9 @@ class RetryingSMTP(Sends):
         max_messages_per_connection: after how many messages a connection is replaced; None for no limit. If the server
             has a limit of its own (421, or 452 4.5.3 to MAIL), the connection is replaced then, too.
         pace: the speed, if you know it: an asynchronous context manager that waits on entry, such as
-            ``aiolimiter.AsyncLimiter(14, 1)``. It is entered once for each transaction, before a connection is asked
-            for, and left when the connection is given back. What it raises on entry comes out of the send; what it
-            raises on exit is logged. Without it, the client measures the speed at the first
+            ``aiolimiter.AsyncLimiter(1, 1 / 14)``, which is 14 a second. It is entered once for each transaction,
+            before a connection is asked for, and left when the connection is given back. What it raises on entry comes
+            out of the send; what it raises on exit is logged. Without it, the client measures the speed at the first
             refusal that says "too fast"; with it, such a refusal still lowers the speed.
         pipelining: whether MAIL, all RCPT and DATA go out in one write if the server offers it (RFC 2920). The message
             itself waits for the 354.

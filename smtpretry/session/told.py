@@ -68,7 +68,7 @@ def check_pace(pace: object) -> None:
     """Raise TypeError where it is nothing that can be entered."""
     if pace is not None and not isinstance(pace, AbstractAsyncContextManager):
         msg = (
-            "pace is an asynchronous context manager that waits on entry, such as aiolimiter.AsyncLimiter(14, 1) "
+            "pace is an asynchronous context manager that waits on entry, such as aiolimiter.AsyncLimiter(1, 1 / 14) "
             f"for 14 messages a second, not {pace!r}"
         )
         raise TypeError(msg)

@@ -471,7 +471,7 @@ async def test_what_expires_in_the_line_is_not_sent() -> None:
 @pytest.mark.parametrize("pace", [14, 14.0, (14, 1), "14/s", AsyncLimiter, object(), asyncio.sleep])
 def test_what_is_no_pace_is_refused(pace: Any) -> None:
     """What cannot be entered with `async with` is an error at once that says what can."""
-    with pytest.raises(TypeError, match=r"aiolimiter\.AsyncLimiter\(14, 1\)"):
+    with pytest.raises(TypeError, match=r"aiolimiter\.AsyncLimiter\(1, 1 / 14\)"):
         RetryingSMTP(ScriptedServer().client, pace=pace)
 
 
