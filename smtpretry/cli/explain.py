@@ -229,6 +229,7 @@ def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str, *, fails:
         "wait": round(decision.wait),
         "wait_is": _wait_is(decision, reply),
         "slower": rule.slower,
+        "fewer": rule.fewer,
         "patience": rule.patience,
         "name": rule.name,
         "row": next((number for number, row in enumerate(policy.rules, start=1) if row is rule), None),
@@ -268,7 +269,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"    action  {facts['action']}{otherwise}"
     yield f"    scope   {facts['scope']}"
     if facts["wait_is"]:
-        yield f"    wait    {facts['wait']} s ({facts['wait_is']}){'; the client slows down' * facts['slower']}"
+        then = "; the client slows down" * facts["slower"] + "; it uses fewer connections for a while" * facts["fewer"]
+        yield f"    wait    {facts['wait']} s ({facts['wait_is']}){then}"
     if facts["patience"]:
         yield f"    for     {duration(facts['patience'])} at most"
     if "schedule" in facts:

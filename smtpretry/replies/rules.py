@@ -99,8 +99,9 @@ _SAID_AT = dict.fromkeys((432, 435, 454, 534, 535, 538), Stage.AUTH) | dict.from
 
 def usual_stage(reply: Reply) -> Stage:
     """The stage at which a reply is most often said, for where nobody tells."""
-    if caseless(RELAY).search(reply.text[:READ]):
-        return Stage.RCPT
+    for words, stage in ((RELAY, Stage.RCPT), (CROWD, Stage.CONNECT), (RATE, Stage.END_OF_DATA)):
+        if caseless(words).search(reply.text[:READ]):
+            return stage
     return _SAID_AT.get(reply.code, Stage.RCPT)
 
 

@@ -73,6 +73,7 @@ def test_the_same_for_machines(explain):
         "wait": 300,
         "wait_is": "named by the server",
         "slower": False,
+        "fewer": False,
         "patience": 86400,
         "name": "greylisted",
         "row": 0,
@@ -236,7 +237,12 @@ def test_where_the_wait_comes_from_is_told(explain, reply, wait_is):
 
 def test_a_slower_pace_and_a_cure_are_told(explain):
     """What the client changes by itself, and what a person can do where it lasts."""
-    assert "wait    1 s (this row's); the client slows down" in explain("454 Maximum sending rate exceeded")[1]
+    out = explain("454 Maximum sending rate exceeded")[1]
+    assert "wait    1 s (this row's); the client slows down" in out
+    assert "stage   END_OF_DATA (guessed" in out
+    out = explain("421 4.7.0 Too many connections")[1]
+    assert "; it uses fewer connections for a while" in out
+    assert "stage   CONNECT (guessed" in out
     out = explain("450 4.7.25 Client host rejected: cannot find your hostname")[1]
     assert "cure    Give the sending host a PTR record" in out
     assert "row     no-name, " in out
