@@ -100,8 +100,11 @@ class Bulk(Generic[T]):
             raise source
         if self._failures:
             count = len(self._failures)
-            msg = f"{count} message{'s' * (count > 1)} could not be sent; all others were"
-            raise ExceptionGroup(msg, [*self._failures, *([source] if isinstance(source, Exception) else [])])
+            msg = f"{count} message{'s' * (count > 1)} could not be sent at all; the others were yielded"
+            if isinstance(source, Exception):
+                self._failures.append(source)
+                msg += ", until the iterable raised"
+            raise ExceptionGroup(msg, self._failures)
 
     def _taken(self, send: asyncio.Task[Delivery]) -> Delivery | None:
         """What became of one; None where it never was a delivery."""
