@@ -12,6 +12,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
+from .outcome import rounded
 from .replies.rule import Action
 
 if TYPE_CHECKING:
@@ -140,9 +141,9 @@ def still_connecting(server: str, seconds: float) -> None:
 
 def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:
     """The client waits, and has never had a connection."""
-    message = "smtp has no connection to %s yet, and tries again in %.0f s, at %s: %s: %s"
+    message = "smtp has no connection to %s yet, and tries again in %s s, at %s: %s: %s"
     fields = {**said(stage, reply), "wait": wait, "server": server}
-    say(logging.WARNING, message, server or "the server", wait, at(until), stage.value, reply, **fields)
+    say(logging.WARNING, message, server or "the server", rounded(wait), at(until), stage.value, reply, **fields)
 
 
 def hook_failed(hook: str, error: BaseException) -> None:
