@@ -243,6 +243,9 @@ class Pass:
         for ruling in verdict.refused:
             if not self._moves_on(ruling):
                 self.ledger.settle(ruling.recipients, Status.REFUSED, ruling.said)
+                rule = ruling.decision.rule
+                if rule.cure and ruling.decision.action is rule.action and not self.delivery.pending:
+                    self.delivery.cure = rule.cure
 
     def _moves_on(self, ruling: Ruling) -> bool:
         """Whether another server is to be tried at once: the trouble is this one's, not the message's."""
