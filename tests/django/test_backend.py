@@ -267,9 +267,14 @@ def test_greenlets_are_refused(module: str, name: str, monkeypatch: pytest.Monke
 
 
 def test_unknown_options_are_told() -> None:
-    """A misspelt name in SMTPRETRY is an error that names it."""
-    with override_settings(SMTPRETRY={"polcy": 1}), pytest.raises(TypeError, match="polcy"):
+    """A misspelt name in SMTPRETRY is an error that names it, and what to write instead."""
+    for name, instead in (("polcy", "did you mean policy"), ("frobnicate", "it takes cleartext_auth, .*queue")):
+        with override_settings(SMTPRETRY={name: 1}), pytest.raises(TypeError, match=f"{name}, which .*: {instead}"):
+            EmailBackend()
+    with override_settings(SMTPRETRY="mail.db"), pytest.raises(TypeError, match="SMTPRETRY is a dictionary"):
         EmailBackend()
+    with pytest.raises(TypeError, match="queue is the name of a file"):
+        EmailBackend(queue=5)
 
 
 def test_a_relative_queue_is_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
