@@ -303,3 +303,13 @@ def test_a_worker_without_a_queue_says_what_is_missing() -> None:
     """`manage.py smtpretry_worker` names the option where there is none."""
     with override_settings(SMTPRETRY={}), pytest.raises(CommandError, match="option queue"):
         call_command("smtpretry_worker")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("policy", "policy is a RetryPolicy"), ("max_wait", "max_wait is a number")]
+)
+def test_a_worker_with_a_wrong_option_says_which(option: str, said: str, tmp_path: Path) -> None:
+    """It is a CommandError, as what is missing is, and no traceback."""
+    options = {"queue": tmp_path / "mail.db", option: "queue"}
+    with override_settings(SMTPRETRY=options), pytest.raises(CommandError, match=said):
+        call_command("smtpretry_worker")
