@@ -161,12 +161,15 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         for delivery in ended:
             number, message = by_id[delivery.id]
             message.delivery = delivery
-            _log_losses(delivery)
             if (failure := _failure(delivery, client.policy)) is not None:
                 failures[number] = failure
+        raised = None if self.fail_silently else min(failures, default=None)
+        for delivery in ended:
+            if by_id[delivery.id][0] != raised:
+                _log_losses(delivery)
         sent = len(ended) - len(failures)
-        if failures and not self.fail_silently:
-            failure = translated(failures[min(failures)])
+        if raised is not None:
+            failure = translated(failures[raised])
             failure.add_note(f"smtpretry: {sent} of {len(ended)} messages were sent")
             raise failure
         return sent

@@ -101,6 +101,18 @@ def test_what_is_refused_for_some_does_not_vanish(caplog: pytest.LogCaptureFixtu
         assert "refused for bob@example.com: 550 5.1.1 User unknown" in caplog.text
 
 
+def test_what_is_raised_is_not_logged_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """One of two failures is raised; the log has what the server said to both, and that the other one is lost."""
+    with project() as (server, _), caplog.at_level(logging.WARNING, "smtpretry"):
+        server.on("RCPT", "550 5.1.1 User unknown")
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            mail.get_connection().send_messages(letters(ANN, BOB))
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("550 5.1.1 User unknown -> FAIL" in line for line in lines) == 2
+    assert [line for line in lines if "refused for" in line] == [line for line in lines if f"refused for {BOB}" in line]
+    assert len(lines) == 3
+
+
 REFUSALS: list[tuple[str, str, type[Exception], Any]] = [
     ("RCPT", "550 5.1.1 User unknown", smtplib.SMTPRecipientsRefused, {BOB: (550, b"5.1.1 User unknown")}),
     ("MAIL", "550 5.7.1 not you", smtplib.SMTPSenderRefused, 550),
