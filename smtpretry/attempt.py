@@ -241,8 +241,10 @@ class Pass:
         if verdict.in_doubt is not None:
             self.ledger.doubt(verdict.taken, verdict.in_doubt)
         for ruling in verdict.refused:
-            moving = self._moving(ruling)
+            moving, rule = self._moving(ruling), ruling.decision.rule
             self.ledger.settle([who for who in ruling.recipients if who not in moving], Status.REFUSED, ruling.said)
+            if rule.cure and ruling.decision.action is rule.action and not self.delivery.pending:
+                self.delivery.cure = rule.cure
 
     def _moving(self, ruling: Ruling) -> Sequence[str]:
         """Whom another server is to be tried for: the trouble is this one's, not the message's."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, S
 
 from .client import RetryingSMTP
 from .errors import delivery_of, tell
-from .sending import check_messages
+from .sending import check_messages, check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
@@ -227,9 +227,7 @@ class Blocking:
 
     def _run(self, begin: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Have the loop do it, and wait for its end; break it off when the time is over, or at Ctrl-C."""
-        if timeout is not None and not timeout > 0:
-            msg = f"timeout is a positive number of seconds, or None for no limit, not {timeout!r}"
-            raise ValueError(msg)
+        check_timeout(timeout)
         call = _Call(_loop.begin(), begin())
         try:
             in_time = call.wait(timeout)

@@ -15,7 +15,7 @@ from .observer import hooks_of
 from .outcome import Status
 from .policy import RetryPolicy
 from .queues.site import Site
-from .sending import Sends, check_number
+from .sending import Sends, check_number, check_seconds, check_timeout
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
 from .session.opening import check_client
@@ -84,7 +84,8 @@ class RetryingSMTP(Sends):
 
     Raises:
         TypeError: `client` is neither an aiosmtplib.SMTP nor a function, `policy` no RetryPolicy, `defer` no Engine,
-            `on_step` no function, or a coroutine function, `pace` no asynchronous context manager.
+            `on_step` no function, or a coroutine function, `pace` no asynchronous context manager, `idle_timeout` or
+            `max_wait` no number.
         ValueError: a password together with a token generator, one of them without a username, an unknown
             `cleartext_auth`, a negative `idle_timeout` or `max_wait`, a number of connections or messages below one,
             several connections with one client.
@@ -112,9 +113,7 @@ class RetryingSMTP(Sends):
         if cleartext_auth not in get_args(CleartextAuth):
             msg = f'cleartext_auth is "never", "loopback" or "always", not {cleartext_auth!r}'
             raise ValueError(msg)
-        if idle_timeout is not None and not idle_timeout >= 0:
-            msg = f"idle_timeout is a number of seconds, or None for never, not {idle_timeout!r}"
-            raise ValueError(msg)
+        check_seconds("idle_timeout", idle_timeout, "never")
         check_number("max_connections", max_connections)
         if max_messages_per_connection is not None:
             check_number("max_messages_per_connection", max_messages_per_connection)
@@ -148,6 +147,7 @@ class RetryingSMTP(Sends):
                 an engine raises `NotOurs` if another worker has the delivery now.
             timeout: seconds for each command, in place of the client's own.
         """
+        check_timeout(timeout)
         with delivery.sent_by(asyncio.current_task()):
             delivery.take_up(self.policy.clock(), late=True)
             await self._take_turn(delivery, save, _ALONE, timeout)
@@ -180,6 +180,7 @@ class RetryingSMTP(Sends):
 
         Raises what aiosmtplib's own `connect` raises.
         """
+        check_timeout(timeout)
         async with self._pool.lend() as connection:
             try:
                 if not connection.is_open:
@@ -191,6 +192,7 @@ class RetryingSMTP(Sends):
 
     async def quit(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Say QUIT and disconnect; the next send connects again. Raises what aiosmtplib's own `quit` raises."""
+        check_timeout(timeout)
         async with self._pool.lend() as connection:
             try:
                 return await connection.quit(timeout)

@@ -10,12 +10,14 @@ import logging
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from .outcome import rounded
 from .replies.rule import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from .outcome import Outcome, Step
     from .replies.reply import Reply
@@ -37,6 +39,20 @@ def say(level: int, message: str, *args: object, error: BaseException | None = N
     except Exception:  # noqa: BLE001 - whatever a handler raises
         if logging.raiseExceptions and sys.stderr:
             traceback.print_exc()
+
+
+@contextmanager
+def besides_the_story() -> Iterator[None]:
+    """Meanwhile, show on standard error only what is about no delivery and no reply: somebody tells that already."""
+    shown = logging.StreamHandler()
+    shown.addFilter(lambda record: not {"delivery_id", "stage"} & vars(record).keys())
+    before, _log.propagate = _log.propagate, False
+    _log.addHandler(shown)
+    try:
+        yield
+    finally:
+        _log.removeHandler(shown)
+        _log.propagate = before
 
 
 def decided(delivery_id: str, step: Step, server: str) -> None:
@@ -146,9 +162,9 @@ def still_connecting(server: str, seconds: float) -> None:
 
 def never_connected(server: str, stage: Stage, reply: Reply, *, wait: float, until: float) -> None:
     """The client waits, and has never had a connection."""
-    message = "smtp has no connection to %s yet, and tries again in %.0f s, at %s: %s: %s"
+    message = "smtp has no connection to %s yet, and tries again in %s s, at %s: %s: %s"
     fields = {**said(stage, reply), "wait": wait, "server": server}
-    say(logging.WARNING, message, server or "the server", wait, at(until), stage.value, reply, **fields)
+    say(logging.WARNING, message, server or "the server", rounded(wait), at(until), stage.value, reply, **fields)
 
 
 def hook_failed(hook: str, error: BaseException) -> None:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .replies.rule import Action
     from .replies.stage import Stage
 
+_WHOLE = 9.95  # seconds, from which on they are shown without a fraction
+
 
 class Status(Enum):
     """Where a recipient stands. All but PENDING are ends, and there is no other end."""
@@ -65,7 +67,12 @@ class Step:
         line = f"{self.stage.value}: {self.reply}"
         if self.action is not None:
             line += f" -> {self.action.value}"
-        return f"{line} in {self.wait:g} s" if self.wait else line
+        return f"{line} in {rounded(self.wait)} s" if self.wait else line
+
+
+def rounded(seconds: float) -> str:
+    """Seconds for people: whole from ten on, else with one digit, and never "0" for a wait."""
+    return f"{seconds:.0f}" if seconds >= _WHOLE else f"{max(round(seconds, 1), 0.1):g}"
 
 
 @dataclass(slots=True)

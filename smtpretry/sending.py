@@ -51,9 +51,7 @@ class Sends(ABC):
         if defer is not None and not callable(getattr(defer, "submit", None)):
             msg = f"defer is a smtpretry.Engine, such as smtpretry.queues.sqlite.SQLiteEngine('mail.db'), not {defer!r}"
             raise TypeError(msg)
-        if not max_wait >= 0:
-            msg = f"max_wait is a number of seconds, not {max_wait!r}"
-            raise ValueError(msg)
+        check_seconds("max_wait", max_wait)
         self.policy = policy
         self._engine, self._max_wait = defer, max_wait
         self._observer = Observer(hooks, policy.clock)
@@ -271,9 +269,7 @@ class Sends(ABC):
         return message
 
     async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
-        if timeout is not None and timeout is not Default.token and not timeout > 0:
-            msg = f"timeout is a positive number of seconds, or None for no limit, not {timeout!r}"
-            raise ValueError(msg)
+        check_timeout(timeout)
         with delivery.sent_by(asyncio.current_task()):
             try:
                 await self.attempt(delivery, timeout=timeout)
@@ -353,3 +349,36 @@ def check_number(name: str, number: int) -> None:
     if not isinstance(number, int) or number < 1:
         msg = f"{name} is a whole number from 1 on, not {number!r}"
         raise ValueError(msg)
+
+
+def check_seconds(name: str, seconds: float | None, none: str = "", *, positive: bool = False) -> None:
+    """Refuse what is no time to wait.
+
+    Args:
+        name: the argument's.
+        seconds: what was given.
+        none: what None means; "" where it means nothing.
+        positive: whether 0 is refused, too.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is below zero, or zero where it may not be, or NaN.
+    """
+    if seconds is None and none:
+        return
+    kind: type[Exception] = ValueError
+    try:
+        if seconds > 0 or (seconds == 0 and not positive):  # type: ignore[operator] # what cannot be compared is no number
+            return
+    except TypeError:
+        kind = TypeError
+    msg = (
+        f"{name} is a {'positive ' * positive}number of seconds{f', or None for {none}' * bool(none)}, not {seconds!r}"
+    )
+    raise kind(msg)
+
+
+def check_timeout(timeout: Timeout) -> None:
+    """Refuse what is no time-out."""
+    if timeout is not Default.token:
+        check_seconds("timeout", timeout, "no limit", positive=True)

@@ -172,3 +172,23 @@ async def test_a_copy_is_sent_by_nobody() -> None:
         assert one.to_dict() == delivery.to_dict()
         with one.sent_by(object()):
             pass
+
+
+@pytest.mark.parametrize(
+    ("wait", "shown"),
+    [
+        (0.0, ""),
+        (0.0000001, " in 0.1 s"),
+        (0.998692, " in 1 s"),
+        (2.46, " in 2.5 s"),
+        (9.97, " in 10 s"),
+        (61.7, " in 62 s"),
+        (961.898, " in 962 s"),
+        (2e6, " in 2000000 s"),
+    ],
+)
+def test_a_wait_is_shown_as_people_say_it(wait: float, shown: str) -> None:
+    """Whole seconds from ten on, and one digit below; the step itself has all of them."""
+    step = Step(0.0, Stage.RCPT, Reply.parse("450 4.2.0 Later"), Action.RETRY, wait, (ANN,))
+    assert str(step) == f"RCPT: 450 4.2.0 Later -> RETRY{shown}"
+    assert step.wait == wait

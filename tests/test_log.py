@@ -18,7 +18,7 @@ import tenacity
 from support import ANN, APP, BOB, BODY, GREYLISTED, letter, patient, talk, virtually
 
 import smtpretry
-from smtpretry import Failover, RetryingSMTP
+from smtpretry import Failover, Reply, RetryingSMTP, Stage, log
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
@@ -261,3 +261,14 @@ async def test_a_handler_that_raises_breaks_no_send_off(place: str, capsys: pyte
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
     assert "OSError: no space left" in capsys.readouterr().err
+
+
+def test_besides_a_story_only_what_it_does_not_tell(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where somebody tells what comes of each reply, the log says what no reply does; afterwards all is as before."""
+    with log.besides_the_story():
+        log.still_connecting("mx.example:465", 5)
+        log.gave_up("id", ANN, "why", Stage.RCPT, Reply.parse(GREYLISTED))
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("smtp connection to mx.example:465 is not there after 5 s")
+    assert logging.getLogger("smtpretry").propagate
+    assert not logging.getLogger("smtpretry").handlers

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from datetime import timedelta
 from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
 import pytest
+from support import ANN, APP, letter
 
 import smtpretry
-from smtpretry import RetryingSMTP, RetryPolicy
+from smtpretry import Action, Blocking, RetryingSMTP, RetryPolicy, Rule
+from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +29,35 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a policy that was not called": (lambda: RetryingSMTP(CLIENT, RetryPolicy.queue), "RetryPolicy.interactive()"),
     "a file in place of an engine": (lambda: RetryingSMTP(CLIENT, defer="mail.db"), "SQLiteEngine('mail.db')"),
     "seconds in place of a timedelta": (lambda: RetryPolicy(give_up_after=60), "timedelta(minutes=10)"),
+    "a text for the longest wait": (
+        lambda: RetryingSMTP(CLIENT, max_wait="60"),
+        "max_wait is a number of seconds, not '60'",
+    ),
+    "a timedelta for the longest wait": (
+        lambda: RetryingSMTP(CLIENT, max_wait=timedelta(minutes=1)),
+        "max_wait is a number of seconds, not datetime.timedelta",
+    ),
+    "a text for the idle time": (
+        lambda: RetryingSMTP(CLIENT, idle_timeout="x"),
+        "idle_timeout is a number of seconds, or None for never, not 'x'",
+    ),
+    "a text for the time of a blocking call": (
+        lambda: Blocking(CLIENT).sendmail("app@example.com", "ann@example.com", b"", timeout="5"),
+        "timeout is a positive number of seconds, or None for no limit, not '5'",
+    ),
+    "an action's name": (lambda: Rule(action="RETRY"), "action is an Action, such as Action.RETRY, not 'RETRY'"),
+    "a scope's name": (
+        lambda: Rule(action=Action.RETRY, scope="SERVER"),
+        "scope is a Scope or None, such as Scope.RECIPIENT, not 'SERVER'",
+    ),
+    "a stage's name": (
+        lambda: Rule(action=Action.RETRY, stages="RCPT"),
+        "stages is a collection of Stage, such as {Stage.MAIL, Stage.RCPT}, not 'RCPT'",
+    ),
+    "a code in place of a scripted reply": (
+        lambda: ScriptedServer().on("RCPT", 450),
+        'a reply is a str such as "450 4.2.0 Greylisted", or bytes, not 450',
+    ),
     "a policy without its name": (lambda: smtpretry.retry(RetryPolicy()), "@smtpretry.retry(policy=...)"),
     "a single message for many": (
         lambda: RetryingSMTP(CLIENT).send_many(EmailMessage()),
@@ -59,6 +92,23 @@ def test_each_way_to_send_names_the_other(mistake: str, cure: str) -> None:
     """What the one does not take is for the other, with its arguments."""
     with pytest.raises(TypeError, match=re.escape(cure)):
         _send(mistake).send(None)
+
+
+TIMED: dict[str, tuple[Any, ...]] = {
+    "send_message": (letter(),),
+    "sendmail": (APP, ANN, b""),
+    "deliver": (letter(),),
+    "attempt": (smtpretry.prepare(letter()),),
+    "connect": (),
+    "quit": (),
+}
+
+
+@pytest.mark.parametrize("method", TIMED)
+def test_a_time_out_is_a_number(method: str) -> None:
+    """Each method names the argument and what it takes, before there is a connection."""
+    with pytest.raises(TypeError, match="timeout is a positive number of seconds, or None for no limit, not '5'"):
+        asyncio.run(getattr(RetryingSMTP(CLIENT), method)(*TIMED[method], timeout="5"))
 
 
 def test_with_names_async_with() -> None:

@@ -1155,6 +1155,20 @@ async def test_who_was_refused_and_hung_up_on_goes_alone() -> None:
 
 
 @virtually
+async def test_the_cure_is_that_of_the_last_refusal() -> None:
+    """What would have helped somebody else before is not what the others need."""
+    for last, cure in (("552 5.2.2 Mailbox full", "clear the mailbox"), (GREYLISTED, "gave up: the policy allows")):
+        async with talk(patient(max_attempts=2)) as (server, smtp):
+            server.on("RCPT", BOB, "550 5.1.1 User unknown", times=1)
+            server.on("RCPT", ANN, GREYLISTED, times=1)
+            server.on("RCPT", ANN, last)
+            with pytest.raises(aiosmtplib.SMTPRecipientsRefused) as caught:
+                await smtp.sendmail(APP, [ANN, BOB], BODY)
+            assert cure in caught.value.__notes__[0]
+            assert "Check the recipient" not in caught.value.__notes__[0]
+
+
+@virtually
 async def test_sends_that_fail_alike_have_a_story_each() -> None:
     """Sends that wait for the same unreachable server raise an error each, with the delivery and the note of its own."""
     async with ScriptedServer() as server:

@@ -9,16 +9,19 @@ import getpass
 import os
 import sys
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
 
+from smtpretry import log
 from smtpretry.client import RetryingSMTP
 from smtpretry.envelope import prepare
 from smtpretry.outcome import Status
 from smtpretry.policy import RetryPolicy
+from smtpretry.replies.rule import Action
 
 from . import UNREADABLE
 
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from smtpretry.delivery import Delivery
-    from smtpretry.outcome import Outcome
+    from smtpretry.outcome import Outcome, Step
 
 _TLS: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -34,7 +37,8 @@ _TLS: dict[str, dict[str, Any]] = {
     "implicit": {"use_tls": True},
     "never": {"start_tls": False},
 }
-_STYLES = {Status.ACCEPTED: "green", Status.REFUSED: "red", Status.UNCERTAIN: "yellow"}
+_STYLES = {Status.ACCEPTED: "green", Status.REFUSED: "red"}
+_AGAIN = (Action.RETRY, Action.RECONNECT)
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -76,20 +80,14 @@ def _send(options: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return UNREADABLE
     try:
-        asyncio.run(_tell(smtp, delivery, say))
-    finally:  # also after Ctrl-C
+        with log.besides_the_story():
+            asyncio.run(_tell(smtp, delivery, say))
+    finally:  # after Ctrl-C, too
         for who, outcome in delivery.outcomes.items():
-            say(f"{who}: {_end_of(outcome)}", _STYLES.get(outcome.status, ""))
+            say(f"{who}: {_end(delivery, outcome)}", _STYLES.get(outcome.status, "yellow"))
     if delivery.cure:
         say(delivery.cure, "bold")
     return 0 if len(delivery.accepted) == len(delivery.outcomes) else 1
-
-
-def _end_of(outcome: Outcome) -> str:
-    end = outcome.status.value.lower()
-    if outcome.status is Status.PENDING and outcome.uncertain:
-        end = "pending, and may have it"
-    return f"{end}: {outcome.reply}" if outcome.reply else end
 
 
 def _client(options: argparse.Namespace) -> aiosmtplib.SMTP:
@@ -115,12 +113,39 @@ async def _tell(smtp: RetryingSMTP, delivery: Delivery, say: Callable[[str, str]
         while True:
             await smtp.attempt(delivery)
             for step in delivery.attempts[-1].steps:
-                say(str(step), "")
+                say(_line(delivery, step), "")
             if (when := delivery.next_at) is None:
                 return
             seconds = max(0.0, when - smtp.policy.clock())
-            say(f"attempt {len(delivery.attempts) + 1} in {seconds:.0f} s: {', '.join(delivery.pending)}", "dim")
+            say(f"attempt {len(delivery.attempts) + 1} in {seconds:.0f} s: {', '.join(delivery.due(when))}", "dim")
             await asyncio.sleep(seconds)
+
+
+def _line(delivery: Delivery, step: Step) -> str:
+    """What was said, and what is done about it: nothing more, where the policy has given up since."""
+    concerned = [delivery.outcomes[who] for who in step.recipients]
+    ended = [one.status is not Status.PENDING and _why(delivery, one) is step for one in concerned]
+    if step.action in _AGAIN and ended and all(ended):
+        return f"{replace(step, action=None, wait=0.0)} -> given up"
+    return str(step)
+
+
+def _end(delivery: Delivery, outcome: Outcome) -> str:
+    """What became of a recipient, and the reply that says why."""
+    if outcome.status is Status.PENDING and outcome.uncertain:
+        return "uncertain: broken off before the server's answer"
+    end = outcome.status.value.lower()
+    if outcome.status is Status.PENDING:
+        end = "not sent"
+    elif outcome.status is Status.REFUSED and (step := _why(delivery, outcome)) and step.action in _AGAIN:
+        end = "given up"
+    return f"{end}: {outcome.reply}" if outcome.reply else end
+
+
+def _why(delivery: Delivery, outcome: Outcome) -> Step | None:
+    """The step that had the last word about a recipient."""
+    steps = (step for attempt in reversed(delivery.attempts) for step in reversed(attempt.steps))
+    return next((step for step in steps if (step.stage, step.reply) == (outcome.stage, outcome.reply)), None)
 
 
 def _voice() -> Callable[[str, str], None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import inspect
 import os
 import ssl
 import sys
@@ -20,7 +19,6 @@ from django.core.mail.utils import DNS_NAME
 
 from smtpretry import log
 from smtpretry.blocking import Blocking, sends_here
-from smtpretry.client import RetryingSMTP
 from smtpretry.decorator import retry
 from smtpretry.envelope import prepare
 from smtpretry.errors import conclude, exception_of
@@ -28,6 +26,7 @@ from smtpretry.policy import RetryPolicy
 from smtpretry.queues.engine import QueueError
 from smtpretry.session.connection import Failed
 
+from .options import OF_THE_CLIENT, check_queue, given, instead_of
 from .outbox import engine, outbox
 from .translation import translated
 
@@ -36,9 +35,9 @@ if TYPE_CHECKING:
 
     from django.core.mail import EmailMessage
 
+    from smtpretry.client import RetryingSMTP
     from smtpretry.delivery import Delivery
 
-_OURS: Final = inspect.signature(RetryingSMTP).parameters.keys() - {"client", "username", "password", "defer"}
 _POLICY: Final = RetryPolicy.interactive()  # most mails of a Django project are sent within a request
 _WITH_QUEUE: Final = RetryPolicy.queue()
 _MAX_WAIT: Final = 5.0  # seconds in a request, where there is a queue for what takes longer
@@ -65,7 +64,7 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
             rolled back. ``manage.py smtpretry_worker`` sends what it holds.
 
     They stand in ``MAILERS[...]["OPTIONS"]`` (Django 6.1), in ``get_connection(...)``, or in the setting ``SMTPRETRY``,
-    a dictionary.
+    a dictionary. With "smtpretry.django" in INSTALLED_APPS, ``manage.py check`` tells which of them are wrong.
 
     A message counts as sent if the server took it for at least one recipient, or the queue did. Recipients that did
     not get it are logged, and are in ``message.delivery``, a `Delivery`. If nobody got it, the exception is the one
@@ -73,14 +72,15 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
     """
 
     def __init__(self, *args: Any, queue: str | os.PathLike[str] | None = None, **options: Any) -> None:  # noqa: ANN401 - Django's
-        own = dict(getattr(settings, "SMTPRETRY", {})) | {name: options.pop(name) for name in _OURS & options.keys()}
+        own = given() | {name: options.pop(name) for name in OF_THE_CLIENT & options.keys()}
         super().__init__(*args, **options)
         queue = queue or own.get("queue")
         own.pop("queue", None)
+        check_queue(queue)
         project = getattr(settings, "BASE_DIR", "")  # the worker may run in another folder
         self.queue = os.path.abspath(os.path.join(project, queue)) if queue else None  # noqa: PTH100, PTH118 - as SQLite finds it
-        if unknown := own.keys() - _OURS:
-            msg = f"SMTPRETRY has {', '.join(sorted(unknown))}, which EmailBackend does not take"
+        if unknown := sorted(own.keys() - OF_THE_CLIENT):
+            msg = f"SMTPRETRY has {unknown[0]}, which EmailBackend does not take: {instead_of(unknown[0])}"
             raise TypeError(msg)
         self.connection: Blocking | None = None
         self.options: dict[str, Any] = {"policy": _WITH_QUEUE if self.queue else _POLICY} | own
@@ -161,12 +161,15 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         for delivery in ended:
             number, message = by_id[delivery.id]
             message.delivery = delivery
-            _log_losses(delivery)
             if (failure := _failure(delivery, client.policy)) is not None:
                 failures[number] = failure
+        raised = None if self.fail_silently else min(failures, default=None)
+        for delivery in ended:
+            if by_id[delivery.id][0] != raised:
+                _log_losses(delivery)
         sent = len(ended) - len(failures)
-        if failures and not self.fail_silently:
-            failure = translated(failures[min(failures)])
+        if raised is not None:
+            failure = translated(failures[raised])
             failure.add_note(f"smtpretry: {sent} of {len(ended)} messages were sent")
             raise failure
         return sent

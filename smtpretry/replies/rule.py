@@ -184,12 +184,14 @@ class Rule:
 
 def _check(value: object, kind: type, name: str, *, optional: bool = False) -> None:
     if not isinstance(value, kind) and not (optional and value is None):
-        msg = f"{name} is a {kind.__name__}{' or None' * optional}, not {value!r}"
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        such = f", such as {kind.__name__}.{next(iter(kind)).name}" if issubclass(kind, Enum) else ""
+        msg = f"{name} is {article} {kind.__name__}{' or None' * optional}{such}, not {value!r}"
         raise TypeError(msg)
 
 
 def _stages(stages: Iterable[Stage]) -> frozenset[Stage]:
-    if not isinstance(stages, Iterable):
+    if isinstance(stages, str) or not isinstance(stages, Iterable):
         msg = f"stages is a collection of Stage, such as {{Stage.MAIL, Stage.RCPT}}, not {stages!r}"
         raise TypeError(msg)
     stages = frozenset(stages)

@@ -111,7 +111,8 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
     Rule(name="bad-certificate",
          code=NO_REPLY, text=BAD_CERTIFICATE, action=Action.FAIL, scope=Scope.SERVER,
          why="The server's TLS certificate does not verify, and will not tomorrow.",
-         cure="Renew the server's certificate, or trust its authority.",
+         cure="Renew the certificate, use a hostname= that it is for, or trust its issuer: cert_bundle=, tls_context= "
+              "(Django: SSL_CERT_FILE).",
          source="RFC 3207 §4.1"),
     Rule(name="no-reply",
          code=NO_REPLY, action=Action.RECONNECT,

@@ -23,7 +23,7 @@ from .conversation import Conversation, Timeout
 from .dial import Dial, impossible, unreachable
 from .failed import Failed
 from .line import Line
-from .tls import SETTINGS, mistaken
+from .tls import NOT_OFFERED, SETTINGS, mistaken
 
 if TYPE_CHECKING:
     import ssl
@@ -229,7 +229,7 @@ class Opening(Conversation):
         """STARTTLS, and EHLO anew: what was offered before counts no more (RFC 3207 §4.2)."""
         if not self._can_encrypt:
             msg = "SMTP STARTTLS extension not supported by server."
-            raise Failed.silently(Stage.STARTTLS, aiosmtplib.SMTPNotSupported(msg), final=True)
+            raise Failed.silently(Stage.STARTTLS, aiosmtplib.SMTPNotSupported(msg), cure=NOT_OFFERED)
         context = await self._context(Stage.STARTTLS)
         await self.command(Stage.STARTTLS, b"STARTTLS", timeout=timeout)
         self._greeted = False

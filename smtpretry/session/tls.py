@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SETTINGS: Final = (
     "this side's TLS settings do not work: look at tls_context=, cert_bundle=, client_cert= and client_key="
 )
+NOT_OFFERED: Final = (
+    "use a port or a server that offers STARTTLS, often port 587; or leave start_tls=True (Django: EMAIL_USE_TLS) out, "
+    "and send in the clear"
+)
 SPEAKS_CLEAR: Final = "the server speaks SMTP in the clear where TLS was expected"
 
 _SMTPS = 465  # the port where TLS begins with the first byte (RFC 8314 §3.3)

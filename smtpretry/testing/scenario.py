@@ -121,6 +121,7 @@ class Scenario:
 
         Raises:
             ValueError: a verb or a reply that does not exist.
+            TypeError: a reply that is neither str nor bytes.
         """
         if reply == "":  # without a pattern
             pattern, reply = "*", pattern

@@ -87,6 +87,9 @@ def wire(reply: str | bytes) -> bytes:
     """Return the bytes of a reply, with its code and enhanced status on each line (RFC 5321 §4.2.1, 2034 §4)."""
     if isinstance(reply, bytes):
         return reply
+    if not isinstance(reply, str):
+        msg = f'a reply is a str such as "450 4.2.0 Greylisted", or bytes, not {reply!r}'
+        raise TypeError(msg)
     match = re.fullmatch(r"([2-5]\d\d)(?:[ -]((?:[245]\.\d{1,3}\.\d{1,3} )?)(.*))?", reply, re.DOTALL)
     if match is None:
         msg = f"a reply begins with a code from 200 to 599 and a space, not {reply!r} (bytes are sent as they are)"

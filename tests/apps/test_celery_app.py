@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -134,7 +135,7 @@ async def test_refusals_are_returned_and_raised_where_nobody_has_the_mail(exampl
         assert await outcome(partly, program) == {"accepted": [ANN], "refused": refused, "uncertain": []}
         with pytest.raises(aiosmtplib.SMTPException, match=r"1 attempt in 0 s.*550 5\.1\.1 User unknown"):
             await outcome(example.send(secret(EVE)), program)
-    assert "raised unexpected: SMTPException('smtpretry: 1 attempt" in program.log
+    assert re.search(r"raised unexpected: SMTPException\(.smtpretry: 1 attempt", program.log)
 
 
 @in_real_time

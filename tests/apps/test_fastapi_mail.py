@@ -79,7 +79,7 @@ async def test_some_recipients_refused_is_an_error_that_says_who_and_why() -> No
         async with mail.smtp:
             with pytest.raises(NotAccepted) as caught:
                 await mail.send_message(letter(ANN, EVE, BOB))
-        assert str(caught.value) == f"{EVE}: {UNKNOWN}"
+        assert str(caught.value) == f"{EVE}: {UNKNOWN}; Check the recipient's address."
         assert caught.value.delivery.refused == {EVE: Reply.parse(UNKNOWN)}
         assert caught.value.delivery.accepted == [ANN, BOB]
         assert copies(server) == {ANN: 1, BOB: 1}
@@ -309,7 +309,7 @@ def test_the_example_prints_what_happened() -> None:
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert run.stdout.splitlines() == [
         "Not accepted:",
-        "  eve@example.com: 550 5.1.1 <eve@example.com>: User unknown",
+        "  eve@example.com: 550 5.1.1 <eve@example.com>: User unknown; Check the recipient's address.",
         "The server has 'Welcome, Ann' for ann@example.com.",
         "The server has 'Welcome, Cat and Eve' for cat@example.com.",
         "The server has 'Welcome, Bob' for bob@example.com.",

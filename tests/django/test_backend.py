@@ -101,6 +101,18 @@ def test_what_is_refused_for_some_does_not_vanish(caplog: pytest.LogCaptureFixtu
         assert "refused for bob@example.com: 550 5.1.1 User unknown" in caplog.text
 
 
+def test_what_is_raised_is_not_logged_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+    """One of two failures is raised; the log has what the server said to both, and that the other one is lost."""
+    with project() as (server, _), caplog.at_level(logging.WARNING, "smtpretry"):
+        server.on("RCPT", "550 5.1.1 User unknown")
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            mail.get_connection().send_messages(letters(ANN, BOB))
+    lines = [record.getMessage() for record in caplog.records]
+    assert sum("550 5.1.1 User unknown -> FAIL" in line for line in lines) == 2
+    assert [line for line in lines if "refused for" in line] == [line for line in lines if f"refused for {BOB}" in line]
+    assert len(lines) == 3
+
+
 REFUSALS: list[tuple[str, str, type[Exception], Any]] = [
     ("RCPT", "550 5.1.1 User unknown", smtplib.SMTPRecipientsRefused, {BOB: (550, b"5.1.1 User unknown")}),
     ("MAIL", "550 5.7.1 not you", smtplib.SMTPSenderRefused, 550),
@@ -267,9 +279,14 @@ def test_greenlets_are_refused(module: str, name: str, monkeypatch: pytest.Monke
 
 
 def test_unknown_options_are_told() -> None:
-    """A misspelt name in SMTPRETRY is an error that names it."""
-    with override_settings(SMTPRETRY={"polcy": 1}), pytest.raises(TypeError, match="polcy"):
+    """A misspelt name in SMTPRETRY is an error that names it, and what to write instead."""
+    for name, instead in (("polcy", "did you mean policy"), ("frobnicate", "it takes cleartext_auth, .*queue")):
+        with override_settings(SMTPRETRY={name: 1}), pytest.raises(TypeError, match=f"{name}, which .*: {instead}"):
+            EmailBackend()
+    with override_settings(SMTPRETRY="mail.db"), pytest.raises(TypeError, match="SMTPRETRY is a dictionary"):
         EmailBackend()
+    with pytest.raises(TypeError, match="queue is the name of a file"):
+        EmailBackend(queue=5)
 
 
 def test_a_relative_queue_is_in_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,4 +314,14 @@ def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path)
 def test_a_worker_without_a_queue_says_what_is_missing() -> None:
     """`manage.py smtpretry_worker` names the option where there is none."""
     with override_settings(SMTPRETRY={}), pytest.raises(CommandError, match="option queue"):
+        call_command("smtpretry_worker")
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [("policy", "policy is a RetryPolicy"), ("max_wait", "max_wait is a number")]
+)
+def test_a_worker_with_a_wrong_option_says_which(option: str, said: str, tmp_path: Path) -> None:
+    """It is a CommandError, as what is missing is, and no traceback."""
+    options = {"queue": tmp_path / "mail.db", option: "queue"}
+    with override_settings(SMTPRETRY=options), pytest.raises(CommandError, match=said):
         call_command("smtpretry_worker")

@@ -358,6 +358,26 @@ async def test_trouble_of_this_side_with_tls_is_final(what: str, tmp_path: Path,
         assert server.open_connections == 0
 
 
+@pytest.mark.parametrize("tls", [True, "implicit"])
+@virtually
+async def test_a_certificate_of_an_unknown_authority_names_the_cure(*, tls: Any) -> None:
+    """Its own authority is for `cert_bundle` or `tls_context`: the note says so."""
+    async with talk(tls=tls, client={"validate_certs": True}) as (_, smtp):
+        with pytest.raises((ssl.SSLError, aiosmtplib.SMTPConnectError)) as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+    assert "trust its issuer: cert_bundle=, tls_context=" in caught.value.__notes__[0]
+
+
+@virtually
+async def test_starttls_where_none_is_offered_names_the_cure() -> None:
+    """What is raised is aiosmtplib's; the note says what to change."""
+    async with talk(client={"start_tls": True}) as (server, smtp):
+        with pytest.raises(aiosmtplib.SMTPNotSupported, match="STARTTLS") as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+    assert "leave start_tls=True (Django: EMAIL_USE_TLS) out" in caught.value.__notes__[0]
+    assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ("server", "options", "cure"),
     [

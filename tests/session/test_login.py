@@ -387,6 +387,7 @@ async def test_a_wrong_password_is_final_after_one_auth(whose: str, tls: bool, m
         assert virtual.clock() == virtual.EPOCH
         assert server.connections == 1
         assert [*caught.value.delivery.refused] == [ANN, BOB]
+        assert "Check the user name and the password" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(

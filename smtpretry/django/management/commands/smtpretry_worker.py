@@ -37,14 +37,18 @@ class Command(BaseCommand):  # type: ignore[misc] # Django has no types
         if not isinstance(backend, EmailBackend) or not backend.queue:
             msg = 'there is no queue: set the option queue of smtpretry.django.EmailBackend, as BASE_DIR / "mail.db"'
             raise CommandError(msg)
+        try:
+            make, options = backend.arguments()
+            smtp = RetryingSMTP(make, **options)
+        except Exception as error:
+            raise CommandError(str(error)) from error
         log.say(logging.INFO, "smtp worker sends what %s holds", backend.queue)
         self.stdout.write(f"Sending what {backend.queue} holds. Ctrl-C stops.")
         try:
-            asyncio.run(self._work(backend))
+            asyncio.run(self._work(smtp, backend.queue))
         except QueueError as error:
             raise CommandError(str(error)) from error
 
-    async def _work(self, backend: EmailBackend) -> None:
-        make, options = backend.arguments()
-        async with RetryingSMTP(make, **options) as smtp:
-            await engine(backend.queue).work(smtp, on_end=log_losses)
+    async def _work(self, smtp: RetryingSMTP, queue: str) -> None:
+        async with smtp:
+            await engine(queue).work(smtp, on_end=log_losses)
