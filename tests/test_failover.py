@@ -170,6 +170,19 @@ async def test_a_greylisted_recipient_waits_for_the_server_that_said_so() -> Non
         assert (len(first.received(ANN)), second.connections) == (1, 0)
 
 
+@pytest.mark.parametrize("trouble", ["554 5.7.1 Your address is blocked", "421 4.3.2 Service shutting down"])
+@virtually
+async def test_it_moves_when_that_server_can_do_nothing_for_it_any_more(trouble: str) -> None:
+    """Whom the first server has greylisted does not wait for it where it blocks the client then; a pause is waited for."""
+    async with two() as (first, second, smtp):
+        first.on("RCPT", GREYLISTED, times=1)
+        first.on("CONNECT", "220 hello", times=1)
+        first.on("CONNECT", trouble, times=1)
+        assert (await smtp.deliver(letter(ANN))).accepted == [ANN]
+        assert (len(first.messages), len(second.messages)) == ((0, 1) if trouble.startswith("554") else (1, 0))
+        assert now() < 300
+
+
 @virtually
 async def test_it_moves_when_its_patience_there_is_over() -> None:
     """A recipient that the first server refuses for now until the end is offered to the second one."""
