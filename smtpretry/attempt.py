@@ -317,7 +317,7 @@ class Pass:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
         if is_final:
             self.turn.refused.update(ruling.recipients)
-        whom = self.ledger.leave(ruling.recipients) if failover else ruling.recipients
+        whom = self.ledger.leave(ruling.recipients, for_good=is_final) if failover else ruling.recipients
         tied = decision.scope is not Scope.SERVER and not lost
         self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
 

@@ -100,16 +100,16 @@ def _plain(function: Callable[P, T], policy: RetryPolicy) -> Callable[P, T]:
                 if policy.sleep is None:
                     time.sleep(wait)
                 else:
-                    _run(policy.sleep(wait))
+                    _run(policy.sleep, wait)
 
     return call
 
 
-def _run(waiting: Awaitable[None]) -> None:
+def _run(sleep: Callable[[float], Awaitable[None]], seconds: float) -> None:
     """Wait, in a loop of its own: where this thread runs one, in another thread."""
 
     async def wait() -> None:
-        await waiting
+        await sleep(seconds)
 
     try:
         asyncio.get_running_loop()

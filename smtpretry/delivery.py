@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from .clock import lag
 from .outcome import Attempt, Outcome, Status
 from .stored import history_of, outcome_of, plain_history, plain_outcome
 
@@ -139,8 +140,10 @@ class Delivery:
         return 0.0 if self.submitted_at is None else now - self.submitted_at - self.excused
 
     def left(self, now: float) -> float:
-        """Seconds until it expires."""
-        return math.inf if self.expires_at is None else self.expires_at - now
+        """Seconds until it expires. A time that the application has told goes by the time of day, not by its clock."""
+        if self.expires_at is None:
+            return math.inf
+        return self.expires_at - now - (lag() if self.expires_in is None else 0.0)
 
     def overdue(self, now: float, patience: float) -> str | None:
         """Why no attempt may begin now, or None: it has expired, or was handed over longer ago than `patience`.
@@ -176,8 +179,8 @@ class Delivery:
             self.shift(behind, expiry=False)
 
     def shift(self, seconds: float, *, expiry: bool = True) -> None:
-        """Move all its times by so much: the clock that they were written by was wrong."""
-        for name in ("submitted_at", "began_at", *(["expires_at"] if expiry else [])):
+        """Move all its times by so much, without those that the application told: the clock of the others was wrong."""
+        for name in ("submitted_at", "began_at", *(["expires_at"] if expiry and self.expires_in is not None else [])):
             if (at := getattr(self, name)) is not None:
                 setattr(self, name, at + seconds)
         for outcome in self.outcomes.values():

@@ -39,7 +39,7 @@ class Failover(Sends):
     a server refuses before MAIL, or cannot do (SMTPUTF8, a message of that size), is its own trouble, and ends nothing
     while another server may work later. An uncertain recipient moves to the next server, at once, only if the policy
     says "resend". One that a server refuses for now (450: greylisting knows the client) waits for that server, and
-    moves when that server's policy gives up.
+    moves when that server's policy gives up, or when that server can do nothing for it any more.
 
     Events of no single server, such as a delivery that the queue took, go to the hooks (`on_step=`) of all clients; a
     hook that several clients have is called once.

@@ -186,9 +186,16 @@ class Ledger:
         for who in recipients:
             self.delivery.outcomes[who].uncertain = uncertain
 
-    def leave(self, recipients: Iterable[str]) -> list[str]:
-        """Leave them to another server, now; return those who wait for this one, and may not be left."""
+    def leave(self, recipients: Iterable[str], *, for_good: bool = False) -> list[str]:
+        """Leave them to another server, now; return those who wait for this one, and may not be left.
+
+        Where it can do nothing for them, there is nothing to wait for: they are the next one's.
+        """
         its_own = [who for who in recipients if self.delivery.outcomes[who].server is not None]
+        if for_good and self.turn.is_followed:
+            for who in its_own:
+                self.delivery.outcomes[who].server = (self.turn.number or 0) + 1
+            its_own = []
         for who in set(recipients).difference(its_own):
             self.todo.pop(who, None)
         return its_own

@@ -607,6 +607,30 @@ async def test_a_plain_function_waits_within_a_running_loop() -> None:
     assert len(policy.waits) == 1
 
 
+@pytest.mark.parametrize("within", [False, True])
+def test_a_plain_function_waits_by_a_future(*, within: bool) -> None:
+    """`RetryPolicy.sleep` is called in the loop in which it is awaited."""
+
+    def sleep(_: float) -> asyncio.Future[None]:
+        return asyncio.ensure_future(asyncio.sleep(0))
+
+    errors: list[Exception] = [
+        aiosmtplib.SMTPServerDisconnected("gone"),
+        aiosmtplib.SMTPResponseException(451, "later"),
+    ]
+
+    @smtpretry.retry(policy=RetryPolicy(sleep=sleep))
+    def send() -> str:
+        if errors:
+            raise errors.pop()
+        return "sent"
+
+    async def scenario() -> str:
+        return send()
+
+    assert (asyncio.run(scenario()) if within else send()) == "sent"
+
+
 @pytest.mark.parametrize(
     "error", [smtplib.SMTPRecipientsRefused("boom"), smtplib.SMTPSenderRefused(451, None, APP)], ids=repr
 )

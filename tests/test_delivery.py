@@ -6,6 +6,8 @@ import asyncio
 import copy
 import json
 import pickle
+import time
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import virtual
 from support import ANN, APP, BOB, BODY, CAT, EVE, PASSWORD, USER, letter, patient, talk, virtually
 
 import smtpretry
-from smtpretry import Action, Attempt, Delivery, Reply, Stage, Status, Step
+from smtpretry import Action, Attempt, Delivery, Reply, Stage, Status, Step, clock
 
 RECIPIENTS = [ANN, BOB, EVE]
 CREDENTIALS = {"username": USER, "password": PASSWORD}
@@ -192,3 +194,33 @@ def test_a_wait_is_shown_as_people_say_it(wait: float, shown: str) -> None:
     step = Step(0.0, Stage.RCPT, Reply.parse("450 4.2.0 Later"), Action.RETRY, wait, (ANN,))
     assert str(step) == f"RCPT: 450 4.2.0 Later -> RETRY{shown}"
     assert step.wait == wait
+
+
+def by_the_time_of_day(seconds: float) -> datetime:
+    """Return a time as an application tells it: so long after a test has begun."""
+    return datetime.fromtimestamp(virtual.EPOCH + seconds, UTC)
+
+
+@pytest.mark.parametrize("lag", [-86400, 86400])
+@virtually
+async def test_a_time_to_expire_goes_by_the_time_of_day(lag: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that slept, or began before its clock was set, sends nothing after that time, and all before it."""
+    monkeypatch.setattr(clock, "_set", lambda: time.time() - time.monotonic() - lag)
+    async with talk() as (server, smtp):
+        server.on("RCPT", BOB, "450 4.2.0 Greylisted")
+        assert (await smtp.deliver(letter(ANN), expires=by_the_time_of_day(lag + 100))).accepted == [ANN]
+        late = await smtp.deliver(letter(BOB), expires=by_the_time_of_day(lag + 100))
+        assert list(late.refused) == [BOB]
+        assert 90 < virtual.clock() - virtual.EPOCH < 100
+        never = await smtp.deliver(letter(ANN), expires=by_the_time_of_day(lag - 1))
+        assert "expired" in never.refused[ANN].text
+        assert len(server.received(ANN)) == 1
+
+
+@virtually
+async def test_a_time_to_expire_is_moved_by_no_clock() -> None:
+    """A clock that was years ahead has stored a delivery, and not the time at which it expires."""
+    delivery = smtpretry.prepare(BODY, sender=APP, recipients=ANN, expires=by_the_time_of_day(900))
+    delivery.hand_over(virtual.clock() + 1e8)
+    async with talk() as (_, smtp):
+        assert (await smtp.deliver(Delivery.from_dict(through_json(delivery.to_dict())))).accepted == [ANN]

@@ -175,6 +175,12 @@ def by_hand() -> dict[str, tuple[Message, str]]:
         "a second header in one": (MIMEText("x"), "embedded header"),
         "a line break in a header": (MIMEText("x"), "line break"),
         "an empty line in a header": (MIMEText("x"), "line break"),
+        "a line break in the name of a header": (MIMEText("x"), "line break"),
+        "a line break in the name of a modern header": (EmailMessage(), "line break"),
+        "a name that continues the header before": (MIMEText("x"), "name that is none"),
+        "a Bcc that is not left out": (EmailMessage(), "name that is none"),
+        "a header without a name": (MIMEText("x"), "name that is none"),
+        "a line break in a header of a part": (MIMEMultipart(), "line break"),
     }
     made["a list for a header"][0]["X-A"] = ["b"]
     made["a number for a header"][0]["X-A"] = 5
@@ -185,6 +191,13 @@ def by_hand() -> dict[str, tuple[Message, str]]:
     made["a second header in one"][0]["Subject"] = "a\nBcc: eve@example.com"
     made["a line break in a header"][0]["Subject"] = "a\nb"
     made["an empty line in a header"][0]["Subject"] = "a\r\n\r\nb"
+    made["a line break in the name of a header"][0]["X\n\nbody"] = "a"
+    made["a line break in the name of a modern header"][0]["X\r Bcc"] = "a"
+    made["a name that continues the header before"][0][" Bcc"] = "a"
+    made["a Bcc that is not left out"][0]["Bcc "] = "eve@example.com"
+    made["a header without a name"][0][""] = "a"
+    made["a line break in a header of a part"][0].attach(part := MIMEText("x"))
+    part["Subject"] = "a\nb"
     return made
 
 

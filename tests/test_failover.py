@@ -14,6 +14,7 @@ import virtual
 from support import ANN, APP, BOB, BODY, CAT, EVE, GREYLISTED, letter, patient, transactions, virtually
 
 from smtpretry import Delivery, Failover, RetryingSMTP, prepare
+from smtpretry.queues.engine import Pause
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
@@ -167,6 +168,19 @@ async def test_a_greylisted_recipient_waits_for_the_server_that_said_so() -> Non
         delivery = await smtp.deliver(letter(ANN))
         assert delivery.accepted == [ANN]
         assert (len(first.received(ANN)), second.connections) == (1, 0)
+
+
+@pytest.mark.parametrize("trouble", ["554 5.7.1 Your address is blocked", "421 4.3.2 Service shutting down"])
+@virtually
+async def test_it_moves_when_that_server_can_do_nothing_for_it_any_more(trouble: str) -> None:
+    """Whom the first server has greylisted does not wait for it where it blocks the client then; a pause is waited for."""
+    async with two() as (first, second, smtp):
+        first.on("RCPT", GREYLISTED, times=1)
+        first.on("CONNECT", "220 hello", times=1)
+        first.on("CONNECT", trouble, times=1)
+        assert (await smtp.deliver(letter(ANN))).accepted == [ANN]
+        assert (len(first.messages), len(second.messages)) == ((0, 1) if trouble.startswith("554") else (1, 0))
+        assert now() < 300
 
 
 @virtually
@@ -392,6 +406,19 @@ async def test_what_none_of_them_can_do_is_told_at_once(trouble: str) -> None:
                 assert now() < 1
         for server in (first, second):
             server.clear()
+
+
+@virtually
+async def test_another_worker_has_found_that_the_first_one_works_again() -> None:
+    """What it could do nothing for then, it may take now: nobody is refused because the second can do nothing for it."""
+    async with ScriptedServer(smtputf8=True) as first, ScriptedServer(smtputf8=False) as second:
+        async with Failover(*(RetryingSMTP(server.client(), patient()) for server in (first, second))) as smtp:
+            first.on("CONNECT", "554 5.7.1 Your address is blocked", times=1)
+            assert (await smtp.deliver(letter(ANN))).accepted == [ANN]
+            smtp.sites[0].adopt(Pause())
+            first.fail_at("MAIL", "fin", times=2)
+            assert (await smtp.deliver(letter(UTF8))).accepted == [UTF8]
+        assert (len(first.messages), len(second.messages)) == (1, 1)
 
 
 @virtually

@@ -24,7 +24,7 @@ def by_the_time_of_day(delivery: Delivery) -> Delivery:
     """The delivery as it is handed over: where this process's clock lags behind, a copy whose times do not."""
     if lag := clock.lag():
         delivery = copy.deepcopy(delivery)
-        delivery.shift(lag, expiry=delivery.expires_in is not None)  # or the application has told it
+        delivery.shift(lag)
     return delivery
 
 

@@ -11,13 +11,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
-from smtpretry import log
+from smtpretry import clock, log
 from smtpretry.errors import ClientClosed
 
 from .engine import Pause, QueueError, type_of
 from .signals import stopping
 from .site import HasSites, Site
-from .stored import delivery_of
+from .stored import by_the_time_of_day, delivery_of
 from .turn import Turn
 
 if TYPE_CHECKING:
@@ -165,6 +165,11 @@ class Worker:
         self._closed: ClientClosed | None = None
         self._sites = [_Shared(site) for site in smtp.sites] if isinstance(smtp, HasSites) else []
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
+
+    @property
+    def ahead(self) -> float:
+        """Seconds that its clock is ahead of the time of day, which was set back; `take_up` corrects one that lags."""
+        return max(0.0, -clock.lag()) if self.clock is clock.now else 0.0
 
     async def run(self, *, signals: bool = True) -> None:
         """Work until a signal, or until it is cancelled."""
@@ -322,11 +327,18 @@ class _Hold:
         self.name, self.number, self.taken_at = one.name, one.taken, taken_at
 
     def load(self) -> Delivery:
-        return self._one.load(self._worker.clock())
+        ahead = self._worker.ahead
+        delivery = self._one.load(self._worker.clock() - ahead)
+        delivery.shift(ahead)
+        return delivery
 
     async def save(self, delivery: Delivery, *, over: bool) -> bool:
-        return await self._worker.write(self._one, Change(json.dumps(delivery.state()), over=over))
+        return await self._worker.write(self._one, Change(self._state(delivery), over=over))
 
     async def again(self, delivery: Delivery | None, wait: float) -> None:
-        state = json.dumps(delivery.state()) if delivery else None
+        state = self._state(delivery) if delivery else None
         await self._worker.write(self._one, Change(state, max(wait, 0.0)))
+
+    def _state(self, delivery: Delivery) -> str:
+        told = by_the_time_of_day(delivery) if self._worker.ahead else delivery
+        return json.dumps(told.state())

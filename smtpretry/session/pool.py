@@ -129,6 +129,7 @@ class Pool(Limits):
         elif self.failures and not failures:
             self._tell_resumed()
         self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
+        self.is_hopeless = self.is_hopeless and failures > 0
         self._serve()
         self.observer.tell()
 
@@ -323,7 +324,7 @@ class Pool(Limits):
             return
         if self.loop is not None and self.loop.is_closed():
             self._stock.forget()
-        elif self.loop is not None and (self._stock.out or self._waiting.next() or len(self._alarms)):
+        elif self.loop is not None and (self._stock.out or self._waiting.next() or self._told or len(self._alarms)):
             msg = "the client is in use in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
         self._stock.move(loop)

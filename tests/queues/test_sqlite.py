@@ -374,6 +374,23 @@ async def test_a_worker_that_slept_keeps_what_it_has(path: Path, monkeypatch: py
 
 
 @in_real_time
+async def test_a_clock_that_was_set_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that began before that takes nothing for old, and writes nothing that another one would."""
+    sleep(monkeypatch, -30 * 86400)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        server.on("RCPT", "450 4.2.0 Greylisted for 1 second", times=1)
+        async with RetryingSMTP(server.client(), RetryPolicy.queue(), defer=engine) as smtp:
+            await smtp.enqueue(letter(ANN), expires=timedelta(days=1))
+            async with working(engine, smtp):
+                await programs.until(lambda: rows(path) == [(rows(path)[0][0], 1)])
+        assert server.received(ANN)
+    ((written,),) = rows(path, "state")
+    state = json.loads(written)
+    times = [state["submitted_at"], state["expires_at"] - 86400, *(one["at"] for one in state["attempts"])]
+    assert times == pytest.approx([time.time()] * 4, abs=60)
+
+
+@in_real_time
 async def test_no_lease_is_over_because_the_machine_slept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who wakes first takes nothing from another worker at once: that one could not say that it lives."""
     async with ScriptedServer() as server, SQLiteEngine(path, lease=2.0) as engine:

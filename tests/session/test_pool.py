@@ -379,6 +379,22 @@ def test_a_client_that_waits_in_another_loop_is_refused() -> None:
     asyncio.run(scenario())
 
 
+def test_a_client_that_waits_for_its_pace_in_another_loop_is_refused() -> None:
+    """So it is where the send waits for `pace=`: it would go on with the other loop's connections."""
+
+    async def scenario() -> None:
+        pace = asyncio.Lock()
+        async with ScriptedServer() as server, several(server, 1, policy=RetryPolicy(), pace=pace) as smtp:
+            async with pace:
+                sending = asyncio.ensure_future(smtp.sendmail(APP, [ANN], BODY))
+                await asyncio.sleep(0)
+                with pytest.raises(ValueError, match="in use in another event loop"):
+                    await asyncio.to_thread(asyncio.run, smtp.connect())
+            await sending
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     ("client", "settings", "error"),
     [
