@@ -130,15 +130,17 @@ class Pass:
             self.ledger.mark(in_doubt, uncertain=False)  # what came of it is known, or doubted on its own account
 
     async def _prepare(self, connection: Connection) -> None:
-        before, is_ready = connection.authenticated, connection.is_ready
-        slow = None if is_ready or connection.is_open else self.pool.warn_if_slow()
+        attempt, before = self.delivery.attempts[-1], connection.authenticated
+        if connection.is_ready:
+            attempt.server = self.pool.server_of(connection)
+            return
+        slow = None if connection.is_open else self.pool.warn_if_slow()
         try:
-            if not is_ready:
-                await connection.prepare(self._time_to_connect(connection))
+            await connection.prepare(self._time_to_connect(connection))
         finally:
             if slow is not None:
                 slow.cancel()
-            self.delivery.attempts[-1].server = self.pool.look_at(connection)
+            attempt.server = self.pool.look_at(connection)
         if connection.authenticated is not None and connection.authenticated is not before:
             self.ledger.note(Said(Stage.AUTH, connection.authenticated), None, self.ledger.todo)
 

@@ -97,6 +97,10 @@ class Pool(Limits):
         """Note whether it was opened or closed since the last look; return the server at its other end."""
         return self._register.look_at(connection)
 
+    def server_of(self, connection: Connection) -> str:
+        """The server at the other end of an open connection."""
+        return self._register.server_of(connection)
+
     @property
     def is_probing(self) -> bool:
         """Whether a single connection is finding out if the server works again."""

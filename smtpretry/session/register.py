@@ -36,6 +36,10 @@ class Register:
             self._note(before or (0, False), now, tls=connection.is_tls)
         return self._servers[connection]
 
+    def server_of(self, connection: Connection) -> str:
+        """The server at the other end of an open connection."""
+        return self._servers.get(connection) or self.look_at(connection)
+
     def _note(self, before: tuple[int, bool], now: tuple[int, bool], *, tls: bool) -> None:
         (sessions, was_open), (sessions_now, is_open) = before, now
         at, opened = self._observer.clock(), sessions_now > sessions or (is_open and not was_open)
