@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+if sys.platform == "win32":
+    _time_of_day, _monotonic = time.time, time.monotonic
+else:  # those two stand still in a test with freezegun, where the event loop goes on: a wait would never end
+    _time_of_day = partial(time.clock_gettime, time.CLOCK_REALTIME)
+    _monotonic = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+
+
 @cache
 def _set() -> float:
     """What sets the clock, when it is first asked: a process may be frozen after its imports, and thawed days later."""
-    return time.time() - time.monotonic()
+    return _time_of_day() - _monotonic()
 
 
 def now() -> float:
     """Seconds since the epoch, by a clock that nobody sets anew."""
-    return _set() + time.monotonic()
+    return _set() + _monotonic()
 
 
 def lag() -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import functools
 import json
 import pickle
+import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -215,6 +217,21 @@ async def test_a_time_to_expire_goes_by_the_time_of_day(lag: float, monkeypatch:
         never = await smtp.deliver(letter(ANN), expires=by_the_time_of_day(lag - 1))
         assert "expired" in never.refused[ANN].text
         assert len(server.received(ANN)) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no other clock than those that are frozen")
+def test_the_clock_goes_on_where_a_test_has_frozen_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What freezegun does to `time` holds up no wait, and leaves the tests after it the right time."""
+    real = time.time()
+    monkeypatch.setattr(clock, "_set", functools.cache(clock._set.__wrapped__))
+    with monkeypatch.context() as frozen:
+        frozen.setattr("time.time", lambda: 978307200.0)
+        frozen.setattr("time.monotonic", lambda: 978307200.0)
+        before = clock.now()
+        assert any(clock.now() > before for _ in range(1_000_000))
+        assert clock.lag() < -1e8
+    assert 0 <= clock.now() - real < 60
+    assert clock.lag() == 0.0
 
 
 @virtually

@@ -743,11 +743,12 @@ def test_the_default_clock_is_the_time_of_day() -> None:
 
 
 FROZEN = """
-import time, aiosmtplib, smtpretry
+import aiosmtplib, smtpretry
+from smtpretry import clock
 smtp = smtpretry.RetryingSMTP(aiosmtplib.SMTP(hostname="127.0.0.1"))
-before = time.time
-time.time = lambda: before() + 86_400
-print(smtp.policy.clock() - time.time())
+before = clock._time_of_day
+clock._time_of_day = lambda: before() + 86_400
+print(smtp.policy.clock() - clock._time_of_day())
 """
 
 
