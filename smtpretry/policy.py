@@ -94,6 +94,10 @@ class _Patient:
         """As a tenacity wait is written."""
         return "wait_exponential(multiplier=60, max=900) + wait_random(0, 6)"
 
+    def __reduce__(self) -> str:
+        """There is one: a policy that was copied, or that went to another process, is equal to the first."""
+        return "_PATIENT"
+
 
 _PATIENT: Final = _Patient()
 

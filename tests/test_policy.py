@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import dataclasses
 import itertools
 import math
+import pickle
 import pydoc
 import subprocess
 import sys
@@ -23,6 +25,8 @@ from smtpretry import DEFAULT_RULES, NO_REPLY, Action, Decision, Delivery, Reply
 from smtpretry.testing import no_wait
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from smtpretry import RetryingSMTP
     from smtpretry.testing import ScriptedServer
 
@@ -773,3 +777,15 @@ async def test_530_costs_no_attempt_and_450_does() -> None:
         delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
         assert delivery.accepted == [ANN]
         assert len(delivery.attempts) == 2
+
+
+def pickled(policy: RetryPolicy) -> RetryPolicy:
+    """Return it as another process gets it."""
+    return pickle.loads(pickle.dumps(policy))  # noqa: S301 - our own
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, pickled])
+def test_the_same_policy_in_another_process(way: Callable[[RetryPolicy], RetryPolicy]) -> None:
+    """A policy that was copied, or that went to another process, is equal to the first."""
+    for policy in (RetryPolicy(), RetryPolicy(max_attempts=3)):
+        assert way(policy) == policy
