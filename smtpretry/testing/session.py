@@ -48,6 +48,9 @@ def contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return client, server
 
 
+contexts()  # while the time of day is the real one: freezegun's dates make cryptography fail, from then on for good
+
+
 class _InsteadError(Exception):
     """A script takes the place of the rest of a command."""
 

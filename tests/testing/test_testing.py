@@ -1044,3 +1044,18 @@ def test_a_limit_of_connections() -> None:
             await second.quit()
 
     asyncio.run(scenario())
+
+
+def test_a_client_is_made_while_the_time_is_frozen() -> None:
+    """With freezegun `datetime` is another class, with which no certificate can be made any more: there is one."""
+    script = """
+        import datetime
+        from smtpretry.testing import ScriptedServer
+        class Kind(type):
+            def __instancecheck__(cls, one): return isinstance(one, real)
+        real = datetime.datetime
+        datetime.datetime = Kind("Frozen", (real,), {})
+        ScriptedServer(port=25, tls=True).client()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
