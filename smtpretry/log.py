@@ -33,12 +33,24 @@ _log = logging.getLogger("smtpretry")
 
 
 def say(level: int, message: str, *args: object, error: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
-    """Log a message of its own kind. If a handler raises, that is shown as `logging` does, and the send goes on."""
+    """Log a message of its own kind. If a handler raises, that is shown as `logging` does, and the send goes on.
+
+    Where the application's record factory has a field of that name (`server`, `stage`), the application's stands.
+    """
     try:
         _log.log(level, message, *args, exc_info=error, extra=fields)
-    except Exception:  # noqa: BLE001 - whatever a handler raises
-        if logging.raiseExceptions and sys.stderr:
+    except Exception as wrong:  # noqa: BLE001 - whatever a handler raises
+        taken = fields.keys() & vars(logging.makeLogRecord({})) if _is_clash(wrong) else ()
+        if taken:
+            free = {name: value for name, value in fields.items() if name not in taken}
+            say(level, message, *args, error=error, **free)
+        elif logging.raiseExceptions and sys.stderr:
             traceback.print_exc()
+
+
+def _is_clash(wrong: Exception) -> bool:
+    """Whether `logging` refused a field, before any handler saw the record."""
+    return isinstance(wrong, KeyError) and "Attempt to overwrite" in str(wrong)
 
 
 @contextmanager

@@ -263,6 +263,25 @@ async def test_a_handler_that_raises_breaks_no_send_off(place: str, capsys: pyte
     assert "OSError: no space left" in capsys.readouterr().err
 
 
+@virtually
+async def test_fields_that_the_application_has_already(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    """An application's record factory knows a `server` and a `stage`: these stand, and nothing is lost."""
+    make = logging.getLogRecordFactory()
+
+    def mine(*args: Any, **named: Any) -> logging.LogRecord:
+        record = make(*args, **named)
+        record.__dict__.update(server="web-1", stage="production")
+        return record
+
+    monkeypatch.setattr(logging, "_logRecordFactory", mine)
+    async with talk() as (server, smtp):
+        server.on("RCPT", ANN, UNKNOWN)
+        delivery = await smtp.deliver(letter(ANN))
+    (record,) = [one for one in caplog.records if one.name == "smtpretry"]
+    assert "550 5.1.1 No such user" in record.getMessage()
+    assert (record.server, record.stage, record.code, record.delivery_id) == ("web-1", "production", 550, delivery.id)
+
+
 def test_besides_a_story_only_what_it_does_not_tell(capsys: pytest.CaptureFixture[str]) -> None:
     """Where somebody tells what comes of each reply, the log says what no reply does; afterwards all is as before."""
     with log.besides_the_story():
