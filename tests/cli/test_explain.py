@@ -458,6 +458,16 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     assert err == b""
 
 
+@pytest.mark.parametrize("closed", [">&-", "<&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("command", ["explain", "explain '450 busy'", "rules"])
+def test_a_stream_that_is_closed_from_the_beginning_is_an_empty_one(command: str, closed: str) -> None:
+    """As a service manager may start it: there is no traceback, and nothing is read or printed."""
+    line = f"{shlex.quote(sys.executable)} -m smtpretry {command} {closed}"
+    env = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["/bin/sh", "-c", line], env=env, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_readme_shows_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     """The example in the README is what the command prints."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
