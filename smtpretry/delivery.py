@@ -174,7 +174,7 @@ class Delivery:
             self._begin_to_expire(now)  # also where it waits for a connection first
             return
         if last > now:
-            self.shift(now - last)
+            self.shift(min(now - last, -lag()))  # by the time of day, perhaps, which this process lags behind
         elif late and self.attempts and _PUNCTUAL < (behind := now - max(last, self.next_at or now)) <= _LATE:
             self.shift(behind, expiry=False)
 

@@ -340,5 +340,5 @@ class _Hold:
         await self._worker.write(self._one, Change(state, max(wait, 0.0)))
 
     def _state(self, delivery: Delivery) -> str:
-        told = by_the_time_of_day(delivery) if self._worker.ahead else delivery
+        told = by_the_time_of_day(delivery) if self._worker.clock is clock.now else delivery
         return json.dumps(told.state())

@@ -362,6 +362,24 @@ async def test_a_process_that_slept_submits(path: Path, monkeypatch: pytest.Monk
 
 
 @in_real_time
+async def test_a_process_that_slept_waits_no_second_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is due by the time of day is tried, also by a worker whose clock has not come to its last attempt yet."""
+    sleep(monkeypatch, 6 * 86400)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        server.on("RCPT", ANN, "450 4.2.0 Greylisted for 2 seconds", times=2)
+        policy = RetryPolicy.queue()
+        async with RetryingSMTP(server.client(), policy, defer=engine, max_wait=0) as smtp:
+            await smtp.deliver(letter(ANN))
+        written = [json.loads(state)["attempts"][-1]["at"] for (state,) in rows(path, "state")]
+        began = time.monotonic()
+        async with RetryingSMTP(server.client(), policy) as smtp, working(engine, smtp):
+            await programs.until(lambda: server.received(ANN))
+        assert time.monotonic() - began < 6
+        written += [json.loads(state)["attempts"][-1]["at"] for (state,) in rows(path, "state")]
+        assert written == pytest.approx([time.time()] * 2, abs=60)
+
+
+@in_real_time
 async def test_a_worker_that_slept_keeps_what_it_has(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lease is told by the time of day, or a worker that began later would send a second copy."""
     async with ScriptedServer() as server, SQLiteEngine(path) as engine:
