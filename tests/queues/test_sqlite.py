@@ -382,7 +382,7 @@ async def test_a_process_that_slept_waits_no_second_time(path: Path, monkeypatch
 @in_real_time
 async def test_a_worker_that_slept_keeps_what_it_has(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lease is told by the time of day, or a worker that began later would send a second copy."""
-    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+    async with ScriptedServer() as server, SQLiteEngine(path, lease=2.0) as engine:
         held = server.fail_at("RCPT", "stall")
         await engine.submit(smtpretry.prepare(letter(ANN)))
         sleep(monkeypatch, 3600)
