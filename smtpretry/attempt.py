@@ -15,7 +15,7 @@ from .ledger import Ledger, Turn
 from .outcome import Status
 from .policy import OWN_REFUSAL, Decision, RetryPolicy
 from .replies.reply import NO_REPLY, Reply, Said
-from .replies.rule import Action, Rule
+from .replies.rule import WAITING, Action, Rule
 from .replies.stage import Scope, Stage
 from .session.connection import Connection, Failed, Timeout
 from .session.transaction import Transaction
@@ -228,7 +228,7 @@ class Pass:
             decision = decide(attempt=self.pool.strike(self.policy.clock()))  # the backoff is the client's
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
-        if decision.action not in (Action.RETRY, Action.RECONNECT) or said.reply.retry_after is not None:
+        if decision.action not in WAITING or said.reply.retry_after is not None:
             return decision
         wait = self._waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
         return replace(decision, wait=wait)  # one jitter for all

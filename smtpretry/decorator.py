@@ -15,7 +15,7 @@ from .errors import NOT_CONNECTED, read
 from .observer import name_of
 from .policy import RetryPolicy
 from .replies.reply import NO_REPLY, Reply
-from .replies.rule import Action
+from .replies.rule import WAITING, Action
 from .replies.stage import Stage
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CONNECT = "nobody has connected again: connect within the function, or use RetryingSMTP"
-_ABLE = frozenset({Action.RETRY, Action.RECONNECT, Action.FAIL})
+_ABLE = frozenset({*WAITING, Action.FAIL})
 
 
 @overload

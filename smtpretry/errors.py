@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 NOT_CONNECTED = "Server not connected"
 """aiosmtplib's words where there is no connection, or none any more."""
 
-_NOT_CONNECTED = "please run connect() first"  # smtplib's words for a mistake of the caller's
+_NEVER_CONNECTED = "please run connect() first"  # smtplib's words for a mistake of the caller's
 
 
 class UncertainDelivery(aiosmtplib.SMTPException):
@@ -199,7 +199,7 @@ def read(error: BaseException) -> list[tuple[Stage, Reply]]:
     moment that the exception does not tell counts as lost after the final dot. A QUIT that fails tells nothing.
     """
     for link in chain(error):
-        if isinstance(link, smtplib.SMTPException) and (str(link) == _NOT_CONNECTED or _came_in(link, "quit")):
+        if isinstance(link, smtplib.SMTPException) and (str(link) == _NEVER_CONNECTED or _came_in(link, "quit")):
             continue  # what came of the message, and why there is no connection, stands behind it
         if isinstance(link, (aiosmtplib.SMTPException, smtplib.SMTPException)):
             try:

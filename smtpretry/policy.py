@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict, Unpack
 
 from .clock import now
 from .replies.reply import NO_REPLY, Reply
-from .replies.rule import Action, Rule
+from .replies.rule import WAITING, Action, Rule
 from .replies.rules import DEFAULT_RULES
 from .replies.stage import Scope, Stage
 
@@ -254,7 +254,7 @@ class RetryPolicy:
         action, scope = rule.action, _whom(rule, stage)
         if action not in able:
             action = rule.otherwise or (Action.FAIL if reply.is_permanent else Action.RETRY)
-        if action not in (Action.RETRY, Action.RECONNECT):
+        if action not in WAITING:
             return Decision(action, scope, 0.0, rule)
         named = reply.retry_after
         if named is not None and attempt <= _TRUSTED:

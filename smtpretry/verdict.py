@@ -157,9 +157,11 @@ def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
     Behind a MAIL that was taken no RCPT is unknown or unexpected, nor is DATA behind a RCPT that was taken: something
     in between that says so cannot follow several commands at once.
     """
+    if len(answers) != len(commands):
+        return False
     failures = [answer.failure for answer in answers if answer.failure is not None]
-    if not failures or len(answers) != len(commands):
-        return len(answers) == len(commands)
+    if not failures:
+        return True
     if any(said.reply.code == NO_REPLY for said in failures):
         return False
     if commands[0] is Stage.MAIL and answers[0].failure is not None:

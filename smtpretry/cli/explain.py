@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from smtpretry.policy import OWN_REFUSAL
 from smtpretry.replies.patterns import caseless
 from smtpretry.replies.reply import NO_REPLY, READ, Reply
-from smtpretry.replies.rule import Action, Rule
+from smtpretry.replies.rule import WAITING, Action, Rule
 from smtpretry.replies.rules import usual_stage
 from smtpretry.replies.stage import Stage
 from smtpretry.replies.tables import described, duration
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from smtpretry.policy import Decision, RetryPolicy
 
-_WAITING = (Action.RETRY, Action.RECONNECT)
 _CODE = re.compile(r"\d{3}")
 _GOES_ON = re.compile(r"\d{3}-")
 _LISTED = 200  # attempts that a schedule lists at most: a policy may know no end
@@ -192,7 +191,7 @@ def _schedule(policy: RetryPolicy, reply: Reply, stage: Stage) -> tuple[list[int
         decision = policy.decide(reply, stage, able=able, attempt=attempt, elapsed=elapsed)
         if decision.action is Action.FAIL:
             return times, "then it fails"
-        if decision.action not in _WAITING:
+        if decision.action not in WAITING:
             able.remove(decision.action)  # a repair is made at once, and once
             times.append(round(elapsed))
             continue
@@ -245,13 +244,13 @@ def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str, *, fails:
 def _otherwise(policy: RetryPolicy, decision: Decision, reply: Reply, stage: Stage) -> str | None:
     """What happens where the session cannot do the action."""
     able = frozenset(Action) - {decision.action}
-    if decision.action in (*_WAITING, Action.FAIL):
+    if decision.action in (*WAITING, Action.FAIL):
         return None
     return policy.decide(reply, stage, able=able).action.name
 
 
 def _wait_is(decision: Decision, reply: Reply) -> str | None:
-    if decision.action not in _WAITING:
+    if decision.action not in WAITING:
         return None
     if reply.retry_after is not None:
         return "named by the server"

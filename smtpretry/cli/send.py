@@ -21,7 +21,7 @@ from smtpretry.client import RetryingSMTP
 from smtpretry.envelope import prepare
 from smtpretry.outcome import Status
 from smtpretry.policy import RetryPolicy
-from smtpretry.replies.rule import Action
+from smtpretry.replies.rule import WAITING
 
 from . import UNREADABLE
 
@@ -38,7 +38,6 @@ _TLS: dict[str, dict[str, Any]] = {
     "never": {"start_tls": False},
 }
 _STYLES = {Status.ACCEPTED: "green", Status.REFUSED: "red"}
-_AGAIN = (Action.RETRY, Action.RECONNECT)
 
 
 def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -125,7 +124,7 @@ def _line(delivery: Delivery, step: Step) -> str:
     """What was said, and what is done about it: nothing more, where the policy has given up since."""
     concerned = [delivery.outcomes[who] for who in step.recipients]
     ended = [one.status is not Status.PENDING and _why(delivery, one) is step for one in concerned]
-    if step.action in _AGAIN and ended and all(ended):
+    if step.action in WAITING and ended and all(ended):
         return f"{replace(step, action=None, wait=0.0)} -> given up"
     return str(step)
 
@@ -137,7 +136,7 @@ def _end(delivery: Delivery, outcome: Outcome) -> str:
     end = outcome.status.value.lower()
     if outcome.status is Status.PENDING:
         end = "not sent"
-    elif outcome.status is Status.REFUSED and (step := _why(delivery, outcome)) and step.action in _AGAIN:
+    elif outcome.status is Status.REFUSED and (step := _why(delivery, outcome)) and step.action in WAITING:
         end = "given up"
     return f"{end}: {outcome.reply}" if outcome.reply else end
 

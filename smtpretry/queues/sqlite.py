@@ -119,7 +119,8 @@ class SQLiteEngine:
                         raise
                     self._check(cursor)
                     insert(cursor)
-                self._check(cursor)
+                else:
+                    self._check(cursor)
         self.ring()
 
     async def has(self, delivery_id: str, /) -> bool:

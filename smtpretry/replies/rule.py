@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import Enum
+from typing import Final
 
 from .patterns import caseless, compiled
 from .reply import CODES, NO_REPLY, READ, Reply
@@ -29,7 +30,10 @@ class Action(Enum):
         return f"Action.{self.name}"
 
 
-_LAST_RESORTS = (Action.RETRY, Action.RECONNECT, Action.FAIL)
+WAITING: Final = (Action.RETRY, Action.RECONNECT)
+"""After these, what was refused is offered again later."""
+
+_LAST_RESORTS = (*WAITING, Action.FAIL)
 _STATUS = r"(?:[245]|x)\.(?:[0-9]{1,3}|\*|x)\.(?:[0-9]{1,3}|\*|x)"
 _NAME = r"[a-z0-9]+(?:-[a-z0-9]+)*"
 

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 from .kinds import KINDS, Kind
 from .reply import NO_REPLY
-from .rule import Action, Rule
+from .rule import WAITING, Rule
 from .rules import DEFAULT_RULES
 from .stage import Stage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-_WAITING = (Action.RETRY, Action.RECONNECT)
 
 
 def markdown_table(rules: Iterable[Rule] = DEFAULT_RULES) -> str:
@@ -42,7 +40,7 @@ def described(rule: Rule) -> dict[str, str]:
         "at": "any stage" if rule.stages is None else ", ".join(stage.name for stage in Stage if stage in rule.stages),
         "action": rule.action.name + (f", else {rule.otherwise.name}" if rule.otherwise else ""),
         "whom": ("by stage" if rule.scope is None else rule.scope.name) + ", or one connection" * rule.fewer,
-        "wait": (_soon([rule]) + ", then slower" * rule.slower) if rule.action in _WAITING else "",
+        "wait": (_soon([rule]) + ", then slower" * rule.slower) if rule.action in WAITING else "",
         "for": "" if rule.patience is None else duration(rule.patience),
     }
 
@@ -61,14 +59,14 @@ def duration(seconds: float) -> str:
 
 def _soon(rules: Sequence[Rule]) -> str:
     """How long the rows wait before the second attempt."""
-    waits = {rule.wait for rule in rules if rule.action in _WAITING}
+    waits = {rule.wait for rule in rules if rule.action in WAITING}
     words = [duration(wait) if wait else "none" for wait in sorted(wait for wait in waits if wait is not None)]
     return ", ".join(words + ["the backoff"] * (None in waits))
 
 
 def _long(rules: Sequence[Rule]) -> str:
     """How long the rows are patient."""
-    waiting = [rule for rule in rules if rule.action in _WAITING or rule.patience is not None]
+    waiting = [rule for rule in rules if rule.action in WAITING or rule.patience is not None]
     limits = sorted({rule.patience for rule in waiting if rule.patience is not None})
     words = [duration(limit) for limit in limits] + ["`give_up_after`"] * any(rule.patience is None for rule in waiting)
     return ", ".join(words)

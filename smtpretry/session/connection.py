@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn
 import aiosmtplib
 from aiosmtplib.typing import Default
 
+from smtpretry.errors import NOT_CONNECTED
 from smtpretry.replies.patterns import caseless
 from smtpretry.replies.reply import Reply, Said
 from smtpretry.replies.stage import Stage
@@ -179,8 +180,7 @@ class Connection(Opening):
     async def quit(self, timeout: Timeout = Default.token) -> SMTPResponse:
         """Send QUIT and close, whatever the server says to it. Raises aiosmtplib's errors."""
         if not self.is_open:
-            msg = "Server not connected"
-            raise aiosmtplib.SMTPServerDisconnected(msg)
+            raise aiosmtplib.SMTPServerDisconnected(NOT_CONNECTED)
         self._adopt()
         try:
             response = await self.client.execute_command(b"QUIT", timeout=self.seconds(timeout))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 import aiosmtplib
 from aiosmtplib.typing import Default
 
+from smtpretry.errors import NOT_CONNECTED
 from smtpretry.replies.reply import NO_REPLY, Reply, Said
 from smtpretry.replies.stage import Stage
 
@@ -43,8 +44,7 @@ class Conversation:
     def client(self) -> aiosmtplib.SMTP:
         """The client of the connection, or of the last one."""
         if self._client is None:
-            msg = "Server not connected"
-            raise aiosmtplib.SMTPServerDisconnected(msg)
+            raise aiosmtplib.SMTPServerDisconnected(NOT_CONNECTED)
         return self._client
 
     @property
@@ -96,8 +96,7 @@ class Conversation:
         """The next reply that is due, in order. Raises `Failed` where the line is broken or silent."""
         try:
             if self._line is None:
-                msg = "Server not connected"
-                raise aiosmtplib.SMTPServerDisconnected(msg)
+                raise aiosmtplib.SMTPServerDisconnected(NOT_CONNECTED)
             return await self._line.receive(self.seconds(timeout))
         except (aiosmtplib.SMTPException, OSError) as error:
             self._fail(stage, error)

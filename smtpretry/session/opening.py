@@ -15,6 +15,7 @@ import aiosmtplib
 from aiosmtplib import SMTP, SMTPResponse
 from aiosmtplib.smtp import SMTP_PORT, SMTP_STARTTLS_PORT, SMTP_TLS_PORT
 
+from smtpretry.errors import NOT_CONNECTED
 from smtpretry.replies.patterns import compiled
 from smtpretry.replies.stage import Stage
 
@@ -240,8 +241,7 @@ class Opening(Conversation):
     async def _handshake(self, context: ssl.SSLContext, seconds: float | None) -> None:
         line, client = self._line, self.client
         if line is None:
-            msg = "Server not connected"
-            raise aiosmtplib.SMTPServerDisconnected(msg)
+            raise aiosmtplib.SMTPServerDisconnected(NOT_CONNECTED)
         try:
             async with asyncio.timeout(seconds):
                 await line.encrypt(context, client.hostname, seconds)
