@@ -151,8 +151,8 @@ def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Lea
     pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
     waiting = 0 if pace is None else waiting
     most = room + waiting
-    alone = bool(failures) or (pace is not None and is_probing(pace))
-    if alone and most:
+    alone = most > 0 and (bool(failures) or (pace is not None and is_probing(pace)))
+    if alone:
         ask_again = max(until if failures else 0.0, probe)
         if now < ask_again:
             return Leave(pause, 0, ask_again - now, pace=pace, shut=True)

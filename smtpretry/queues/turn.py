@@ -6,6 +6,8 @@ import asyncio
 import inspect
 import logging
 import time
+import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from smtpretry import log
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
     from .engine import OnEnd, SupportsAttempt
 
+_PACKAGE = str(Path(log.__file__).parent)
 _FRESH = 0.5  # seconds after a worker has taken a delivery in which it need not ask whether it has it still
 
 
@@ -66,8 +69,9 @@ class Turn:
                 raise
             wait = self._smtp.policy.backoff(attempt=self._hold.number, elapsed=0.0)
             job, own = self._hold.name, error if self._tells else None  # the application's: it may be shown in full
+            told = f"{type(error).__name__}: {error}" if delivery is None else _place(error)
             message = "smtp job %s: %s; comes again in %.0f s"
-            log.say(logging.ERROR, message, job, _told(error), wait, error=own, job=job, wait=wait)
+            log.say(logging.ERROR, message, job, told, wait, error=own, job=job, wait=wait)
             await self._hold.again(delivery, wait)
 
     async def _attempt(self, delivery: Delivery) -> None:
@@ -112,6 +116,9 @@ def _tellable(delivery: Delivery) -> bool:
     return bool(delivery.refused or delivery.uncertain)
 
 
-def _told(error: Exception) -> str:
-    """Its name alone: what it says may quote what was stored."""
-    return type(error).__name__
+def _place(error: Exception) -> str:
+    """Its name, and where this package called what raised it: what it says may quote the message, or a credential."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = max(number for number, frame in enumerate(frames) if frame.filename.startswith(_PACKAGE))
+    at = frames[min(ours + 1, len(frames) - 1)]
+    return f"{type(error).__name__} in {at.name} ({at.filename}, line {at.lineno})"

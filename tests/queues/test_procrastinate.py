@@ -195,7 +195,7 @@ async def test_a_job_that_fails_comes_again(database: str, caplog: pytest.LogCap
             assert not server.messages
             change(database, VERSION, '"version": 99', '"version": 2')
             await programs.until(lambda: server.messages)
-    assert "ValueError; comes again in 1 s" in caplog.text
+    assert "version 1 and 2, not 99: run the one that wrote it; comes again in 1 s" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import sys
 import time
 from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable
+
+    import aiosmtplib
 
 POLICY = RetryPolicy(wait=tenacity.wait_fixed(1))
 
@@ -661,7 +664,28 @@ async def test_what_cannot_be_read_stays(path: Path, caplog: pytest.LogCaptureFi
             assert max(rows(path, "taken")) <= (4,)
             change(path, "UPDATE smtpretry_deliveries SET state = replace(state, '99', '2')")
             await programs.until(lambda: server.messages)
-    assert "late: ValueError; comes again in 1 s" in caplog.text
+    assert "late: ValueError: this smtpretry reads deliveries of version 1 and 2, not 99: run the one" in caplog.text
+    assert "without: ValueError: the message is not in the queue any more; comes again in 1 s" in caplog.text
+
+
+@in_real_time
+async def test_a_client_that_cannot_be_made(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the application's function raises, the log names the place, but no word of the error; the mail comes again."""
+    settings = dict[str, Any]()
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+
+        def make() -> aiosmtplib.SMTP:
+            return server.client(timeout=settings["timeout"])
+
+        async with RetryingSMTP(make, POLICY) as smtp, working(engine, smtp):
+            await engine.submit(smtpretry.prepare(letter(ANN), id="mail"))
+            await programs.until(lambda: rows(path, "taken") == [(2,)])
+            settings["timeout"] = 5
+            await programs.until(lambda: server.messages)
+    line = make.__code__.co_firstlineno + 1
+    assert f"mail: KeyError in make ({__file__}, line {line}); comes again in 1 s" in caplog.text
+    assert "timeout" not in caplog.text
 
 
 @in_real_time
@@ -922,6 +946,24 @@ async def test_ten_workers_cost_a_struggling_server_what_one_does(tmp_path: Path
                 await asyncio.sleep(1800)
                 assert len(server.messages) == 30
     assert tries[1] <= tries[0] + 2, tries
+
+
+@virtually
+async def test_the_end_of_a_pause_is_not_slept_through(tmp_path: Path) -> None:
+    """While nothing is due, a worker sleeps until something is, however long the trouble of the server lasts."""
+    tries = list[float]()
+
+    def note(_: Delivery | None, event: smtpretry.Event) -> None:
+        if isinstance(event, smtpretry.Step):
+            tries.append(event.at)
+
+    policy = patient(give_up_after=timedelta(days=1), wait=tenacity.wait_fixed(65))
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again later", close=True, times=3)
+        async with RetryingSMTP(server.client(), policy, on_step=note) as smtp, working(engine, smtp):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(600)
+    assert [round(later - at) for at, later in pairwise(tries)] == [65, 65, 65]
 
 
 @virtually
