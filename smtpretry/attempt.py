@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import aiosmtplib
 from aiosmtplib.typing import Default
 
 from .delivery import Delivery
@@ -30,6 +31,8 @@ Save = Callable[[Delivery], Awaitable[None]]
 
 _LINGERS = 1.0  # seconds for which a server may go on counting a connection that has ended
 _A_CHANCE = 10.0  # seconds that a server gets to answer, also in the last attempt
+_STALLED = "no connection came free: the server does not answer the messages before this one"
+_MORE = "for more connections at a time, give RetryingSMTP a function that makes clients, and max_connections="
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -66,6 +69,28 @@ class Pass:
             await self._run(connection)
         finally:
             self.ledger.tell()
+
+    @property
+    def patience(self) -> float:
+        """Seconds that it waits for a connection where nobody gets one: no shorter than another may take to fail."""
+        if self.turn.others_are_ready:
+            return 0.0
+        limit = max(self.policy.patience - self.ledger.elapsed(), _A_CHANCE) + _LINGERS
+        return min(limit, self.delivery.left(self.policy.clock()))
+
+    def stand_back(self) -> None:
+        """Leave it to another server, or give up: there was no connection in that time."""
+        now, ledger = self.policy.clock(), self.ledger
+        if not ledger.todo:
+            ledger.open(now, self.pool.refused_at)
+        said = Said(Stage.CONNECT, Reply(NO_REPLY, text=_STALLED), aiosmtplib.SMTPTimeoutError(_STALLED))
+        if ledger.todo and not self.turn.others_are_ready:
+            self.delivery.cure = _MORE
+        wait = self.policy.backoff(attempt=1, elapsed=ledger.elapsed())
+        ledger.stand_back(said, wait, ledger.elapsed() if self.turn.others_are_ready else math.inf)
+        ledger.close(now)
+        ledger.tell()
+        self.unfinished = False
 
     async def _run(self, connection: Connection) -> None:
         now, ledger, pool = self.policy.clock(), self.ledger, self.pool

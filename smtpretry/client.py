@@ -22,7 +22,7 @@ from .session.opening import check_client
 from .session.pipelining import Pipelining
 from .session.pool import Pool
 from .session.told import check_pace
-from .session.waiting import Wish
+from .session.waiting import Stalled, Wish
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -241,8 +241,11 @@ class RetryingSMTP(Sends):
         one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
         while one.unfinished:
             has_asked_before = one.begun or (bool(delivery.attempts) and self._pool.is_paced)
-            async with self._pool.lend(Wish.TURN, first=has_asked_before) as connection:
-                await one.run(connection)
+            try:
+                async with self._pool.lend(Wish.TURN, first=has_asked_before, patience=one.patience) as connection:
+                    await one.run(connection)
+            except Stalled:
+                one.stand_back()
 
     @property
     def _is_ready(self) -> bool:

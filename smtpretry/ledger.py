@@ -253,12 +253,17 @@ class Ledger:
         Only the time in which the server takes nothing can be too long: since it refused a message (at `refused_at`),
         to the end of its pause. What is waited beyond that, until a limit begins anew, is waited for nobody's refusal.
         """
-        now, whom = self.policy.clock(), list(self.todo)
+        now = self.policy.clock()
+        refused_for = 0.0 if refused_at is None else min(self.elapsed(), now - refused_at)
+        self.stand_back(said, until - now, refused_for - max(0.0, until - max(now, paused_until)))
+
+    def stand_back(self, said: Said, seconds: float, elapsed: float) -> None:
+        """Let all wait for so long, or leave them to another server. That is no attempt. See `wait`."""
+        whom = list(self.todo)
         for who in whom:
             self.delivery.outcomes[who].attempts -= self._counted
         whom = self.leave(whom) if self.turn.others_are_ready else whom
-        refused_for = 0.0 if refused_at is None else min(self.elapsed(), now - refused_at)
-        self.wait(whom, said, until - now, elapsed=refused_for - max(0.0, until - max(now, paused_until)))
+        self.wait(whom, said, seconds, elapsed=elapsed)
 
     def close(self, now: float) -> None:
         """Let those who wait for about as long come back together, when the last of them may."""

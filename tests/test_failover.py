@@ -117,6 +117,21 @@ async def test_a_lost_connection_costs_no_wait(stage: str) -> None:
 
 
 @virtually
+async def test_nobody_waits_behind_a_message_without_an_answer() -> None:
+    """While the first server is silent after a final dot, the others go to the next one: after ten seconds, then at once."""
+    async with two() as (first, second, smtp):
+        first.fail_at("END_OF_DATA", "stall", times=1)
+        stalled = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(1)
+        for who, took in ((BOB, 10), (CAT, 1)):
+            before = now()
+            assert (await smtp.deliver(letter(who))).accepted == [who]
+            assert now() - before == pytest.approx(took, abs=1)
+        assert [message.recipients for message in second.messages] == [[BOB], [CAT]]
+        assert (await stalled).accepted == [ANN]
+
+
+@virtually
 async def test_a_message_that_every_server_trips_over_stops_no_other() -> None:
     """Two servers hang up on one recipient: that one waits between its tries, and neither server is left alone."""
     async with two(patient(give_up_after=timedelta(minutes=10))) as (first, second, smtp):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -66,7 +67,7 @@ class Pool(Limits):
         self.observer, self._register = observer, Register(observer)
         self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
-        self._waiting = Waiting()
+        self._waiting = Waiting(lambda: self._stock.out >= self._bearable)
         self._alarms = Alarms(policy.sleep)  # of those who wait
         self._bells = Alarms(policy.sleep)  # of the pool's own
         self._slot: asyncio.Future[None] | None = None  # the bell for the next one
@@ -165,30 +166,34 @@ class Pool(Limits):
         """All of them, in use or not."""
         return self._stock.connections
 
-    def lend(self, wish: Wish = Wish.CONNECTION, *, first: bool = False) -> AbstractAsyncContextManager[Connection]:
+    def lend(
+        self, wish: Wish = Wish.CONNECTION, *, first: bool = False, patience: float = math.inf
+    ) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
 
         Args:
             wish: `Wish.TURN` for a message, which waits for the pace, too.
             first: before all who wait.
+            patience: seconds to wait for it where nobody else gets one, either.
 
         Raises:
             ClientClosed: the pool was closed.
+            Stalled: there was none in that time.
             ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
         if self._told is None or wish is not Wish.TURN:
-            return _Loan(self, wish, first=first)
-        return self._lend_in_turn(self._told, first=first)
+            return _Loan(self, wish, first=first, patience=patience)
+        return self._lend_in_turn(self._told, first=first, patience=patience)
 
     @asynccontextmanager
-    async def _lend_in_turn(self, told: Told, *, first: bool) -> AsyncIterator[Connection]:
+    async def _lend_in_turn(self, told: Told, *, first: bool, patience: float) -> AsyncIterator[Connection]:
         """Lend for one message at the pace that is told; without a turn where the server wants nothing."""
         async with AsyncExitStack() as stack:
             is_closed = self.closed or self.is_closed(self._clock())
             may_go = not is_closed and await told.enter(stack)
             wish = Wish.TURN if may_go else Wish.CONNECTION
-            yield await stack.enter_async_context(_Loan(self, wish, first=first))
+            yield await stack.enter_async_context(_Loan(self, wish, first=first, patience=patience))
 
     async def room(self) -> None:
         """Wait until fewer sends wait for a connection than there may be connections."""
@@ -238,7 +243,7 @@ class Pool(Limits):
             self._stock.stop()
             self._wide()
 
-    async def turn(self, wish: Wish, *, first: bool) -> Connection:
+    async def turn(self, wish: Wish, *, first: bool, patience: float) -> Connection:
         """Wait in line for a connection; see `lend`."""
         if self.closed:
             raise ClientClosed(_CLOSED)
@@ -246,7 +251,7 @@ class Pool(Limits):
         is_free = not self._waiting.next() and not self.pace.is_known and now >= self.opens_at
         if is_free and self._stock.out < self._bearable:
             return self._take(wish, now)
-        asked = self._waiting.ask(wish, first=first)
+        asked = self._waiting.ask(wish, first=first, patience=patience)
         self._serve()
         granted = asked.granted
         try:
@@ -315,6 +320,7 @@ class Pool(Limits):
 
     def _take(self, wish: Wish, now: float) -> Connection:
         connection = self._stock.take()
+        self._waiting.still = 0.0
         connection.let_through_at = None
         if wish is Wish.TURN and now >= self.opens_at:
             self.pace.let_through(now)
@@ -346,11 +352,11 @@ class Pool(Limits):
 class _Loan:
     """A connection for one pass, and back."""
 
-    def __init__(self, pool: Pool, wish: Wish, *, first: bool) -> None:
-        self._pool, self._wish, self._first = pool, wish, first
+    def __init__(self, pool: Pool, wish: Wish, *, first: bool, patience: float) -> None:
+        self._pool, self._wish, self._first, self._patience = pool, wish, first, patience
 
     async def __aenter__(self) -> Connection:
-        connection = self._connection = await self._pool.turn(self._wish, first=self._first)
+        connection = self._connection = await self._pool.turn(self._wish, first=self._first, patience=self._patience)
         connection.watch()
         self._loop = self._pool.loop
         return connection

@@ -100,6 +100,31 @@ async def test_first_come_first_served() -> None:
 
 
 @virtually
+async def test_nobody_waits_longer_than_the_policy_behind_a_message_without_an_answer() -> None:
+    """Where the server answers nothing, those who wait for the connection give up in time, and are told the cure."""
+    policy = RetryPolicy.interactive(clock=virtual.clock)
+    async with ScriptedServer() as server, several(server, 1, policy) as smtp:
+        server.fail_at("END_OF_DATA", "stall", times=1)
+        stalled = asyncio.ensure_future(smtp.deliver(BODY, sender=APP, recipients=ANN))
+        await asyncio.sleep(5)
+        with pytest.raises(aiosmtplib.SMTPTimeoutError, match="no connection came free") as caught:
+            await smtp.sendmail(APP, [BOB], BODY)
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(5 + 31, abs=1)
+        assert "for more connections at a time, give RetryingSMTP a function" in caught.value.__notes__[0]
+        assert (await stalled).uncertain == [ANN]
+        await smtp.sendmail(APP, [CAT], BODY)
+
+
+@virtually
+async def test_a_line_that_moves_is_waited_in() -> None:
+    """Nobody gives up behind a server that is slow, and answers; however long the line is."""
+    async with ScriptedServer() as server, several(server, 2, RetryPolicy.interactive(clock=virtual.clock)) as smtp:
+        slow(server, 8)
+        await burst(smtp, 50)
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(25 * 8, abs=1)
+
+
+@virtually
 async def test_idle_connections_are_closed_in_good_order() -> None:
     """Every connection that nobody used for so long gets its QUIT, the one that is in use none."""
     async with ScriptedServer() as server, several(server, 4, idle_timeout=10) as smtp:
