@@ -13,7 +13,7 @@ from aiosmtplib.typing import Default
 from .client import RetryingSMTP
 from .ledger import Turn
 from .outcome import Status
-from .sending import Sends
+from .sending import Sends, check_timeout
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ class Failover(Sends):
 
         See `RetryingSMTP.attempt`.
         """
+        check_timeout(timeout)
         with delivery.sent_by(asyncio.current_task()):
             began = self.policy.clock()
             delivery.take_up(began, late=True)

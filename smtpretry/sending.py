@@ -169,17 +169,17 @@ class Sends(ABC):
         If you pass a `Delivery` that was broken off, the same bytes go to the recipients that are still pending; leave
         out the other arguments then. For `id` and `expires` see `prepare`.
         """
-        if not isinstance(message, Delivery):
-            message = prepare(
-                message,
-                sender=sender,
-                recipients=recipients,
-                mail_options=mail_options,
-                rcpt_options=rcpt_options,
-                id=id,
-                expires=expires,
-            )
-        return await self._deliver(message, timeout)
+        delivery = _prepared(
+            message,
+            sender=sender,
+            recipients=recipients,
+            mail_options=mail_options,
+            rcpt_options=rcpt_options,
+            id=id,
+            expires=expires,
+        )
+        del message  # what waits, waits as bytes
+        return await self._deliver(delivery, timeout)
 
     def send_many(
         self, messages: Iterable[Message | Delivery] | AsyncIterable[Message | Delivery], concurrency: int | None = None
@@ -247,26 +247,25 @@ class Sends(ABC):
         if self._engine is None:
             msg = "there is no queue: give RetryingSMTP an engine, defer="
             raise ValueError(msg)
-        if not isinstance(message, Delivery):
-            message = prepare(
-                message,
-                sender=sender,
-                recipients=recipients,
-                mail_options=mail_options,
-                rcpt_options=rcpt_options,
-                id=id,
-                expires=expires,
-            )
-        message.hand_over(self.policy.clock())
-        for who in message.deferred:  # by a submission that was rolled back
-            message.outcomes[who].status = Status.PENDING
+        delivery = _prepared(
+            message,
+            sender=sender,
+            recipients=recipients,
+            mail_options=mail_options,
+            rcpt_options=rcpt_options,
+            id=id,
+            expires=expires,
+        )
+        delivery.hand_over(self.policy.clock())
+        for who in delivery.deferred:  # by a submission that was rolled back
+            delivery.outcomes[who].status = Status.PENDING
         try:
-            await self._engine.submit(message, connection=connection)
+            await self._engine.submit(delivery, connection=connection)
         except BaseException as error:
-            tell(error, message, self.policy.clock())
+            tell(error, delivery, self.policy.clock())
             raise
-        self._defer(message)
-        return message
+        self._defer(delivery)
+        return delivery
 
     async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
         check_timeout(timeout)
@@ -326,6 +325,16 @@ class Sends(ABC):
         log.handed_over(delivery.id, rest)
         self._observer.ended(delivery, rest)
         self._observer.tell()
+
+
+def _prepared(message: Message | str | bytes | Delivery, **given: Any) -> Delivery:  # noqa: ANN401 - what `prepare` takes
+    """A delivery of the message; or the one that is given, which has all of that already."""
+    if not isinstance(message, Delivery):
+        return prepare(message, **given)
+    if extra := [name for name, value in given.items() if value is not None]:
+        msg = f"{extra[0]}= is for a new message: a Delivery keeps what it was prepared with"
+        raise TypeError(msg)
+    return message
 
 
 async def _has(engine: Engine, delivery: Delivery) -> bool | None:

@@ -77,6 +77,8 @@ async def _send(mistake: str) -> None:
     smtp: Any = RetryingSMTP(CLIENT)
     if mistake == "dict":
         await smtp.send_message({"From": "app@example.com"})
+    elif mistake == "delivery":
+        await smtp.deliver(smtpretry.prepare(letter()), expires=timedelta(minutes=5))
     else:
         await smtp.sendmail("app@example.com", "ann@example.com", EmailMessage())
 
@@ -86,10 +88,11 @@ async def _send(mistake: str) -> None:
     [
         ("dict", "an email.message.EmailMessage, not dict: for str or bytes call sendmail("),
         ("object", "str or bytes, not EmailMessage: for an EmailMessage call send_message("),
+        ("delivery", "expires= is for a new message: a Delivery keeps what it was prepared with"),
     ],
 )
-def test_each_way_to_send_names_the_other(mistake: str, cure: str) -> None:
-    """What the one does not take is for the other, with its arguments."""
+def test_what_a_way_to_send_does_not_take(mistake: str, cure: str) -> None:
+    """The error names the argument, and the way to send that takes it."""
     with pytest.raises(TypeError, match=re.escape(cure)):
         _send(mistake).send(None)
 
