@@ -70,7 +70,6 @@ class Pass:
         finally:
             self.ledger.tell()
 
-    @property
     def patience(self) -> float:
         """Seconds that it waits for a connection where nobody gets one: no shorter than another may take to fail."""
         if self.turn.others_are_ready:

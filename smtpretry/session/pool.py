@@ -35,6 +35,10 @@ _CLOSED = "the client was closed; `async with` opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
 
 
+def _endless() -> float:
+    return math.inf
+
+
 class Pool(Limits):
     """Connections, each lent to one pass at a time in the order of asking, and closed with QUIT when nobody wants it.
 
@@ -167,14 +171,14 @@ class Pool(Limits):
         return self._stock.connections
 
     def lend(
-        self, wish: Wish = Wish.CONNECTION, *, first: bool = False, patience: float = math.inf
+        self, wish: Wish = Wish.CONNECTION, *, first: bool = False, patience: Callable[[], float] = _endless
     ) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
 
         Args:
             wish: `Wish.TURN` for a message, which waits for the pace, too.
             first: before all who wait.
-            patience: seconds to wait for it where nobody else gets one, either.
+            patience: asked for the seconds to wait where nobody else gets one, either.
 
         Raises:
             ClientClosed: the pool was closed.
@@ -187,7 +191,9 @@ class Pool(Limits):
         return self._lend_in_turn(self._told, first=first, patience=patience)
 
     @asynccontextmanager
-    async def _lend_in_turn(self, told: Told, *, first: bool, patience: float) -> AsyncIterator[Connection]:
+    async def _lend_in_turn(
+        self, told: Told, *, first: bool, patience: Callable[[], float]
+    ) -> AsyncIterator[Connection]:
         """Lend for one message at the pace that is told; without a turn where the server wants nothing."""
         async with AsyncExitStack() as stack:
             is_closed = self.closed or self.is_closed(self._clock())
@@ -243,7 +249,7 @@ class Pool(Limits):
             self._stock.stop()
             self._wide()
 
-    async def turn(self, wish: Wish, *, first: bool, patience: float) -> Connection:
+    async def turn(self, wish: Wish, *, first: bool, patience: Callable[[], float]) -> Connection:
         """Wait in line for a connection; see `lend`."""
         if self.closed:
             raise ClientClosed(_CLOSED)
@@ -251,7 +257,7 @@ class Pool(Limits):
         is_free = not self._waiting.next() and not self.pace.is_known and now >= self.opens_at
         if is_free and self._stock.out < self._bearable:
             return self._take(wish, now)
-        asked = self._waiting.ask(wish, first=first, patience=patience)
+        asked = self._waiting.ask(wish, first=first, patience=patience())
         self._serve()
         granted = asked.granted
         try:
@@ -352,7 +358,7 @@ class Pool(Limits):
 class _Loan:
     """A connection for one pass, and back."""
 
-    def __init__(self, pool: Pool, wish: Wish, *, first: bool, patience: float) -> None:
+    def __init__(self, pool: Pool, wish: Wish, *, first: bool, patience: Callable[[], float]) -> None:
         self._pool, self._wish, self._first, self._patience = pool, wish, first, patience
 
     async def __aenter__(self) -> Connection:
