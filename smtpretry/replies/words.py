@@ -213,7 +213,7 @@ RECIPIENT_RATE = either(
     r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b(?! bounces)",
     r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user|address)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
-    r"\brecipient (?:\w{1,20} )?(?:rate|thread|message)s? limit",
+    r"\brecipient (?:\w{1,20} ){0,2}(?:rate|thread|message|forwarding)s? limit",
     r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
     r"\b(?:limit|quota|rate) (?:of|for|on) (?:incoming|inbound)\b",
     r"\b(?:messages|mail) to \S{1,64}@\S{1,255} (?:\w{1,20} ){0,2}(?:deferred|throttled|limited)\b",
@@ -278,6 +278,26 @@ ONE_OF_MANY = either(
 )
 ADDRESSED = either(r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejected: )")
 
+# --- Whom it is about, where nothing else tells -----------------------------------------------------------------------
+
+ABOUT_MESSAGE = either(
+    r"spam|\bcontents?\b(?! of the helo)|\bheaders?\b|\bvirus|\bthis message\b|\bquarantin|\battach",
+    r"\bmulti-recipient|\bplain text\b|\bhtml\b",
+)
+ABOUT_RECIPIENT = either(
+    r"\b(?:recipient|subscriber|mailing list|alias|noreply address)\b",
+    r"\b(?:so|no) such (?:user|e-?mail)\b|\bdoes ?n[o']t have an? \S{1,40} (?:account|mailbox)\b",
+    r"\b(?:for|deliver\w{0,3}(?: message)?(?: to)?):? <?[^\s@<>]{1,64}@[^\s<>]{1,255}",
+)
+ABOUT_CLIENT = either(
+    r"\b(?:helo|ehlo)\b|(?<!: )\bconnections? (?:is |was |are )?(?:not allowed|refused|rejected|denied|blocked)\b",
+    r"\b(?:host|ip|client)s? (?:is |was |has been )?(?:not )?"
+    r"(?:trusted|listed|banned|blocked|denied|refused|rejected|allowed)\b",
+    r"\b(?:block|black|deny)[- ]?list(?:ed)? (?:host|ip|client|server)\b|\b(?:block|black) ?lists\b|\brbls?\b|/dul/",
+    r"\b(?:broken|bad|unknown|your) (?:mailers?|mta)\b|\bsmtp protocol\b|^protocol\b|\bnos services\b",
+    r"\b(?:ip|host|server|network)(?:/domain)? reputation\b|\breputation rate|\bsending activity\b|\bback off\b",
+)
+
 # --- Now or never -----------------------------------------------------------------------------------------------------
 
 FOR_NOW = either(
@@ -297,7 +317,9 @@ STORAGE = either(
     r"\bdisk\b.{0,12}\bfull|\bspace shortage|\bno space left",
     r"\b(?:system|queue|spool) (?:storage )?(?:is )?full",
 )
-UNAVAILABLE = either(r"\b(?:service|server|system)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)")
+UNAVAILABLE = either(
+    r"\b(?:service|server|system|database|queue)\b.{0,24}\b(?:unavailable|not (?:available|accepting)|refused)"
+)
 HANGING_UP = either(
     r"(?:^|\btry again later,) ?(?:[\w.-]+ )?closing (?:the )?(?:connection|(?:transmission )?channel)\b"
 )

@@ -791,6 +791,28 @@ def test_what_a_server_says_of_its_client_concerns_the_server():
     assert decide(suspicious, END).scope is Scope.MESSAGE
 
 
+@pytest.mark.parametrize(
+    ("line", "stage", "concerned"),
+    [
+        ("554 5.0.0 The subscriber has moved away", END, Scope.RECIPIENT),
+        ("550 5.7.2 This mailing list is closed", END, Scope.RECIPIENT),
+        ("451 4.3.0 Delivery to bob@example.com is suspended", END, Scope.RECIPIENT),
+        ("550 5.7.1 Unacceptable HELO", MAIL, Scope.SERVER),
+        ("550 Host banned", RCPT, Scope.SERVER),
+        ("554 5.7.1 Connection refused by policy", END, Scope.SERVER),
+        ("450 4.7.0 Back off", MAIL, Scope.SERVER),
+        ("550 5.7.1 A recipient's copy of this message was quarantined", END, Scope.MESSAGE),
+        ("554 5.6.0 Report spam to abuse for bob@example.com", END, Scope.MESSAGE),
+        ("550 5.7.1 Host banned for the contents", END, Scope.MESSAGE),
+        ("554 Transaction failed", END, Scope.MESSAGE),
+        ("554 Transaction failed", RCPT, Scope.RECIPIENT),
+    ],
+)
+def test_whom_it_names_where_nothing_else_tells(line, stage, concerned):
+    """A recipient that is named after the data, or this client at any time, is who it is about; else the stage tells."""
+    assert decide(line, stage).scope is concerned
+
+
 def test_before_the_first_rcpt_nothing_is_about_a_recipient():
     """At MAIL an unknown user is the sender: it concerns the message."""
     assert decide("550 5.1.1 User unknown", MAIL).scope is Scope.MESSAGE
