@@ -22,7 +22,7 @@ from psycopg_pool import PoolClosed
 from .engine import Pause, Progress, QueueError
 from .servers import COLUMNS, Known, leaves, told
 from .stored import by_the_time_of_day, envelope_of
-from .worker import Batch, Change, Taken
+from .worker import Batch, Change, Taken, broken_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -231,9 +231,7 @@ class Store:
         try:
             yield
         finally:
-            while not ear.done():  # a cancellation can get lost in a connection that breaks at that moment
-                ear.cancel()
-                await asyncio.wait([ear], timeout=1.0)
+            await broken_off(ear, *self._changes.under_way)
 
     async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
@@ -317,14 +315,14 @@ class _Together:
     def __init__(self, write: Callable[[Sequence[tuple[Taken, Change]]], Awaitable[list[bool]]]) -> None:
         self._write = write
         self._waiting = list[tuple[tuple[Taken, Change], asyncio.Future[bool]]]()
-        self._writing: asyncio.Future[None] | None = None
+        self.under_way = list[asyncio.Future[None]]()  # one, if any
 
     async def add(self, change: tuple[Taken, Change]) -> bool:
         """Write it; what `write` says of it."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, done))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.ensure_future(self._write_all())
+        if all(one.done() for one in self.under_way):
+            self.under_way = [asyncio.ensure_future(self._write_all())]
         return await done
 
     async def _write_all(self) -> None:

@@ -26,7 +26,7 @@ except ImportError as error:
 from smtpretry import log
 
 from .engine import QueueError, type_of
-from .worker import Worker, check_worker
+from .worker import Worker, broken_off, check_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -150,8 +150,7 @@ class ProcrastinateEngine:
         try:
             await Worker(store, smtp, on_end, on_progress).run(signals=self._signals)
         finally:
-            taking_over.cancel()
-            await asyncio.wait([taking_over])
+            await broken_off(taking_over)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -7,6 +7,8 @@ import functools
 import itertools
 import json
 import logging
+import os
+import signal
 import uuid
 import zlib
 from base64 import b64encode
@@ -318,6 +320,31 @@ async def test_a_failover_between_acceptance_and_save(database: str, caplog: pyt
         await asyncio.to_thread(switch, "off")
 
     await sent_once_in_spite_of(fail_over, database)
+
+
+@at_once
+async def test_signals_while_the_database_is_away(database: str, server: Postgres) -> None:
+    """They end a worker that cannot look into the queue, nor save what it has sent; the second one does not wait."""
+    async with (
+        ScriptedServer() as to,
+        engine_in(database, timeout=0.5, stalled_after=60.0) as engine,
+        RetryingSMTP(to.client(), POLICY) as smtp,
+    ):
+        held = to.fail_at("END_OF_DATA", "late", delay=0.5, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        worker = asyncio.create_task(engine.work(smtp))
+        await programs.until(lambda: held.used)
+        await asyncio.to_thread(server.stop)
+        try:
+            await programs.until(lambda: to.messages)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.6)
+            await asyncio.wait([worker], timeout=15)
+            assert worker.done()
+        finally:
+            worker.cancel()
+            await asyncio.to_thread(server.start)
 
 
 @at_once
