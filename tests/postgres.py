@@ -50,10 +50,10 @@ class Postgres(Server):
         """Stop it at once, as a crash does."""
         self._run("pg_ctl", "stop", "--wait", "--mode=immediate", f"-D{self._data}")
 
-    def create(self, database: str) -> str:
+    def create(self, database: str, options: str = "") -> str:
         """Make an empty database, and return how to connect to it."""
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{database}"')
+            connection.execute(f'CREATE DATABASE "{database}" {options}')
         return self._conninfo(database)
 
     def _conninfo(self, database: str) -> str:

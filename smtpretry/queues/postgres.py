@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 import uuid
 import zlib
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -22,7 +22,7 @@ from psycopg_pool import PoolClosed
 from .engine import Pause, Progress, QueueError
 from .servers import COLUMNS, Known, leaves, told
 from .stored import by_the_time_of_day, envelope_of
-from .worker import Batch, Change, Taken
+from .worker import Batch, Change, Taken, broken_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -73,11 +73,13 @@ _TABLES: Final = f"""
 """
 _SUBMIT: Final = f"""WITH new AS (
         INSERT INTO smtpretry_deliveries (id, queue, envelope, message, due, state)
-        VALUES (%(id)s, %(queue)s, %(envelope)s, %(message)s, coalesce(%(at)s, now()), %(state)s)
-        ON CONFLICT (id) DO NOTHING RETURNING due
+        VALUES (%(id)s, %(queue)s, %(envelope)s, %(message)s, now() + make_interval(secs => %(wait)s), %(state)s)
+        ON CONFLICT (id) DO NOTHING RETURNING queue, due
     ), told AS (
-        SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new WHERE due < now() + interval '10 seconds'
-    ) SELECT (SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s), (SELECT count(*) FROM told)"""
+        SELECT pg_notify('{CHANNEL}', queue) FROM new WHERE due < now() + interval '10 seconds'
+    ) SELECT queue = %(queue)s, queue, (SELECT count(*) FROM told) FROM (
+        SELECT queue FROM new UNION ALL SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s
+    ) AS one"""
 TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(holder)s, died = holder IS NOT NULL,
         lease = now() + make_interval(secs => %(lease)s)
     WHERE ctid = ANY(ARRAY(
@@ -113,6 +115,8 @@ _COUNT: Final = """SELECT count(*) FILTER (WHERE due > now() AND holder IS NULL)
     count(*) FILTER (WHERE due <= now() AND holder IS NULL), count(*) FILTER (WHERE holder IS NOT NULL),
     count(*) FILTER (WHERE ended IS NOT NULL) FROM smtpretry_deliveries WHERE queue = coalesce(%(queue)s, queue)"""
 
+_PASSING: Final = psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction
+
 
 async def prepare(connection: psycopg.AsyncConnection[Any]) -> None:
     """Make the tables where there are none; the transaction is the caller's.
@@ -146,13 +150,15 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
         "queue": queue,
         "envelope": envelope_of(delivery),
         "message": zlib.compress(delivery.message, 1),
-        "at": datetime.fromtimestamp(delivery.next_at, UTC) if delivery.next_at else None,
+        "wait": max(0.0, (delivery.next_at or 0.0) - time.time()),  # not the time of day: the database may have another
         "state": json.dumps(delivery.state()),
     }
     cursor = connection.cursor(row_factory=tuple_row)  # the connection may be the application's, with rows as it likes
-    found = await (await cursor.execute(_SUBMIT, values)).fetchone()
-    if found is not None and found[0] not in (None, queue):
-        msg = f"the id {delivery.id!r} is taken by the queue {found[0]!r} of the same database: name it otherwise"
+    found = None
+    while found is None:  # as where another transaction has stored that id meanwhile
+        found = await (await cursor.execute(_SUBMIT, values)).fetchone()
+    if not found[0]:
+        msg = f"the id {delivery.id!r} is taken by the queue {found[1]!r} of the same database: name it otherwise"
         raise ValueError(msg)
 
 
@@ -231,9 +237,7 @@ class Store:
         try:
             yield
         finally:
-            while not ear.done():  # a cancellation can get lost in a connection that breaks at that moment
-                ear.cancel()
-                await asyncio.wait([ear], timeout=1.0)
+            await broken_off(ear, *self._changes.under_way)
 
     async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
@@ -283,7 +287,7 @@ class Store:
             "holder": self._holder,
             "lease": self.lease,
         }
-        with _told():
+        with _told((psycopg.Error,)):  # whatever it is: what the server has accepted must not be forgotten
             async with statement(self._connect) as own:
                 written = {name for (name,) in await (await own.execute(_WRITE, values)).fetchall()}
         return [one.name in written for one, _ in changes]
@@ -317,14 +321,14 @@ class _Together:
     def __init__(self, write: Callable[[Sequence[tuple[Taken, Change]]], Awaitable[list[bool]]]) -> None:
         self._write = write
         self._waiting = list[tuple[tuple[Taken, Change], asyncio.Future[bool]]]()
-        self._writing: asyncio.Future[None] | None = None
+        self.under_way = list[asyncio.Future[None]]()  # one, if any
 
     async def add(self, change: tuple[Taken, Change]) -> bool:
         """Write it; what `write` says of it."""
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, done))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.ensure_future(self._write_all())
+        if all(one.done() for one in self.under_way):
+            self.under_way = [asyncio.ensure_future(self._write_all())]
         return await done
 
     async def _write_all(self) -> None:
@@ -340,13 +344,14 @@ class _Together:
 
 
 @contextlib.contextmanager
-def _told() -> Any:  # noqa: ANN401 - a context
-    """Say where the database is away, which may be over in a while."""
+def _told(kinds: tuple[type[psycopg.Error], ...] = _PASSING) -> Any:  # noqa: ANN401 - a context
+    """Say where the database cannot be used, which may be over in a while."""
     try:
         yield
     except PoolClosed:
         raise
-    except (psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction) as error:
-        told = QueueError(f"the database is away: {type(error).__name__}")
+    except kinds as error:
+        said = str(error).partition("\n")[0]  # what follows may quote what was to be stored
+        told = QueueError(f"the database cannot be used: {type(error).__name__}: {said}")
         told.passing = True
         raise told from error

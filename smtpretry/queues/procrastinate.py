@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +26,7 @@ except ImportError as error:
 from smtpretry import log
 
 from .engine import QueueError, type_of
-from .worker import Worker, check_worker
+from .worker import Worker, broken_off, check_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -81,7 +81,7 @@ class ProcrastinateEngine:
         self._concurrency, self._keep, self._poll = concurrency, keep, fetch_job_polling_interval
         self._grace = stalled_after if shutdown_graceful_timeout is None else shutdown_graceful_timeout
         self._signals = install_signal_handlers
-        self._has_tables = False
+        self._has_tables = self._is_direct = False
 
     async def submit(self, delivery: Delivery, /, *, connection: psycopg.AsyncConnection[Any] | None = None) -> None:
         """See `Engine`. A `connection` is a psycopg.AsyncConnection to the same database; its owner commits.
@@ -92,8 +92,12 @@ class ProcrastinateEngine:
             ValueError: another queue of this database has a delivery of that id.
         """
         if connection is None:
-            async with self._storing() as own:
-                await postgres.insert(own, self._queue, delivery)
+            stored = False
+            while not stored:
+                async with self._storing() as own:
+                    with suppress(psycopg.errors.SerializationFailure):  # where that is the role's default isolation
+                        await postgres.insert(own, self._queue, delivery)
+                        stored = True
         elif isinstance(connection, psycopg.AsyncConnection):
             await self._make_tables()
             await postgres.insert(connection, self._queue, delivery)
@@ -150,20 +154,25 @@ class ProcrastinateEngine:
         try:
             await Worker(store, smtp, on_end, on_progress).run(signals=self._signals)
         finally:
-            taking_over.cancel()
-            await asyncio.wait([taking_over])
+            await broken_off(taking_over)
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         async with self._connector.pool.connection() as own:
-            rows, own.row_factory = own.row_factory, tuple_row
+            before = own.row_factory, own.prepare_threshold
+            own.row_factory = tuple_row
+            if not self._is_direct:  # behind a PgBouncer, another session has what this one has prepared
+                own.prepare_threshold = None
             try:
+                if own.info.encoding == "ascii":  # an SQL_ASCII database: its texts would come as bytes
+                    await own.execute("SET client_encoding = 'UTF8'")
+                    await own.commit()
                 yield own
             except psycopg.errors.ReadOnlySqlTransaction:  # a standby, after a failover: connect anew
                 await own.close()
                 raise
             finally:
-                own.row_factory = rows
+                own.row_factory, own.prepare_threshold = before
 
     @asynccontextmanager
     async def _storing(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -182,6 +191,8 @@ class ProcrastinateEngine:
         if not self._has_tables:
             async with self._connect() as own:
                 await postgres.prepare(own)
+                pid = await (await own.execute("SELECT pg_backend_pid()")).fetchone()
+                self._is_direct = pid == (own.info.backend_pid,)
             self._has_tables = True
 
     async def _listen(self, heard: Callable[[str], None]) -> None:

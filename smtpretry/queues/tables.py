@@ -40,7 +40,9 @@ async def opened_tables(conninfo: str) -> AsyncIterator[TableShelf]:
         ValueError: there is no queue in it.
     """
     try:
-        async with await psycopg.AsyncConnection.connect(conninfo, autocommit=True) as connection:
+        async with await psycopg.AsyncConnection.connect(
+            conninfo, autocommit=True, client_encoding="utf8"
+        ) as connection:
             found = await (await connection.execute("SELECT to_regclass('smtpretry_deliveries')")).fetchone()
             if found == (None,):
                 msg = "there is no queue in that database: a worker makes it, with what smtpretry 0.1 has queued"

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from smtpretry import clock, log
 from smtpretry.errors import ClientClosed
@@ -35,6 +35,7 @@ _AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be writt
 _ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
 _REPORT: Final = 60.0  # seconds between two reports
 _TWICE: Final = 0.5  # seconds after a signal in which a second one is the same
+_LAST: Final = 5.0  # seconds in which a queue takes back what a worker that ends has not finished
 _SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
@@ -161,7 +162,7 @@ class Worker:
         self._on_end, self._on_progress = on_end, on_progress
         self._turns = dict[asyncio.Task[None], Taken]()
         self._bell = asyncio.Event()
-        self._stopped_at: float | None = None
+        self._stopped, self._stopped_at, self._ends_now = asyncio.Event(), 0.0, False
         self._closed: ClientClosed | None = None
         self._sites = [_Shared(site) for site in smtp.sites] if isinstance(smtp, HasSites) else []
         self._busy, self._moved = asyncio.Event(), asyncio.Event()
@@ -175,31 +176,39 @@ class Worker:
         """Work until a signal, or until it is cancelled."""
         with stopping(self._stop) if signals else contextlib.nullcontext():
             async with self.store.listening(self._bell.set):
-                beating = asyncio.ensure_future(self._beat())
+                tasks = [asyncio.ensure_future(one) for one in (self._look(), self._beat(), self._stopped.wait())]
+                looking, beating, _ = tasks
                 reporting = asyncio.ensure_future(self._report())
                 try:
-                    while self._stopped_at is None:
-                        if self._closed is not None:
-                            raise self._closed
-                        self._bell.clear()
-                        wait = await self._take()
-                        if beating.done():
-                            beating.result()
-                        await self._wait(wait)
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait([looking], timeout=_AGAIN)
+                    for one in (looking, beating):
+                        if one.done():
+                            one.result()
                 finally:
                     try:
+                        await broken_off(looking)
                         await self._finish()
                     finally:
-                        beating.cancel()
-                        reporting.cancel()
+                        await broken_off(*tasks, reporting)
+
+    async def _look(self) -> None:
+        while not self._stopped.is_set():
+            if self._closed is not None:
+                raise self._closed
+            self._bell.clear()
+            await self._wait(await self._take())
 
     async def insist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Do it, and where the queue cannot be used now, wait until it can: what is known must not be forgotten."""
+        """Do it, and where the queue cannot be used now, wait until it can: what is known must not be forgotten.
+
+        Where a worker's time to end is over, a turn tries once.
+        """
         while True:
             try:
                 return await call()
             except QueueError as error:
-                if not error.passing:
+                if not error.passing or (self._ends_now and asyncio.current_task() in self._turns):
                     raise
                 log.say(logging.WARNING, "smtp queue: %s; tried again in %.0f s", error, _AGAIN, wait=_AGAIN)
             await asyncio.sleep(_AGAIN)
@@ -221,14 +230,14 @@ class Worker:
     def _stop(self) -> None:
         """End; where that was asked for before, break off what is under way. Some programs pass a signal on twice."""
         now = time.monotonic()
-        if self._stopped_at is None:
+        if not self._stopped.is_set():
+            self._stopped.set()
             self._stopped_at = now
             if self._turns:
                 message = "smtp worker ends; %d under way get %.0f s, a second signal breaks them off"
                 log.say(logging.INFO, message, len(self._turns), self.store.grace)
         elif now - self._stopped_at > _TWICE:
-            for turn in self._turns:
-                turn.cancel()
+            self._ends_now = True
         self._bell.set()
 
     async def _take(self) -> float | None:
@@ -300,13 +309,29 @@ class Worker:
     async def _finish(self) -> None:
         """Let what is under way end, within the time that it gets; give back what does not."""
         try:
-            if self._turns:
-                await asyncio.wait(list(self._turns), timeout=self.store.grace)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.store.grace):
+                    while self._turns and not self._ends_now:
+                        self._bell.clear()
+                        await self._bell.wait()
         finally:
+            self._ends_now = True
             turns = list(self._turns)
             for turn in turns:
                 turn.cancel()
-            await asyncio.gather(*turns, return_exceptions=True)
+            try:
+                if turns:
+                    await asyncio.wait(turns, timeout=_LAST)
+            finally:
+                await broken_off(*turns)
+
+
+async def broken_off(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel them until they have ended: a cancellation gets lost in a connection that breaks, or that is silent."""
+    while under_way := [task for task in tasks if not task.done()]:
+        for task in under_way:
+            task.cancel()
+        await asyncio.wait(under_way, timeout=1.0)
 
 
 def check_worker(name: str, lease: float, concurrency: int) -> None:

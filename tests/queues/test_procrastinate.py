@@ -7,6 +7,9 @@ import functools
 import itertools
 import json
 import logging
+import os
+import signal
+import time
 import uuid
 import zlib
 from base64 import b64encode
@@ -18,6 +21,7 @@ import postgres
 import procrastinate
 import programs
 import psycopg
+import psycopg_pool
 import pytest
 import tenacity
 from postgres import Postgres, engine_in
@@ -30,6 +34,7 @@ from smtpretry import Delivery, Failover, RetryingSMTP, RetryPolicy, Step
 from smtpretry.queues.engine import Progress, QueueError
 from smtpretry.queues.postgres import TAKE
 from smtpretry.queues.procrastinate import ProcrastinateEngine
+from smtpretry.queues.tables import opened_tables
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
@@ -318,6 +323,133 @@ async def test_a_failover_between_acceptance_and_save(database: str, caplog: pyt
         await asyncio.to_thread(switch, "off")
 
     await sent_once_in_spite_of(fail_over, database)
+
+
+@at_once
+async def test_a_save_that_is_refused(database: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever the database says to it, what was sent is saved later, and not sent again."""
+
+    async def refuse(_: ScriptedServer) -> None:
+        change(
+            database,
+            """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not now'; END $$;
+            CREATE TRIGGER refusing BEFORE UPDATE ON smtpretry_deliveries FOR EACH ROW
+            WHEN (NEW.ended IS NOT NULL) EXECUTE FUNCTION refuse()""",
+        )
+        await programs.until(lambda: "the database cannot be used: RaiseException: not now" in caplog.text)
+        change(database, "DROP TRIGGER refusing ON smtpretry_deliveries")
+
+    await sent_once_in_spite_of(refuse, database)
+
+
+@at_once
+async def test_signals_while_the_database_is_away(database: str, server: Postgres) -> None:
+    """They end a worker that cannot look into the queue, nor save what it has sent; the second one does not wait."""
+    async with (
+        ScriptedServer() as to,
+        engine_in(database, timeout=0.5, stalled_after=60.0) as engine,
+        RetryingSMTP(to.client(), POLICY) as smtp,
+    ):
+        held = to.fail_at("END_OF_DATA", "late", delay=0.5, times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        worker = asyncio.create_task(engine.work(smtp))
+        await programs.until(lambda: held.used)
+        await asyncio.to_thread(server.stop)
+        try:
+            await programs.until(lambda: to.messages)
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0.6)
+            await asyncio.wait([worker], timeout=15)
+            assert worker.done()
+        finally:
+            worker.cancel()
+            await asyncio.to_thread(server.start)
+
+
+@at_once
+async def test_a_database_without_an_encoding(server: Postgres) -> None:
+    """In SQL_ASCII, where psycopg gives bytes for texts, a mail is sent once, too."""
+    database = server.create("ascii", "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    async with ScriptedServer() as to, engine_in(database) as engine, RetryingSMTP(to.client(), POLICY) as smtp:
+        delivery = smtpretry.prepare(letter(ANN), id="für Ann")
+        async with await psycopg.AsyncConnection.connect(database) as connection:
+            for _ in range(2):
+                await engine.submit(delivery, connection=connection)
+        async with working(engine, smtp):
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
+        async with opened_tables(database) as shelf:
+            assert [(one.delivery.id, one.state) for one in await shelf.find(state=None, limit=9)] == [
+                ("für Ann", "ended")
+            ]
+        assert len(to.messages) == 1
+
+
+@at_once
+async def test_statements_that_another_session_has_prepared(database: str) -> None:
+    """Behind a PgBouncer that lends its connections for a transaction, a name of psycopg's may be another client's."""
+    change(
+        database,
+        "CREATE SCHEMA pooled; CREATE FUNCTION pooled.pg_backend_pid() RETURNS integer LANGUAGE sql RETURN 1",
+    )
+    change(database, f"ALTER DATABASE {database.rpartition('=')[2]} SET search_path = pooled, pg_catalog")
+
+    async def configure(connection: psycopg.AsyncConnection[Any]) -> None:
+        for number in range(9):
+            await connection.execute(f"PREPARE _pg3_{number} AS SELECT 1".encode(), prepare=False)
+        await connection.commit()
+
+    options = {"configure": configure, "kwargs": {"prepare_threshold": 0}, "check": None}
+    async with (
+        psycopg_pool.AsyncConnectionPool(database, **options, open=False) as pool,
+        procrastinate.App(connector=procrastinate.PsycopgConnector()).open_async(pool) as app,
+        ScriptedServer() as to,
+        RetryingSMTP(to.client(), POLICY) as smtp,
+    ):
+        engine = ProcrastinateEngine(app)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        async with working(engine, smtp):
+            await programs.until(lambda: rows(database, "ended IS NOT NULL") == [(True,)])
+
+
+@at_once
+async def test_a_database_whose_clock_is_behind(database: str) -> None:
+    """What waits is due after as many seconds as it would be by the clock of the application."""
+    change(
+        database,
+        """CREATE SCHEMA behind; CREATE FUNCTION behind.now() RETURNS timestamptz LANGUAGE sql
+        RETURN pg_catalog.now() - interval '1 hour'""",
+    )
+    change(database, f"ALTER DATABASE {database.rpartition('=')[2]} SET search_path = behind, pg_catalog")
+    async with ScriptedServer() as to, engine_in(database) as engine, RetryingSMTP(to.client(), POLICY) as smtp:
+        delivery = smtpretry.prepare(letter(ANN))
+        delivery.outcomes[ANN].next_at = time.time() + 1
+        await engine.submit(delivery)
+        async with working(engine, smtp):
+            await programs.until(lambda: to.messages)
+
+
+@pytest.mark.parametrize("isolation", ["read committed", "repeatable read"])
+@at_once
+async def test_one_id_at_the_same_time(database: str, isolation: str) -> None:
+    """An id that a transaction stores meanwhile is stored once, or refused, whatever the isolation of the role."""
+    async with engine_in(database) as engine:
+        await engine.progress()
+    change(database, f"ALTER DATABASE {database.rpartition('=')[2]} SET default_transaction_isolation = '{isolation}'")
+    waits = "(SELECT pid AS id FROM pg_locks WHERE NOT granted) AS waits"
+    async with (
+        engine_in(database) as engine,
+        engine_in(database, queue="other") as other,
+        await psycopg.AsyncConnection.connect(database) as connection,
+    ):
+        delivery = smtpretry.prepare(letter(ANN))
+        await engine.submit(delivery, connection=connection)
+        same, another = (asyncio.create_task(one.submit(delivery)) for one in (engine, other))
+        await programs.until(lambda: len(rows(database, "id", waits)) == 2)
+        await connection.commit()
+        await same
+        with pytest.raises(ValueError, match="is taken by the queue 'smtpretry'"):
+            await another
 
 
 @at_once
