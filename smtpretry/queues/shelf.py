@@ -71,7 +71,8 @@ async def opened(where: str) -> AsyncIterator[Shelf]:
         async with opened_tables(where) as shelf:
             yield shelf
         return
-    msg = f"{where!r} is no address of a queue: sqlite:mail.db is one, and postgresql://host/database"
+    shown = where if "@" not in where else f"{kind}:..."  # the rest may hold a password
+    msg = f"{shown!r} is no address of a queue: sqlite:mail.db is one, and postgresql://host/database"
     raise ValueError(msg)
 
 

@@ -113,6 +113,7 @@ def test_retry_and_drop(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("sqlite:missing.db", "there is no such file"),
         ("redis://x", "is no address of a queue"),
+        ("postgres+x://app:secret@host/mail", "'postgres+x:...' is no address of a queue"),
         ("postgresql:///mail?host=/nowhere", "No such file or directory"),
     ],
 )
