@@ -120,18 +120,23 @@ class _Shared:
     def __init__(self, site: Site) -> None:
         self.site = site
         self._known, self._paced, self._alone = Pause(), False, False
+        self._told = False  # since the others were asked: their answer is older
 
-    @property
-    def waiting(self) -> int:
-        """How many deliveries wait for a turn."""
+    def ask(self) -> int:
+        """How many deliveries wait for a turn, for a question that `learn` gets the answer to."""
+        self._told = False
         return self.site.without_turn if self._paced else 0
 
     def learn(self, known: Known) -> None:
         """Take in what the others know."""
+        self._alone = self._alone or known.alone
+        if self._told:
+            self.site.follow(None, known.turns)
+            return
         if known.pause != self._known:
             self._known = known.pause
             self.site.adopt(known.pause)
-        self._paced, self._alone = known.pace is not None, self._alone or known.alone
+        self._paced = known.pace is not None
         self.site.follow(known.pace, known.turns)
 
     def news(self) -> tuple[Pause | None, Paced | None] | None:
@@ -140,7 +145,7 @@ class _Shared:
         self._known, self._paced = pause or self._known, self._paced or paced is not None
         if pause is None and paced is None and not self._alone:
             return None
-        self._alone = False
+        self._alone, self._told = False, True
         return pause, paced
 
 
@@ -237,7 +242,7 @@ class Worker:
         sites: dict[str, _Shared] = {}
         for shared in self._sites:
             sites.setdefault(shared.site.server, shared)
-        waiting = {server: shared.waiting for server, shared in sites.items()}
+        waiting = {server: shared.ask() for server, shared in sites.items()}
         if room + sum(waiting.values()) <= 0:
             return None
         asked_at = time.monotonic()

@@ -967,6 +967,35 @@ async def test_the_end_of_a_pause_is_not_slept_through(tmp_path: Path) -> None:
 
 
 @virtually
+async def test_a_pause_that_is_told_is_not_forgotten(tmp_path: Path) -> None:
+    """What a worker has told the others while it was looking into the queue is newer than what it then reads there."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        async with RetryingSMTP(server.client(), patient()) as smtp, working(engine, smtp):
+            for _ in range(20):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(30)
+            assert server.connections == 1
+
+
+@pytest.mark.parametrize("told", [(60, 600), (600, 60)], ids=["the longer one last", "the shorter one last"])
+@virtually
+async def test_of_two_pauses_the_longer_one_holds(tmp_path: Path, told: tuple[int, int]) -> None:
+    """Where the server names different times to two workers at once, neither tries before the later of them."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db", concurrency=1) as engine:
+        for delay, seconds in enumerate(told, start=1):
+            refusal = f"421 4.3.2 Try again in {seconds} seconds"
+            server.on("CONNECT", refusal, close=True, times=1).delay = delay
+        async with all_working(engine, [RetryingSMTP(server.client(), patient()) for _ in range(2)]):
+            for _ in range(2):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(595)
+            assert (server.connections, server.messages) == (2, [])
+            await asyncio.sleep(65)
+            assert len(server.messages) == 2
+
+
+@virtually
 async def test_ten_workers_with_a_second_server(tmp_path: Path) -> None:
     """Workers who send through a Failover share the pause of each of its servers, and go to the next one meanwhile."""
     tries = list[int]()
