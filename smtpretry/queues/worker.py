@@ -204,16 +204,20 @@ class Worker:
             try:
                 return await call()
             except QueueError as error:
-                if not error.passing:
-                    raise
-                log.say(logging.WARNING, "smtp queue: %s; tried again in %.0f s", error, _AGAIN, wait=_AGAIN)
+                _warn(error)
             await asyncio.sleep(_AGAIN)
 
     async def write(self, one: Taken, change: Change) -> bool:
         """Write it, and tell what this client knows newly of its server: an end comes first, a new try last."""
+        at = self.clock() + (change.wait or 0.0)
         if change.wait is not None:
             await self._tell()
-        written = await self.insist(lambda: self.store.write(one, change))
+
+        def write() -> Awaitable[bool]:
+            wait = None if change.wait is None else max(0.0, at - self.clock())
+            return self.store.write(one, change._replace(wait=wait))
+
+        written = await self.insist(write)
         if change.wait is None:
             await self._tell()
         return written
@@ -247,7 +251,11 @@ class Worker:
             return None
         asked_at = time.monotonic()
         those = list(self._turns.values())
-        batch = await self.insist(lambda: self.store.take(room, waiting, those))
+        try:
+            batch = await self.store.take(room, waiting, those)
+        except QueueError as error:  # no `insist`: it has to hear when it is to end
+            _warn(error)
+            return _AGAIN
         for shared, known in zip(sites.values(), batch.known, strict=True):
             shared.learn(known)
         for one in batch.taken:
@@ -314,6 +322,13 @@ class Worker:
             await asyncio.gather(*turns, return_exceptions=True)
 
 
+def _warn(error: QueueError) -> None:
+    """Say that the queue cannot be used now; raise the error where that does not pass."""
+    if not error.passing:
+        raise error
+    log.say(logging.WARNING, "smtp queue: %s; tried again in %.0f s", error, _AGAIN, wait=_AGAIN)
+
+
 def check_worker(name: str, lease: float, concurrency: int) -> None:
     """Refuse a lease that is too short, by the name that the engine gives it, and a concurrency below one."""
     if not lease >= _SHORTEST_LEASE:
@@ -342,7 +357,7 @@ class _Hold:
 
     async def again(self, delivery: Delivery | None, wait: float) -> None:
         state = self._state(delivery) if delivery else None
-        await self._worker.write(self._one, Change(state, max(wait, 0.0)))
+        await self._worker.write(self._one, Change(state, wait))
 
     def _state(self, delivery: Delivery) -> str:
         told = by_the_time_of_day(delivery) if self._worker.clock is clock.now else delivery

@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +37,7 @@ from smtpretry.queues.worker import Worker
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 
     import aiosmtplib
 
@@ -840,6 +840,50 @@ async def test_a_disk_that_becomes_read_only(path: Path) -> None:
             await forbid(0)
             await programs.until(lambda: rows(path, "due, taken") == [(None, 1)])
         assert len(server.messages) == 1
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have another program write in the file, and take its time."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@virtually
+async def test_a_file_that_is_locked_delays_no_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try is planned when the server has answered, however long it takes until that can be stored."""
+    monkeypatch.setattr("smtpretry.queues.file._BUSY", 0.01)
+    path, tries = tmp_path / "mail.db", list[float]()
+
+    def note(_: Delivery | None, event: smtpretry.Event) -> None:
+        if isinstance(event, smtpretry.Step):
+            tries.append(event.at - virtual.EPOCH)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        server.on("RCPT", "451 4.3.0 Try again", times=1).delay = 5
+        policy = patient(wait=tenacity.wait_fixed(65))
+        async with RetryingSMTP(server.client(), policy, on_step=note) as smtp, working(engine, smtp):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(4)
+            with locked(path):
+                await asyncio.sleep(30)
+            await asyncio.sleep(60)
+    assert tries == pytest.approx([5, 70], abs=1)
+
+
+@in_real_time
+async def test_a_worker_ends_while_the_file_is_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends a worker that has nothing under way, also where it cannot look into the queue now."""
+    monkeypatch.setattr("smtpretry.queues.file._BUSY", 0.01)
+    async with SQLiteEngine(path) as engine, RetryingSMTP(ScriptedServer().client()) as smtp:
+        worker = asyncio.create_task(engine.work(smtp))
+        await asyncio.sleep(0.2)
+        with locked(path):
+            engine.ring()
+            await asyncio.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(worker, 5)
 
 
 @in_real_time
