@@ -74,9 +74,9 @@ _TABLES: Final = f"""
 _SUBMIT: Final = f"""WITH new AS (
         INSERT INTO smtpretry_deliveries (id, queue, envelope, message, due, state)
         VALUES (%(id)s, %(queue)s, %(envelope)s, %(message)s, coalesce(%(at)s, now()), %(state)s)
-        ON CONFLICT (id) DO NOTHING RETURNING due
+        ON CONFLICT (id) DO NOTHING RETURNING id
     ), told AS (
-        SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new WHERE due < now() + interval '10 seconds'
+        SELECT pg_notify('{CHANNEL}', %(queue)s) FROM new
     ) SELECT (SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s), (SELECT count(*) FROM told)"""
 TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(holder)s, died = holder IS NOT NULL,
         lease = now() + make_interval(secs => %(lease)s)
