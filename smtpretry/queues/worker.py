@@ -273,7 +273,6 @@ class Worker:
     def _ended(self, turn: asyncio.Task[None]) -> None:
         one = self._turns.pop(turn)
         self._bell.set()
-        self._moved.set()
         if not self._turns:
             self._busy.clear()
         if turn.cancelled() or (error := turn.exception()) is None:
@@ -288,6 +287,7 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):  # Python 3.11's wait_for loses a cancellation that comes with the bell
                 await self._bell.wait()
+                self._moved.set()
 
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""

@@ -1150,6 +1150,20 @@ async def test_what_waits_does_not_slow_what_is_due(tmp_path: Path) -> None:
         assert await engine.progress(virtual.clock()) == Progress(waiting=100_000, due=1, working=0, ended=0)
 
 
+@virtually
+async def test_the_progress_is_told_while_nothing_goes(tmp_path: Path) -> None:
+    """What comes during a pause of the server is counted a minute later, and not only when something is sent again."""
+    told = list[Progress]()
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again in 7200 seconds", close=True)
+        policy = patient(give_up_after=timedelta(days=1))
+        async with RetryingSMTP(server.client(), policy) as smtp, working(engine, smtp, on_progress=told.append):
+            for _ in range(4):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+                await asyncio.sleep(100)
+    assert told[-1] == Progress(waiting=1, due=3, working=0, ended=0)
+
+
 # What expires
 
 
