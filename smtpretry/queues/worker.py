@@ -243,6 +243,8 @@ class Worker:
     async def _take(self) -> float | None:
         """Begin what is due, as much as there is room for; seconds until the next look."""
         room = self.store.concurrency - len(self._turns)
+        if self._sites and not any(shared.site.server for shared in self._sites):
+            room = min(room, 1 - len(self._turns))  # the first connection tells whose pause is to be kept
         sites: dict[str, _Shared] = {}
         for shared in self._sites:
             sites.setdefault(shared.site.server, shared)

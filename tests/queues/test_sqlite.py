@@ -1040,6 +1040,23 @@ async def test_of_two_pauses_the_longer_one_holds(tmp_path: Path, told: tuple[in
 
 
 @virtually
+async def test_a_worker_that_does_not_know_its_server_yet(tmp_path: Path) -> None:
+    """Where a function makes the clients, one connection finds out whose pause it is, not one for each message."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        async with RetryingSMTP(server.client(), patient()) as smtp, working(engine, smtp):
+            for _ in range(9):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(10)
+        async with RetryingSMTP(server.client, patient(), max_connections=8) as smtp, working(engine, smtp):
+            await asyncio.sleep(30)
+            assert server.connections == 2
+            server.clear()
+            await asyncio.sleep(60)
+            assert len(server.messages) == 9
+
+
+@virtually
 async def test_ten_workers_with_a_second_server(tmp_path: Path) -> None:
     """Workers who send through a Failover share the pause of each of its servers, and go to the next one meanwhile."""
     tries = list[int]()
