@@ -233,7 +233,8 @@ class Sends(ABC):
             id: the delivery's name, such as "order-17". The queue takes the same name once. This does not promise that
                 the message is never sent twice.
             expires: a timedelta, or a datetime with a time zone. Recipients that have not got the message by then are
-                refused, and the worker's `on_end` is called.
+                refused, and the worker's `on_end` is called: when a worker comes to it, so not before the end of a
+                pause of the server.
             connection: your database connection, if the message is to be part of your transaction: if you roll it back,
                 nothing is sent.
 

@@ -44,7 +44,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     show = what.add_parser("show", help="the story of one")
     show.add_argument("--message", action="store_true", help="with the message")
     show.set_defaults(act=_show)
-    retry = what.add_parser("retry", help="have one that waits tried now")
+    retry = what.add_parser("retry", help="have one that waits tried now, also where its server is left alone")
     retry.set_defaults(act=_retry)
     drop = what.add_parser("drop", help="take one that waits out of the queue, for good")
     drop.set_defaults(act=_drop)

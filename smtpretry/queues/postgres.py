@@ -74,9 +74,9 @@ _TABLES: Final = f"""
 _SUBMIT: Final = f"""WITH new AS (
         INSERT INTO smtpretry_deliveries (id, queue, envelope, message, due, state)
         VALUES (%(id)s, %(queue)s, %(envelope)s, %(message)s, now() + make_interval(secs => %(wait)s), %(state)s)
-        ON CONFLICT (id) DO NOTHING RETURNING queue, due
+        ON CONFLICT (id) DO NOTHING RETURNING queue
     ), told AS (
-        SELECT pg_notify('{CHANNEL}', queue) FROM new WHERE due < now() + interval '10 seconds'
+        SELECT pg_notify('{CHANNEL}', queue) FROM new
     ) SELECT queue = %(queue)s, queue, (SELECT count(*) FROM told) FROM (
         SELECT queue FROM new UNION ALL SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s
     ) AS one"""

@@ -123,9 +123,9 @@ class ProcrastinateEngine:
     async def work(
         self, smtp: SupportsAttempt, /, *, on_end: OnEnd | None = None, on_progress: OnProgress | None = None
     ) -> None:
-        """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits;
-        but where it is away at the beginning, that comes out: the address may be wrong.
+        """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits.
 
+        Where the database is away at the beginning, that comes out, for the address may be wrong.
         A second signal breaks off what is under way. A signal handler of the application's is called, too. In a task of
         its own, it is the worker alone that a signal ends: end what runs beside it when `work` returns.
 

@@ -178,9 +178,10 @@ def _was_wrong(row: Sequence[Any], now: float) -> bool:
 
 
 def told(row: Sequence[Any], pause: Pause | None, paced: Paced | None) -> tuple[Any, ...]:
-    """The row, without its probe, which is over when something is told."""
+    """The row, without its probe, which is over when something is told. Of two pauses, the longer one holds."""
     *before, pace, _ = row
-    if pause is not None:
+    until, failures, *_ = before
+    if pause is not None and not (pause.failures and failures and pause.until < until <= pause.until + FAR):
         stage, reply = pause.stage, pause.reply
         said = json.dumps([reply.code, reply.enhanced, reply.text]) if reply else None
         before = [pause.until, pause.failures, stage.value if stage else None, said]

@@ -36,7 +36,7 @@ class Shelf(Protocol):
         """One, with its message where it has one still."""
 
     async def retry(self, name: str) -> bool:
-        """Have one that waits tried now; False where none of that name does."""
+        """Have one that waits tried now, also where its server is left alone; False where none of that name waits."""
 
     async def drop(self, name: str) -> bool:
         """Take one that waits out of the queue; False where none of that name does."""
@@ -126,6 +126,7 @@ class FileShelf:
             own.execute(
                 "UPDATE smtpretry_deliveries SET due = 0, state = ? WHERE id = ?", (due_now(row[0], row[1]), name)
             )
+            own.execute("UPDATE smtpretry_servers SET until = 0")
             return True
 
         return await self._engine.file.transact(work)

@@ -76,6 +76,7 @@ class TableShelf:
         async with self._connection.transaction():
             row = await (await self._connection.execute(_LOCK, [name])).fetchone()
             if row is not None:
+                await self._connection.execute("UPDATE smtpretry_servers SET until = 0")
                 await self._connection.execute(_RETRY, [due_now(*row), name])
             return row is not None
 

@@ -121,18 +121,23 @@ class _Shared:
     def __init__(self, site: Site) -> None:
         self.site = site
         self._known, self._paced, self._alone = Pause(), False, False
+        self._told = False  # since the others were asked: their answer is older
 
-    @property
-    def waiting(self) -> int:
-        """How many deliveries wait for a turn."""
+    def ask(self) -> int:
+        """How many deliveries wait for a turn, for a question that `learn` gets the answer to."""
+        self._told = False
         return self.site.without_turn if self._paced else 0
 
     def learn(self, known: Known) -> None:
         """Take in what the others know."""
+        self._alone = self._alone or known.alone
+        if self._told:
+            self.site.follow(None, known.turns)
+            return
         if known.pause != self._known:
             self._known = known.pause
             self.site.adopt(known.pause)
-        self._paced, self._alone = known.pace is not None, self._alone or known.alone
+        self._paced = known.pace is not None
         self.site.follow(known.pace, known.turns)
 
     def news(self) -> tuple[Pause | None, Paced | None] | None:
@@ -141,7 +146,7 @@ class _Shared:
         self._known, self._paced = pause or self._known, self._paced or paced is not None
         if pause is None and paced is None and not self._alone:
             return None
-        self._alone = False
+        self._alone, self._told = False, True
         return pause, paced
 
 
@@ -215,9 +220,15 @@ class Worker:
 
     async def write(self, one: Taken, change: Change) -> bool:
         """Write it, and tell what this client knows newly of its server: an end comes first, a new try last."""
+        at = self.clock() + (change.wait or 0.0)
         if change.wait is not None:
             await self._tell()
-        written = await self.insist(lambda: self.store.write(one, change))
+
+        def write() -> Awaitable[bool]:
+            wait = None if change.wait is None else max(0.0, at - self.clock())
+            return self.store.write(one, change._replace(wait=wait))
+
+        written = await self.insist(write)
         if change.wait is None:
             await self._tell()
         return written
@@ -243,12 +254,15 @@ class Worker:
     async def _take(self) -> float | None:
         """Begin what is due, as much as there is room for; seconds until the next look."""
         room = self.store.concurrency - len(self._turns)
+        is_unknown = bool(self._sites) and not any(shared.site.server for shared in self._sites)
+        if is_unknown:
+            room = min(room, 1 - len(self._turns))  # the first connection tells whose pause is to be kept
         sites: dict[str, _Shared] = {}
         for shared in self._sites:
             sites.setdefault(shared.site.server, shared)
-        waiting = {server: shared.waiting for server, shared in sites.items()}
+        waiting = {server: shared.ask() for server, shared in sites.items()}
         if room + sum(waiting.values()) <= 0:
-            return None
+            return _ASK if is_unknown else None
         asked_at = time.monotonic()
         those = list(self._turns.values())
         batch = await self.insist(lambda: self.store.take(room, waiting, those))
@@ -269,7 +283,6 @@ class Worker:
     def _ended(self, turn: asyncio.Task[None]) -> None:
         one = self._turns.pop(turn)
         self._bell.set()
-        self._moved.set()
         if not self._turns:
             self._busy.clear()
         if turn.cancelled() or (error := turn.exception()) is None:
@@ -284,6 +297,7 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):  # Python 3.11's wait_for loses a cancellation that comes with the bell
                 await self._bell.wait()
+                self._moved.set()
 
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""
@@ -362,7 +376,7 @@ class _Hold:
 
     async def again(self, delivery: Delivery | None, wait: float) -> None:
         state = self._state(delivery) if delivery else None
-        await self._worker.write(self._one, Change(state, max(wait, 0.0)))
+        await self._worker.write(self._one, Change(state, wait))
 
     def _state(self, delivery: Delivery) -> str:
         told = by_the_time_of_day(delivery) if self._worker.clock is clock.now else delivery

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import mta
 import postgres
+import programs
 import psycopg
 import pytest
 from postgres import Postgres
@@ -106,6 +107,29 @@ def test_retry_and_drop(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["queue", queue, "show", "waits"]) == 1
     assert main(["queue", queue, "stats"]) == 0
     assert "0 waiting, 1 due, 0 under way, 1 ended" in capsys.readouterr().out
+
+
+def test_retry_does_not_wait_for_the_server(queue: str) -> None:
+    """What is to be tried now is tried now, also where the server has asked for a pause meanwhile."""
+    kind, _, path = queue.partition(":")
+
+    async def run() -> None:
+        async with (
+            ScriptedServer() as server,
+            SQLiteEngine(path) if kind == "sqlite" else postgres.engine_in(queue) as engine,
+            RetryingSMTP(server.client()) as smtp,
+            asyncio.timeout(20),
+        ):
+            server.on("CONNECT", "421 4.3.2 Try again in 600 seconds", close=True, times=1)
+            worker = asyncio.create_task(engine.work(smtp))
+            while (await engine.progress()).waiting < 2:  # noqa: ASYNC110 - in a file
+                await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(main, ["queue", queue, "retry", "due"]) == 0
+            await programs.until(lambda: server.messages)
+            worker.cancel()
+            await asyncio.gather(worker, return_exceptions=True)
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -530,6 +530,20 @@ async def test_a_submission_wakes_the_worker(database: str) -> None:
 
 
 @at_once
+async def test_what_is_due_later_is_told_as_well(database: str) -> None:
+    """However seldom a worker looks by itself, it knows what will be due next: each submission is told."""
+    delivery = smtpretry.prepare(letter(ANN))
+    delivery.outcomes[ANN].next_at = POLICY.clock() + 3600
+    async with (
+        engine_in(database) as engine,
+        await psycopg.AsyncConnection.connect(database, autocommit=True) as other,
+    ):
+        await other.execute("LISTEN smtpretry")
+        await engine.submit(delivery)
+        assert [told.payload async for told in other.notifies(timeout=10, stop_after=1)] == ["smtpretry"]
+
+
+@at_once
 async def test_a_later_version(database: str) -> None:
     """Tables of a later version are left alone, and the error names the cure."""
     async with engine_in(database) as engine:

@@ -14,7 +14,7 @@ import signal
 import sqlite3
 import sys
 import time
-from contextlib import AsyncExitStack, asynccontextmanager, closing, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -37,7 +37,7 @@ from smtpretry.queues.worker import Worker
 from smtpretry.testing import ScriptedServer, check_engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 
     import aiosmtplib
 
@@ -842,6 +842,50 @@ async def test_a_disk_that_becomes_read_only(path: Path) -> None:
         assert len(server.messages) == 1
 
 
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Have another program write in the file, and take its time."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+
+
+@virtually
+async def test_a_file_that_is_locked_delays_no_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A try is planned when the server has answered, however long it takes until that can be stored."""
+    monkeypatch.setattr("smtpretry.queues.file._BUSY", 0.01)
+    path, tries = tmp_path / "mail.db", list[float]()
+
+    def note(_: Delivery | None, event: smtpretry.Event) -> None:
+        if isinstance(event, smtpretry.Step):
+            tries.append(event.at - virtual.EPOCH)
+
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        server.on("RCPT", "451 4.3.0 Try again", times=1).delay = 5
+        policy = patient(wait=tenacity.wait_fixed(65))
+        async with RetryingSMTP(server.client(), policy, on_step=note) as smtp, working(engine, smtp):
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(4)
+            with locked(path):
+                await asyncio.sleep(30)
+            await asyncio.sleep(60)
+    assert tries == pytest.approx([5, 70], abs=1)
+
+
+@in_real_time
+async def test_a_worker_ends_while_the_file_is_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends a worker that has nothing under way, also where it cannot look into the queue now."""
+    monkeypatch.setattr("smtpretry.queues.file._BUSY", 0.01)
+    async with SQLiteEngine(path) as engine, RetryingSMTP(ScriptedServer().client()) as smtp:
+        worker = asyncio.create_task(engine.work(smtp))
+        await asyncio.sleep(0.2)
+        with locked(path):
+            engine.ring()
+            await asyncio.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.wait_for(worker, 5)
+
+
 @in_real_time
 async def test_a_file_that_was_deleted(path: Path) -> None:
     """A file that was deleted while it was in use is told at the next use, by submit and by a worker."""
@@ -967,6 +1011,52 @@ async def test_the_end_of_a_pause_is_not_slept_through(tmp_path: Path) -> None:
 
 
 @virtually
+async def test_a_pause_that_is_told_is_not_forgotten(tmp_path: Path) -> None:
+    """What a worker has told the others while it was looking into the queue is newer than what it then reads there."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        async with RetryingSMTP(server.client(), patient()) as smtp, working(engine, smtp):
+            for _ in range(20):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(30)
+            assert server.connections == 1
+
+
+@pytest.mark.parametrize("told", [(60, 600), (600, 60)], ids=["the longer one last", "the shorter one last"])
+@virtually
+async def test_of_two_pauses_the_longer_one_holds(tmp_path: Path, told: tuple[int, int]) -> None:
+    """Where the server names different times to two workers at once, neither tries before the later of them."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db", concurrency=1) as engine:
+        for delay, seconds in enumerate(told, start=1):
+            refusal = f"421 4.3.2 Try again in {seconds} seconds"
+            server.on("CONNECT", refusal, close=True, times=1).delay = delay
+        async with all_working(engine, [RetryingSMTP(server.client(), patient()) for _ in range(2)]):
+            for _ in range(2):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(595)
+            assert (server.connections, server.messages) == (2, [])
+            await asyncio.sleep(65)
+            assert len(server.messages) == 2
+
+
+@virtually
+async def test_a_worker_that_does_not_know_its_server_yet(tmp_path: Path) -> None:
+    """Where a function makes the clients, one connection finds out whose pause it is, not one for each message."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again later", close=True)
+        async with RetryingSMTP(server.client(), patient()) as smtp, working(engine, smtp):
+            for _ in range(9):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(10)
+        async with RetryingSMTP(server.client, patient(), max_connections=8) as smtp, working(engine, smtp):
+            await asyncio.sleep(30)
+            assert server.connections == 2
+            server.clear()
+            await asyncio.sleep(60)
+            assert len(server.messages) == 9
+
+
+@virtually
 async def test_ten_workers_with_a_second_server(tmp_path: Path) -> None:
     """Workers who send through a Failover share the pause of each of its servers, and go to the next one meanwhile."""
     tries = list[int]()
@@ -1075,6 +1165,20 @@ async def test_what_waits_does_not_slow_what_is_due(tmp_path: Path) -> None:
             assert "SCAN" not in str(plan)
             assert "TEMP B-TREE" not in str(plan)
         assert await engine.progress(virtual.clock()) == Progress(waiting=100_000, due=1, working=0, ended=0)
+
+
+@virtually
+async def test_the_progress_is_told_while_nothing_goes(tmp_path: Path) -> None:
+    """What comes during a pause of the server is counted a minute later, and not only when something is sent again."""
+    told = list[Progress]()
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("CONNECT", "421 4.3.2 Try again in 7200 seconds", close=True)
+        policy = patient(give_up_after=timedelta(days=1))
+        async with RetryingSMTP(server.client(), policy) as smtp, working(engine, smtp, on_progress=told.append):
+            for _ in range(4):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+                await asyncio.sleep(100)
+    assert told[-1] == Progress(waiting=1, due=3, working=0, ended=0)
 
 
 # What expires
