@@ -51,7 +51,7 @@ LOG_IN = either(
     _MUST
     + r".{0,12}\b(?:log ?in|log on|sign in|authenticate|be (?:authenticated|logged[- ]in)"
     + r"|(?:issue|send|use|do) (?:an )?auth)\b",
-    _MUST + r".{0,12}\b(?:enable|turn on|use) (?:smtp )?auth",
+    _MUST + r".{0,12}\b(?:enable|turn on|use|turn) (?:smtp )?auth",
     r"\bnot logged[- ]in\b|\blog ?in first\b|^log ?in\b|\bonly logged[- ]in\b|\blog-?in (?:is )?" + _REQUIRED,
     r"\bunauthenticated (?:senders?|clients?|users?)\b.{0,8}\bnot\b",
     r"(?:^|\b(?:you are|client|client is|client was|user|connection|session|sender) )not (?:yet )?authenticated",
@@ -326,7 +326,7 @@ HANGING_UP = either(
 SERVER_ERROR = either(
     r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
     r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",
-    r"\btoo many open files\b",
+    r"\btoo many open files\b|\b(?:can'?t|cannot|could not|unable to) connect to (?:127\.|localhost)",
     r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
 
@@ -361,7 +361,7 @@ BLOCKED_CLIENT = either(
     r"\b(?:sending|connecting) (?:mail ?)?(?:server|host|mta)\b|\bclient (?:is|was|has|not)\b",
     r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
     r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
-    r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b",
+    r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b(?! this)",
     r"\bintrusion prevention\b|\bspam source\b|(?<!not a )(?<!are you a )\bspammers?\b",
     r"\bconnections? from\b|(?<![=?&./#_-])\bip(?:s\b|\b(?![=/:]))",
     r"\byour (?:\w{1,20} )?(?:ip|host|network|subnet|country|isp|provider|mta|system|(?:mail ?)?server)\b",
@@ -384,7 +384,7 @@ SENDER = either(
     r"\bsender\b.{0,24}\b(?:(?:do|does) ?n[o']t|mis-?) ?match",
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
     r"|denied|rejected|refused|blocked|unknown|invalid|\w*listed|banned|not|is not|has no)\b|\bpostmaster verif",
-    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:sender|from|return|envelope)\b",
+    r"\b(?:invalid|bad|unknown|unverified|forged|spoofed|null) (?:senders?|from|return|envelope)\b",
     r"\b(?:(?:mail ?)?from|sending) domain\b|\bdomain of (?:the )?sender\b",
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
     r"\bmail from:? <?[^\s@]{1,64}@\S{1,255} (?:is |was )?(?:den[iy]|refuse|reject|block|not (?:allow|accept|permit))",
