@@ -130,7 +130,7 @@ class RetryingSMTP(Sends):
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
         self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, told=pace)
-        self._site = Site(self._pool)
+        self._site = Site(self._pool, policy)
         self._observer.watch(self.stats)
 
     async def attempt(

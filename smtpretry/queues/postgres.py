@@ -20,7 +20,7 @@ from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
 from .engine import Pause, Progress, QueueError
-from .servers import COLUMNS, Known, leaves, told
+from .servers import COLUMNS, Known, Wants, leaves, told
 from .stored import by_the_time_of_day, envelope_of
 from .worker import Batch, Change, Taken, broken_off
 
@@ -239,9 +239,9 @@ class Store:
         finally:
             await broken_off(ear, *self._changes.under_way)
 
-    async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
+    async def take(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
-        servers = list(waiting)
+        servers = list(wants)
         values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "servers": servers}
         values["those"] = [one.name for one in those]
         with _told():
@@ -252,7 +252,7 @@ class Store:
                         return Batch(taken, wait, [Known(Pause())] * len(servers))
             async with self._connect() as own, own.transaction():
                 rows = {name: row for name, *row in await (await own.execute(_SERVERS, values)).fetchall()}
-                may = leaves([rows.get(name) for name in servers], self._clock(), room, list(waiting.values()))
+                may = leaves([rows.get(name) for name in servers], self._clock(), room, wants.values())
                 self._calm = not any(one.pause.failures or one.pace for one in may.each)
                 taken, wait = await self._take(own, values | {"room": may.room})
                 for server, row in zip(servers, may.rows(len(taken)), strict=True):

@@ -13,7 +13,7 @@ from smtpretry.session.shared import is_probing, reserve, resumes_at, with_turns
 from .engine import Pause
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from .engine import Paced
 
@@ -40,6 +40,18 @@ class Known(NamedTuple):
     pace: str | None = None
     turns: Sequence[float] = ()
     alone: bool = False
+
+
+class Wants(NamedTuple):
+    """What a worker tells of itself when it asks what it may do with a server.
+
+    Attributes:
+        waiting: how many deliveries it has that wait for a turn.
+        is_exempt: whether a pause that another worker has told is none for it.
+    """
+
+    waiting: int
+    is_exempt: Callable[[Pause], bool]
 
 
 class Leave(NamedTuple):
@@ -116,15 +128,15 @@ class Leaves(NamedTuple):
             yield one, share
 
 
-def leaves(rows: Sequence[Sequence[Any] | None], now: float, room: int, waiting: Sequence[int]) -> Leaves:
+def leaves(rows: Sequence[Sequence[Any] | None], now: float, room: int, wants: Iterable[Wants]) -> Leaves:
     """What may be done with servers, the preferred one first; see `leave`. A worker that names none may do all.
 
     The first that is not in trouble gets all that those before it do not get.
     """
     each = list[Leave]()
-    for row, number in zip(rows, waiting, strict=True):
+    for row, want in zip(rows, wants, strict=True):
         in_trouble = all(one.in_trouble for one in each)
-        one = leave(row, now, room - sum(before.room for before in each) if in_trouble else 0, number)
+        one = leave(row, now, room - sum(before.room for before in each) if in_trouble else 0, want)
         if one.shut and len(rows) > 1:  # another worker finds out: until then this one goes to the next server
             until = max(one.pause.until, now + (one.wait or 0.0))
             one = one._replace(pause=dataclasses.replace(one.pause, until=until))
@@ -136,20 +148,22 @@ def leaves(rows: Sequence[Sequence[Any] | None], now: float, room: int, waiting:
     return Leaves(each, sum(one.room for one in each), min(waits) if len(waits) == len(working) else None)
 
 
-def leave(row: Sequence[Any] | None, now: float, room: int, waiting: int) -> Leave:
+def leave(row: Sequence[Any] | None, now: float, room: int, want: Wants) -> Leave:
     """Whether the server may be tried. Where it was in trouble, one worker finds out with one delivery.
 
     Args:
         row: the row, or None where there is none.
         now: the time.
         room: how many deliveries the worker would take.
-        waiting: how many it has that wait for a turn.
+        want: what it tells of itself.
     """
     if row is None or _was_wrong(row, now):
         return Leave(Pause(), room)
     until, failures, stage, reply, pace, probe = row
     pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
-    waiting = 0 if pace is None else waiting
+    if want.is_exempt(pause):
+        pause, failures = Pause(), 0
+    waiting = 0 if pace is None else want.waiting
     most = room + waiting
     alone = most > 0 and (bool(failures) or (pace is not None and is_probing(pace)))
     if alone:

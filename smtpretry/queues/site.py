@@ -9,8 +9,9 @@ from smtpretry.replies.reply import Said
 from .engine import Pause
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from smtpretry.policy import RetryPolicy
     from smtpretry.session.pool import Pool
 
     from .engine import Paced
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 class Site:
     """The server that a pool's connections go to."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: Pool, policy: RetryPolicy) -> None:
+        self._pool, self._policy = pool, policy
 
     @property
     def server(self) -> str:
@@ -39,6 +40,17 @@ class Site:
         """Keep the pause that another client of the same server was asked for, or has seen the end of."""
         said = Said(pause.stage, pause.reply) if pause.stage and pause.reply else None
         self._pool.adopt(pause.until, pause.failures, said)
+
+    def exempt(self) -> Callable[[Pause], bool]:
+        """What tells whether a pause is none for it: others found too many connections, and it has some of them."""
+        is_connected, decide = self._pool.is_connected, self._policy.decide
+
+        def is_for_others(pause: Pause) -> bool:
+            if pause.stage is None or pause.reply is None:
+                return False
+            return is_connected and decide(pause.reply, pause.stage).rule.fewer
+
+        return is_for_others
 
     def tell_pace(self) -> Paced | None:
         """What makes of the stored pace one that knows what this client has found out; None: that is nothing new."""

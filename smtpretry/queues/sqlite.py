@@ -23,7 +23,7 @@ from smtpretry.clock import of_day
 from . import schema
 from .engine import Pause, QueueError, type_of
 from .file import File
-from .servers import leaves
+from .servers import Wants, leaves
 from .worker import Batch, Worker, check_worker
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ class _Store:
         with self._engine.heard(wake) as bell, self._file.watched(bell):
             yield
 
-    async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
+    async def take(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
         now, tell = self._now(), self._clock()
 
@@ -252,9 +252,9 @@ class _Store:
             schema.keep(own, those, now, now + self.lease)
             due = schema.next_due(own)
             wanted = room if due is not None and due <= now else 0
-            may = leaves([schema.server_row(own, name) for name in waiting], tell, wanted, list(waiting.values()))
+            may = leaves([schema.server_row(own, name) for name in wants], tell, wanted, wants.values())
             taken = schema.take(own, now, now + self.lease, self._holder, may.room) if may.room else []
-            for server, row in zip(waiting, may.rows(len(taken)), strict=True):
+            for server, row in zip(wants, may.rows(len(taken)), strict=True):
                 if row is not None:
                     schema.tried(own, server, *row)
             due = schema.next_due(own)

@@ -15,6 +15,7 @@ from smtpretry import clock, log
 from smtpretry.errors import ClientClosed
 
 from .engine import Pause, QueueError, type_of
+from .servers import Wants
 from .signals import stopping
 from .site import HasSites, Site
 from .stored import by_the_time_of_day, delivery_of
@@ -90,14 +91,14 @@ class Store(Protocol):
     def listening(self, wake: Callable[[], None]) -> AbstractAsyncContextManager[None]:
         """Have it called when there may be something new, as long as the block lasts."""
 
-    async def take(self, room: int, waiting: Mapping[str, int], those: Sequence[Taken]) -> Batch:
+    async def take(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
         """Take what is due, at most so many; none of it where the servers want nothing now.
 
         Where a server is paced, each has a turn, and before them those that were taken and are waiting for one.
 
         Args:
             room: how many.
-            waiting: the servers, the preferred one first, and how many wait for a turn there.
+            wants: the servers, the preferred one first, and what this worker tells of itself.
             those: under way here, and never taken, not even where their lease is over, as after a sleep or where the
                 clock was set forward.
         """
@@ -123,10 +124,10 @@ class _Shared:
         self._known, self._paced, self._alone = Pause(), False, False
         self._told = False  # since the others were asked: their answer is older
 
-    def ask(self) -> int:
-        """How many deliveries wait for a turn, for a question that `learn` gets the answer to."""
+    def ask(self) -> Wants:
+        """What is told with a question that `learn` gets the answer to."""
         self._told = False
-        return self.site.without_turn if self._paced else 0
+        return Wants(self.site.without_turn if self._paced else 0, self.site.exempt())
 
     def learn(self, known: Known) -> None:
         """Take in what the others know."""
@@ -260,12 +261,13 @@ class Worker:
         sites: dict[str, _Shared] = {}
         for shared in self._sites:
             sites.setdefault(shared.site.server, shared)
-        waiting = {server: shared.ask() for server, shared in sites.items()}
-        if room + sum(waiting.values()) <= 0:
+        wants = {server: shared.ask() for server, shared in sites.items()}
+        waiting = sum(want.waiting for want in wants.values())
+        if room + waiting <= 0:
             return _ASK if is_unknown else None
         asked_at = time.monotonic()
         those = list(self._turns.values())
-        batch = await self.insist(lambda: self.store.take(room, waiting, those))
+        batch = await self.insist(lambda: self.store.take(room, wants, those))
         for shared, known in zip(sites.values(), batch.known, strict=True):
             shared.learn(known)
         for one in batch.taken:
@@ -273,7 +275,7 @@ class Worker:
             self._turns[turn] = one
             self._busy.set()
             turn.add_done_callback(self._ended)
-        if any(waiting.values()) and any(known.pace is not None for known in batch.known):
+        if waiting and any(known.pace is not None for known in batch.known):
             return _ASK if batch.wait is None else min(batch.wait, _ASK)
         return batch.wait
 

@@ -1146,6 +1146,26 @@ async def test_workers_keep_one_pace(tmp_path: Path, *, workers: int, connection
     assert late_refusals < 50  # 2 to 30 of 600; in the first instant they do not know of each other yet
 
 
+@pytest.mark.parametrize(("workers", "connections", "limit"), [(2, 1, 1), (3, 4, 2), (4, 3, 10)])
+@virtually
+async def test_too_many_connections_stop_no_worker_that_has_some(
+    tmp_path: Path, workers: int, connections: int, limit: int
+) -> None:
+    """Where workers have more connections than the server takes, those that are open go on, and few more are tried."""
+    async with ScriptedServer(max_connections=limit) as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.fail_at("END_OF_DATA", "late", delay=2, optional=True)
+        for number in range(100):
+            await engine.submit(smtpretry.prepare(letter(ANN), id=str(number)))
+        clients = [RetryingSMTP(server.client, patient(), max_connections=connections) for _ in range(workers)]
+        began = virtual.clock()
+        async with all_working(engine, clients):
+            while len(server.messages) < 95 and virtual.clock() < began + 3600:
+                await asyncio.sleep(1)  # those of a worker that found no connection free wait for its next try
+        least = 100 * 2 / min(limit, workers * connections)
+        assert virtual.clock() - began < 1.7 * least
+        assert server.connections <= limit + 2 * workers * connections
+
+
 @virtually
 async def test_what_waits_does_not_slow_what_is_due(tmp_path: Path) -> None:
     """The next delivery is found by an index, before and after ANALYZE; progress counts the 100,000 that wait."""
