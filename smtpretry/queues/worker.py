@@ -193,8 +193,7 @@ class Worker:
                             one.result()
                 finally:
                     try:
-                        await broken_off(looking)
-                        await self._finish()
+                        await self._finish(looking)
                     finally:
                         await broken_off(*tasks, reporting)
 
@@ -322,9 +321,10 @@ class Worker:
             await self._moved.wait()
             self._moved.clear()
 
-    async def _finish(self) -> None:
-        """Let what is under way end, within the time that it gets; give back what does not."""
+    async def _finish(self, looking: asyncio.Future[None]) -> None:
+        """Take no more. Let what is under way end, within the time that it gets; give back what does not."""
         try:
+            await broken_off(looking)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.store.grace):
                     while self._turns and not self._ends_now:
