@@ -187,7 +187,7 @@ class Worker:
                 reporting = asyncio.ensure_future(self._report())
                 try:
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    await asyncio.wait([looking], timeout=_AGAIN)
+                    await asyncio.wait([looking], timeout=_AGAIN)  # it begins what it is just taking
                     for one in (looking, beating):
                         if one.done():
                             one.result()
@@ -321,7 +321,7 @@ class Worker:
             await self._moved.wait()
             self._moved.clear()
 
-    async def _finish(self, looking: asyncio.Future[None]) -> None:
+    async def _finish(self, looking: asyncio.Future[Any]) -> None:
         """Take no more. Let what is under way end, within the time that it gets; give back what does not."""
         try:
             await broken_off(looking)
