@@ -281,7 +281,8 @@ ADDRESSED = either(r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejec
 # --- Whom it is about, where nothing else tells -----------------------------------------------------------------------
 
 ABOUT_MESSAGE = either(
-    r"spam|\bcontents?\b(?! of the helo)|\bheaders?\b|\bvirus|\bthis message\b|\bquarantin|\battach",
+    r"spam|phish|malware|\bcontain",
+    r"\bcontents?\b(?! of the helo)|\bheaders?\b|\bvirus|\bthis message\b|\bquarantin|\battach",
     r"\bmulti-recipient|\bplain text\b|\bhtml\b|\blines?\b|\bdate\b|\bmessage-id\b|\btoo (?:large|big)\b|\bsize\b",
 )
 ABOUT_RECIPIENT = either(

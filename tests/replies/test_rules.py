@@ -811,6 +811,7 @@ def test_what_a_server_says_of_its_client_concerns_the_server():
         ("450 4.1.1 <bob@example.com>: the mailbox's host is not listed", RCPT, Scope.RECIPIENT),
         ("451 4.3.0 milter connection refused", END, Scope.MESSAGE),
         ("451 4.7.1 Message rejected: URL host listed", END, Scope.MESSAGE),
+        ("451 4.7.1 The text contains a blacklisted host", END, Scope.MESSAGE),
         ("451 4.6.0 Line too long for the SMTP protocol", END, Scope.MESSAGE),
         ("450 4.7.1 Connections not allowed now", MAIL, Scope.SERVER),
         ("450 <bob@example.com>: Recipient address rejected: Host banned", RCPT, Scope.SERVER),
