@@ -32,9 +32,9 @@ class Failover(Sends):
 
     A server is in trouble if it cannot be reached, does not let the client log in, gives a reply that concerns the
     whole client (a row of `Scope.SERVER`: 421, a quota that is used up), or breaks the connections of two messages in a
-    row. Nobody waits longer than ten seconds for a connection to it while it answers nothing. It is left alone for as
-    long as a single `RetryingSMTP` would leave it alone. Then one message tries it, and if it works, all messages go
-    back to it.
+    row. It is left alone for as long as a single `RetryingSMTP` would leave it alone. Then one message tries it, and if
+    it works, all messages go back to it. While it answers nothing, and another one is ready, nobody waits longer than
+    ten seconds for a connection to it.
 
     A recipient that was accepted is never offered the message again, and one that was refused stays refused; but what
     a server refuses before MAIL, or cannot do (SMTPUTF8, a message of that size), is its own trouble, and ends nothing

@@ -129,9 +129,9 @@ class RetryPolicy:
             §4.5.4.1 asks for patience).
         stop: any tenacity stop, in addition to the two limits below; None for these alone.
         give_up_after: the last attempt starts at most so long after the message was handed over to the client or the
-            queue; None for no limit. The last wait is shortened to end at that time, but a pause of the whole server is
-            not: it holds for all. If that ends past it, or a delay that the server names, the policy gives up at once.
-            A first attempt waits longer, in a line for a connection that moves.
+            queue; None for no limit. The last wait is shortened to end at that time. A pause of the whole server is
+            not, for it holds for all. Where such a pause, or a delay that the server names, ends later than that, the
+            policy gives up at once. Only a first attempt may start later, in a line for a connection that moves.
         max_attempts: how many attempts each recipient gets; None for no limit.
         on_uncertain: what to do if the connection breaks after the final dot and before the reply. "resend" sends the
             message again (at least once), as RFC 5321 §4.5.3.2.6 and RFC 1047 ask. "raise" does not (at most once).

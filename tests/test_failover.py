@@ -466,3 +466,17 @@ async def test_the_wait_for_the_first_has_an_end(trouble: str) -> None:
         assert second.verbs.count("AUTH") <= first.connections
         for server in (first, second):
             server.clear()
+
+
+@virtually
+async def test_many_messages_do_not_wait_behind_one_without_an_answer() -> None:
+    """`send_many` draws the next message as soon as the one before it goes to the next server."""
+    async with two() as (first, second, smtp):
+        first.fail_at("END_OF_DATA", "stall", times=1)
+        stalled = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(1)
+        before = now()
+        assert [one.accepted async for one in smtp.send_many([letter(BOB), letter(CAT)])] == [[BOB], [CAT]]
+        assert now() - before == pytest.approx(11, abs=1)
+        assert len(second.messages) == 2
+        assert (await stalled).accepted == [ANN]

@@ -92,12 +92,11 @@ class ProcrastinateEngine:
             ValueError: another queue of this database has a delivery of that id.
         """
         if connection is None:
-            stored = False
-            while not stored:
+            while True:
                 async with self._storing() as own:
-                    with suppress(psycopg.errors.SerializationFailure):  # where that is the role's default isolation
+                    with suppress(psycopg.errors.SerializationFailure):  # by the role's default isolation
                         await postgres.insert(own, self._queue, delivery)
-                        stored = True
+                        return
         elif isinstance(connection, psycopg.AsyncConnection):
             await self._make_tables()
             await postgres.insert(connection, self._queue, delivery)
@@ -125,7 +124,7 @@ class ProcrastinateEngine:
     ) -> None:
         """See `Engine`. SIGINT or SIGTERM ends it, in good order. While the database is away, it waits.
 
-        Where the database is away at the beginning, that comes out, for the address may be wrong.
+        Where the database is away at the beginning, that is raised, for the address may be wrong.
         A second signal breaks off what is under way. A signal handler of the application's is called, too. In a task of
         its own, it is the worker alone that a signal ends: end what runs beside it when `work` returns.
 

@@ -46,9 +46,7 @@ class Site:
         is_connected, decide = self._pool.is_connected, self._policy.decide
 
         def is_for_others(pause: Pause) -> bool:
-            if pause.stage is None or pause.reply is None:
-                return False
-            return is_connected and decide(pause.reply, pause.stage).rule.fewer
+            return bool(is_connected and pause.stage and pause.reply and decide(pause.reply, pause.stage).rule.fewer)
 
         return is_for_others
 

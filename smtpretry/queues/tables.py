@@ -28,6 +28,8 @@ _FREE: Final = "WHERE id = %s AND ended IS NULL AND holder IS NULL"
 _LOCK: Final = f"SELECT envelope::text, state::text FROM smtpretry_deliveries {_FREE} FOR UPDATE"
 _RETRY: Final = f"""WITH one AS (UPDATE smtpretry_deliveries SET due = now(), state = %s WHERE id = %s RETURNING queue)
     SELECT pg_notify('{postgres.CHANNEL}', queue) FROM one"""
+_NO_PAUSE: Final = """UPDATE smtpretry_servers SET until = 0 WHERE name = ANY(ARRAY(
+    SELECT name FROM smtpretry_servers WHERE until > 0 ORDER BY name FOR UPDATE))"""  # in the order of a worker's look
 _DROP: Final = f"DELETE FROM smtpretry_deliveries {_FREE}"
 
 
@@ -76,7 +78,7 @@ class TableShelf:
         async with self._connection.transaction():
             row = await (await self._connection.execute(_LOCK, [name])).fetchone()
             if row is not None:
-                await self._connection.execute("UPDATE smtpretry_servers SET until = 0")
+                await self._connection.execute(_NO_PAUSE)
                 await self._connection.execute(_RETRY, [due_now(*row), name])
             return row is not None
 

@@ -187,14 +187,13 @@ class Worker:
                 reporting = asyncio.ensure_future(self._report())
                 try:
                     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-                    await asyncio.wait([looking], timeout=_AGAIN)
+                    await asyncio.wait([looking], timeout=_AGAIN)  # it begins what it is just taking
                     for one in (looking, beating):
                         if one.done():
                             one.result()
                 finally:
                     try:
-                        await broken_off(looking)
-                        await self._finish()
+                        await self._finish(looking)
                     finally:
                         await broken_off(*tasks, reporting)
 
@@ -322,9 +321,10 @@ class Worker:
             await self._moved.wait()
             self._moved.clear()
 
-    async def _finish(self) -> None:
-        """Let what is under way end, within the time that it gets; give back what does not."""
+    async def _finish(self, looking: asyncio.Future[Any]) -> None:
+        """Take no more. Let what is under way end, within the time that it gets; give back what does not."""
         try:
+            await broken_off(looking)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.store.grace):
                     while self._turns and not self._ends_now:

@@ -281,8 +281,9 @@ ADDRESSED = either(r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejec
 # --- Whom it is about, where nothing else tells -----------------------------------------------------------------------
 
 ABOUT_MESSAGE = either(
-    r"spam|\bcontents?\b(?! of the helo)|\bheaders?\b|\bvirus|\bthis message\b|\bquarantin|\battach",
-    r"\bmulti-recipient|\bplain text\b|\bhtml\b",
+    r"spam|phish|malware|\bcontain",
+    r"\bcontents?\b(?! of the helo)|\bheaders?\b|\bvirus|\bthis message\b|\bquarantin|\battach",
+    r"\bmulti-recipient|\bplain text\b|\bhtml\b|\blines?\b|\bdate\b|\bmessage-id\b|\btoo (?:large|big)\b|\bsize\b",
 )
 ABOUT_RECIPIENT = either(
     r"\b(?:recipient|subscriber|mailing list|alias|noreply address)\b",
@@ -290,13 +291,16 @@ ABOUT_RECIPIENT = either(
     r"\b(?:for|deliver\w{0,3}(?: message)?(?: to)?):? <?[^\s@<>]{1,64}@[^\s<>]{1,255}",
 )
 ABOUT_CLIENT = either(
-    r"\b(?:helo|ehlo)\b|(?<!: )\bconnections? (?:is |was |are )?(?:not allowed|refused|rejected|denied|blocked)\b",
+    r"\b(?:helo|ehlo)\b",
+    r"(?:^|[.;!] |\byour )connections? (?:is |was |are )?(?:not allowed|refused|rejected|denied|blocked)\b",
     r"\b(?:host|ip|client)s? (?:is |was |has been )?(?:not )?"
     r"(?:trusted|listed|banned|blocked|denied|refused|rejected|allowed)\b",
     r"\b(?:block|black|deny)[- ]?list(?:ed)? (?:host|ip|client|server)\b|\b(?:block|black) ?lists\b|\brbls?\b|/dul/",
-    r"\b(?:broken|bad|unknown|your) (?:mailers?|mta)\b|\bsmtp protocol\b|^protocol\b|\bnos services\b",
+    r"\b(?:broken|bad|unknown|your) (?:mailers?|mta)\b(?! error)|\bsmtp protocol\b|^protocol\b|\bnos services\b",
     r"\b(?:ip|host|server|network)(?:/domain)? reputation\b|\breputation rate|\bsending activity\b|\bback off\b",
 )
+
+AN_ADDRESS = either(r"\S@\S|\b(?:domain|address|mx|dns|envelope)\b|\bresolv|\bverif")  # at MAIL it is the sender's
 
 # --- Now or never -----------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from .register import Register
 from .shared import SharedPace
 from .stock import Stock
 from .told import Told
-from .waiting import Asked, Waiting, Wish
+from .waiting import Asked, Stalled, Waiting, Wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -262,7 +262,7 @@ class Pool(Limits):
         granted = asked.granted
         try:
             connection = await granted
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Stalled):
             if not granted.cancelled() and granted.exception() is None and (connection := granted.result()) is not None:
                 self.give_back(connection)  # it came with the cancellation
             else:

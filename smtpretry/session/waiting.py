@@ -34,11 +34,12 @@ class Wish(Enum):
 class Asked:
     """One who waits: `granted` is the connection, or None where there is none to come.
 
-    It stays `until` then (by the loop's time), and longer where the line moves.
+    It waits so many seconds, from `since` on (by the loop's time), and longer where the line has moved in those.
     """
 
     wish: Wish
-    until: float = math.inf
+    patience: float = math.inf
+    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     granted: asyncio.Future[Connection | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -71,7 +72,7 @@ class Waiting:
 
     def ask(self, wish: Wish, *, first: bool = False, patience: float = math.inf) -> Asked:
         """Join the line: at its end, or before all others; for so many seconds where it does not move."""
-        asked = Asked(wish, asyncio.get_running_loop().time() + patience)
+        asked = Asked(wish, patience)
         (self._line.appendleft if first else self._line.append)(asked)
         if wish is Wish.CONNECTION:
             _head(self._unpaced)  # or those who were served from `_line` would stay there
@@ -107,7 +108,7 @@ class Waiting:
         self.still = self.still + _LOOK if self._is_stuck() else 0.0
         now = asyncio.get_running_loop().time()
         for asked in self._line if self.still >= _STILL else ():
-            if asked.until <= now and not asked.granted.done():
+            if asked.patience <= min(self.still, now - asked.since) and not asked.granted.done():
                 asked.granted.set_exception(Stalled)
         if _head(self._line):
             self._watch()

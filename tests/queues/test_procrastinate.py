@@ -602,6 +602,25 @@ async def test_five_workers_with_a_second_server(database: str) -> None:
         assert first.connections <= 8 + 15  # as one, and three each before anybody knows
 
 
+@at_once
+async def test_one_that_is_tried_now_holds_up_no_look_at_two_servers(database: str) -> None:
+    """`queue retry` locks the servers in the order in which a worker does, so neither is refused for a deadlock."""
+    async with engine_in(database) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN), id="one"))
+    async with opened_tables(database) as shelf, await psycopg.AsyncConnection.connect(database) as look:
+        for name in ("b", "a"):
+            change(database, "INSERT INTO smtpretry_servers (name, until, failures) VALUES (%s, 9e9, 1)", name)
+        await look.execute("SELECT 1 FROM smtpretry_servers WHERE name = 'a' FOR UPDATE")
+        retrying = asyncio.create_task(shelf.retry("one"))
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        with psycopg.connect(database, autocommit=True) as other:
+            await programs.until(lambda: other.execute(waits).fetchone() is not None)
+        await look.execute("SELECT 1 FROM smtpretry_servers WHERE name = 'b' FOR UPDATE")
+        await look.commit()
+        assert await retrying
+        assert rows(database, "until, name AS id", "smtpretry_servers") == [(0, "a"), (0, "b")]
+
+
 # What smtpretry 0.1 has queued
 
 BODY = b"Subject: hello\r\n\r\nHow are you?\r\n"

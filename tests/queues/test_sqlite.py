@@ -496,6 +496,29 @@ async def test_a_worker_ends_whenever_it_is_cancelled(tmp_path: Path, monkeypatc
             assert working.cancelled(), steps
 
 
+@pytest.mark.parametrize("steps", range(1, 6))
+@virtually
+async def test_a_worker_that_is_cancelled_twice_leaves_nothing_behind(tmp_path: Path, steps: int) -> None:
+    """Whenever the second cancellation comes, no attempt goes on without its worker."""
+    async with (
+        ScriptedServer() as server,
+        SQLiteEngine(tmp_path / "mail.db") as engine,
+        RetryingSMTP(server.client(), patient()) as smtp,
+    ):
+        held = server.fail_at("END_OF_DATA", "stall", times=1)
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        before = asyncio.all_tasks()
+        working = asyncio.create_task(engine.work(smtp))
+        while not held.used:
+            await asyncio.sleep(0.01)
+        working.cancel()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        working.cancel()
+        await asyncio.wait([working])
+        assert not [task for task in asyncio.all_tasks() - before if "Worker" in repr(task)]
+
+
 @in_real_time
 async def test_a_client_that_is_closed_ends_its_worker(path: Path) -> None:
     """A delivery that a closed client could not send stays due, and the worker says why it ends."""
