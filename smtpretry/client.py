@@ -250,7 +250,8 @@ class RetryingSMTP(Sends):
     @property
     def _is_ready(self) -> bool:
         """Whether the server is in no trouble, or a message may find out whether it still is."""
-        return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
+        pool = self._pool
+        return self.policy.clock() >= pool.opens_at and not (pool.is_probing or pool.is_stalled)
 
     @property
     def _is_hopeless(self) -> bool:
