@@ -108,7 +108,7 @@ class Connection(Opening):
                 await self._encrypt(timeout)
             obstacle = self.obstacle_to_auth()
             if obstacle is None:
-                async with self.needs.trying():
+                async with self.needs.trying(self.seconds(timeout)):
                     await self._log_in(timeout)
             elif self._must_log_in:
                 raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
