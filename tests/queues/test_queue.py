@@ -195,6 +195,18 @@ async def test_a_queue_that_stays_silent(monkeypatch: pytest.MonkeyPatch, can_sa
 
 
 @virtually
+async def test_a_queue_that_says_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of the engine's that does not end is like one that fails: the send ends when the next try is due."""
+    for name in ("submit", "has"):
+        monkeypatch.setattr(Shelf, name, lambda *_, **__: asyncio.sleep(10_000))
+    async with ScriptedServer() as server, with_shelf(server, Shelf()) as smtp:
+        server.on("RCPT", TWO_MINUTES, times=1)
+        with pytest.raises(QueueSilent, match="the queue may have it, and does not answer: no answer in 60 s"):
+            await smtp.send_message(letter(ANN))
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(120, abs=1)
+
+
+@virtually
 async def test_a_queue_that_is_back_gets_it_before_the_next_try() -> None:
     """A queue that was silent is asked again, and takes it before the next try is due."""
     shelf = Shelf()
