@@ -53,7 +53,8 @@ class SQLiteEngine:
     Args:
         path: the file. Its folder has to be on a local disk, and writable: SQLite makes two files beside it.
         lease: seconds without a heartbeat after which a worker counts as dead; at least two.
-        concurrency: how many deliveries a worker sends at a time.
+        concurrency: how many deliveries a worker takes at a time. Those beyond its client's connections wait for one,
+            and no other worker gets them meanwhile.
         keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
 
     Raises:
