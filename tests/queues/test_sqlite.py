@@ -1224,6 +1224,26 @@ async def test_the_progress_is_told_while_nothing_goes(tmp_path: Path) -> None:
 
 
 @virtually
+async def test_an_on_progress_that_raises_is_called_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, with where it happened; the worker goes on, and tells what comes next."""
+    told = list[Progress]()
+
+    def fail(progress: Progress) -> None:
+        told.append(progress)
+        msg = "no metrics today"
+        raise OSError(msg)
+
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        async with RetryingSMTP(server.client(), patient()) as smtp, working(engine, smtp, on_progress=fail):
+            for _ in range(3):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+                await asyncio.sleep(61)
+        assert len(server.messages) == 3
+    assert told[-1] == Progress(waiting=0, due=0, working=0, ended=3)
+    assert caplog.text.count("OSError: no metrics today") == len(told)
+
+
+@virtually
 async def test_what_expires_is_refused_and_told(tmp_path: Path) -> None:
     """A message whose time was over before a worker came is not sent; its reply says so, and on_end is told."""
     for expires in (timedelta(minutes=15), datetime.fromtimestamp(virtual.EPOCH, UTC) + timedelta(hours=2)):
