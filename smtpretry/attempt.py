@@ -63,7 +63,7 @@ class Pass:
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at, self._unsaved = -math.inf, False
-        self._may_keep: float | None = _SAVES  # the connection, for so long, while it is saved
+        self._patient = False  # it has left the connection to others while it was saved
         self._told = False
 
     async def run(self, connection: Connection) -> None:
@@ -201,12 +201,12 @@ class Pass:
     async def _saves_soon(self) -> bool:
         """Save, unless that takes long: then `save_rest` does, once, and others may have the connection meanwhile."""
         try:
-            async with asyncio.timeout(self._may_keep) as limit:
+            async with asyncio.timeout(None if self._patient else _SAVES) as limit:
                 await self._save()
         except TimeoutError:
             if not limit.expired():
                 raise
-            self._unsaved, self._may_keep = True, None
+            self._unsaved = self._patient = True
         return not self._unsaved
 
     async def save_rest(self) -> None:
@@ -295,7 +295,7 @@ class Pass:
 
     def _moving(self, ruling: Ruling) -> Sequence[str]:
         """Whom another server is to be tried for: the trouble is this one's, not the message's."""
-        if not (_is_its_own_trouble(ruling) or ruling.decision is OWN_REFUSAL):
+        if not (ruling.is_its_own_trouble or ruling.decision is OWN_REFUSAL):
             return []
         if self.turn.others_are_ready:
             return ruling.recipients
@@ -329,7 +329,7 @@ class Pass:
 
     def _paced(self, connection: Connection, ruling: Ruling) -> Ruling:
         """Lower the pace where that is what was said, once for each message; the wait is then what that says."""
-        if not _is_about_the_pace(ruling):
+        if not ruling.is_about_the_pace:
             return ruling
         now, decision = self.policy.clock(), ruling.decision
         since = now if connection.let_through_at is None else connection.let_through_at
@@ -354,11 +354,11 @@ class Pass:
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
         is_final = decision.action is Action.FAIL
-        paced, lost = _is_about_the_pace(ruling), ruling.said.reply.code == NO_REPLY and not is_final
+        paced, lost = ruling.is_about_the_pace, ruling.said.reply.code == NO_REPLY and not is_final
         wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
         moves_on = bool(self._moving(ruling))
         failover = moves_on or (lost and self.turn.others_are_ready)
-        in_trouble = (moves_on and _is_its_own_trouble(ruling)) or decision.scope is Scope.SERVER
+        in_trouble = (moves_on and ruling.is_its_own_trouble) or decision.scope is Scope.SERVER
         in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))
         if in_trouble and not paced:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
@@ -393,13 +393,3 @@ class Pass:
         connection.needs.auth |= repair is Action.AUTHENTICATE
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
-
-
-def _is_its_own_trouble(ruling: Ruling) -> bool:
-    """Whether a server says it of itself or of the whole client."""
-    return ruling.decision.scope is Scope.SERVER or ruling.said.stage.before_mail
-
-
-def _is_about_the_pace(ruling: Ruling) -> bool:
-    """Whether the server says that messages come too fast; before MAIL it speaks of connections."""
-    return ruling.decision.rule.slower and not ruling.said.stage.before_mail
