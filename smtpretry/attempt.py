@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -33,6 +34,7 @@ _LINGERS = 1.0  # seconds for which a server may go on counting a connection tha
 _A_CHANCE = 10.0  # seconds that a server gets to answer, also in the last attempt
 _STALLED = "no connection came free: the server does not answer the messages before this one"
 _MORE = "for more connections at a time, give RetryingSMTP a function that makes clients, and max_connections="
+_SAVES = 1.0  # seconds that the first `save` before a transaction may keep a connection from others
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -60,7 +62,8 @@ class Pass:
         self._waits: dict[tuple[Scope, int, float | None], float] = {}  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
-        self._saved_at = -math.inf
+        self._saved_at, self._unsaved = -math.inf, False
+        self._patient = False  # it has left the connection to others while it was saved
         self._told = False
 
     async def run(self, connection: Connection) -> None:
@@ -107,6 +110,8 @@ class Pass:
         while ledger.todo and goes_on:
             goes_on = await self._transact(connection)
             ledger.tell()
+            if goes_on and ledger.todo and ledger.changed:
+                await self._save()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
@@ -120,8 +125,8 @@ class Pass:
         transaction = Transaction(connection, self.delivery, self.timeout)
         try:
             await self._prepare(connection)
-            if self._is_stale:
-                await self._save()
+            if self._is_stale and not await self._saves_soon():
+                return False
             await transaction.envelope(judge, ahead=self._ahead)
             self._tell_left_out(transaction.left_out)
             if judge.body_is_due:
@@ -191,7 +196,23 @@ class Pass:
         if self.save is not None:
             await self.save(self.delivery)
             self._saved_at = self.policy.clock()
-        self.ledger.changed = False
+        self.ledger.changed = self._unsaved = False
+
+    async def _saves_soon(self) -> bool:
+        """Save, unless that takes long: then `save_rest` does, once, and others may have the connection meanwhile."""
+        try:
+            async with asyncio.timeout(None if self._patient else _SAVES) as limit:
+                await self._save()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            self._unsaved = self._patient = True
+        return not self._unsaved
+
+    async def save_rest(self) -> None:
+        """Save what is left to be saved, without a connection."""
+        if self._unsaved or self.ledger.changed:
+            await self._save()
 
     # What the judge is told
 
@@ -274,7 +295,7 @@ class Pass:
 
     def _moving(self, ruling: Ruling) -> Sequence[str]:
         """Whom another server is to be tried for: the trouble is this one's, not the message's."""
-        if not (_is_its_own_trouble(ruling) or ruling.decision is OWN_REFUSAL):
+        if not (ruling.is_its_own_trouble or ruling.decision is OWN_REFUSAL):
             return []
         if self.turn.others_are_ready:
             return ruling.recipients
@@ -308,7 +329,7 @@ class Pass:
 
     def _paced(self, connection: Connection, ruling: Ruling) -> Ruling:
         """Lower the pace where that is what was said, once for each message; the wait is then what that says."""
-        if not _is_about_the_pace(ruling):
+        if not ruling.is_about_the_pace:
             return ruling
         now, decision = self.policy.clock(), ruling.decision
         since = now if connection.let_through_at is None else connection.let_through_at
@@ -333,11 +354,11 @@ class Pass:
         now, decision = self.policy.clock(), ruling.decision
         backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
         is_final = decision.action is Action.FAIL
-        paced, lost = _is_about_the_pace(ruling), ruling.said.reply.code == NO_REPLY and not is_final
+        paced, lost = ruling.is_about_the_pace, ruling.said.reply.code == NO_REPLY and not is_final
         wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
         moves_on = bool(self._moving(ruling))
         failover = moves_on or (lost and self.turn.others_are_ready)
-        in_trouble = (moves_on and _is_its_own_trouble(ruling)) or decision.scope is Scope.SERVER
+        in_trouble = (moves_on and ruling.is_its_own_trouble) or decision.scope is Scope.SERVER
         in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))
         if in_trouble and not paced:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
@@ -364,8 +385,6 @@ class Pass:
                 connection.is_used_up()
         elif verdict.repair is not None:
             self._repair(connection, verdict.repair)
-        if self.ledger.changed:
-            await self._save()
 
     def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""
@@ -374,13 +393,3 @@ class Pass:
         connection.needs.auth |= repair is Action.AUTHENTICATE
         if repair is Action.REFRESH_TOKEN:
             connection.refresh()
-
-
-def _is_its_own_trouble(ruling: Ruling) -> bool:
-    """Whether a server says it of itself or of the whole client."""
-    return ruling.decision.scope is Scope.SERVER or ruling.said.stage.before_mail
-
-
-def _is_about_the_pace(ruling: Ruling) -> bool:
-    """Whether the server says that messages come too fast; before MAIL it speaks of connections."""
-    return ruling.decision.rule.slower and not ruling.said.stage.before_mail

@@ -50,8 +50,9 @@ class RetryingSMTP(Sends):
 
     Args:
         client: the client to wrap, or a function (plain or coroutine) that makes one; it is called for each connection.
-            Do not connect or log in yourself. If the function raises an OSError, it is called again later; any other
-            exception comes out of the send, and so does a TypeError or ValueError if it returns no new client.
+            Do not connect or log in yourself. A plain function has to be quick, for it runs in the event loop. If it
+            raises an OSError, it is called again later; any other exception comes out of the send, and so does a
+            TypeError or ValueError if it returns no new client.
         policy: the rules, the backoff and the limits.
         username: the user to log in as. The client logs in when the server first asks for it (530 and the like,
             RFC 4954 §6), and from then on at the start of each connection. If the credentials are the wrapped client's
@@ -178,6 +179,8 @@ class RetryingSMTP(Sends):
     async def connect(self, *, timeout: Timeout = Default.token) -> SMTPResponse:
         """Connect now, once, and return the server's banner. Sends connect by themselves, and again after a failure.
 
+        If all connections are in use, this waits for one, and so does `quit`. The `timeout` does not limit that.
+
         Raises what aiosmtplib's own `connect` raises.
         """
         check_timeout(timeout)
@@ -202,8 +205,9 @@ class RetryingSMTP(Sends):
     async def aclose(self) -> None:
         """Wake the sends that wait (each raises `ClientClosed` with its delivery), then disconnect with QUIT.
 
-        A send that is not waiting, but talking to the server, finishes its pass first. ``async with`` does the same at
-        its end, and opens the client again at its beginning.
+        A send that is not waiting, but talking to the server, finishes its pass first; where the server does not answer
+        a message, that takes up to ten minutes. ``async with`` does the same at its end, and opens the client again at
+        its beginning.
         """
         await self._pool.close()
 
@@ -246,11 +250,13 @@ class RetryingSMTP(Sends):
                     await one.run(connection)
             except Stalled:
                 one.stand_back()
+            await one.save_rest()
 
     @property
     def _is_ready(self) -> bool:
         """Whether the server is in no trouble, or a message may find out whether it still is."""
-        return self.policy.clock() >= self._pool.opens_at and not self._pool.is_probing
+        pool = self._pool
+        return self.policy.clock() >= pool.opens_at and not (pool.is_probing or pool.is_stalled)
 
     @property
     def _is_hopeless(self) -> bool:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .stats import Stats
 
 _MANY = 10_000  # messages: what they hold while they wait is a few KB each
+_SILENT = 60.0  # seconds that a queue gets to answer
 _SLOWLY = 15.0  # seconds between two questions to a queue that does not answer
 
 
@@ -295,10 +296,11 @@ class Sends(ABC):
         wait, untouched = 1.0, True
         while True:
             try:
-                await engine.submit(delivery)
+                async with asyncio.timeout(_SILENT) as limit:
+                    await engine.submit(delivery)
             except Exception as error:  # noqa: BLE001 - whatever it is, the queue may have taken it before
                 said = str(error).strip().partition("\n")[0]  # what follows may quote what was to be stored
-                why = f"{type(error).__name__}: {said}"
+                why = f"no answer in {_SILENT:.0f} s" if limit.expired() else f"{type(error).__name__}: {said}"
                 untouched = untouched and getattr(error, "untouched", False)
                 has = False if untouched else await _has(engine, delivery)
             else:
@@ -342,7 +344,8 @@ async def _has(engine: Engine, delivery: Delivery) -> bool | None:
     """Whether the queue has the delivery; None where it does not say."""
     has = getattr(engine, "has", None)
     try:
-        return None if has is None else bool(await has(delivery.id))
+        async with asyncio.timeout(_SILENT):
+            return None if has is None else bool(await has(delivery.id))
     except Exception:  # noqa: BLE001 - it is as silent as before
         return None
 

@@ -60,6 +60,16 @@ class Ruling(NamedTuple):
     recipients: Sequence[str]
     said_to: str | None = None  # the recipient of the RCPT that it answered
 
+    @property
+    def is_its_own_trouble(self) -> bool:
+        """Whether a server says it of itself or of the whole client."""
+        return self.decision.scope is Scope.SERVER or self.said.stage.before_mail
+
+    @property
+    def is_about_the_pace(self) -> bool:
+        """Whether the server says that messages come too fast; before MAIL it speaks of connections."""
+        return self.decision.rule.slower and not self.said.stage.before_mail
+
 
 class After(Enum):
     """What the session needs after the transaction."""

@@ -132,6 +132,18 @@ async def test_nobody_waits_behind_a_message_without_an_answer() -> None:
 
 
 @virtually
+async def test_a_newsletter_does_not_wait_behind_a_message_without_an_answer() -> None:
+    """While the first server is silent after a final dot, `send_many` goes on with the next one, after ten seconds."""
+    async with two() as (first, second, smtp):
+        first.fail_at("END_OF_DATA", "stall", times=1)
+        took = [now() async for _ in smtp.send_many(letter(f"{number}@example.com") for number in range(50))]
+        assert took[-2] == pytest.approx(10, abs=1)
+        assert len(second.messages) == 50
+        await smtp.send_message(letter(ANN))
+        assert [message.recipients for message in first.messages] == [[ANN]]  # which works again
+
+
+@virtually
 async def test_a_message_that_every_server_trips_over_stops_no_other() -> None:
     """Two servers hang up on one recipient: that one waits between its tries, and neither server is left alone."""
     async with two(patient(give_up_after=timedelta(minutes=10))) as (first, second, smtp):

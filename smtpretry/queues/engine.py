@@ -120,6 +120,7 @@ class Engine(Protocol):
             smtp: the client to send with.
             on_end: a coroutine function, called with each delivery that has ended with recipients refused, uncertain or
                 expired. If it raises, it is called again. It may be called twice if the worker dies at that moment.
+                Until it ends, its delivery counts as one that the worker is sending: limit what it waits for.
         """
 
 

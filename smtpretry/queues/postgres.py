@@ -81,12 +81,14 @@ _SUBMIT: Final = f"""WITH new AS (
         SELECT queue FROM new UNION ALL SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s
     ) AS one"""
 TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(holder)s, died = holder IS NOT NULL,
-        lease = now() + make_interval(secs => %(lease)s)
+        lease = clock_timestamp() + make_interval(secs => %(lease)s)
     WHERE ctid = ANY(ARRAY(
         SELECT ctid FROM smtpretry_deliveries
         WHERE queue = %(queue)s AND due <= now() AND (lease IS NULL OR lease <= now() AND id <> ALL(%(those)s::text[]))
         ORDER BY due LIMIT %(room)s FOR UPDATE SKIP LOCKED
     )) RETURNING id, envelope::text, state::text, message, taken, died"""
+_SPARE: Final = """UPDATE smtpretry_deliveries SET lease = now() + make_interval(secs => %(lease)s)
+    WHERE queue = %(queue)s AND due <= now() AND lease <= now()"""
 _NEXT: Final = """SELECT extract(epoch FROM due - now())::float8 FROM smtpretry_deliveries
     WHERE queue = %(queue)s AND due > now() ORDER BY due LIMIT 1"""
 _TROUBLE: Final = """SELECT 1 FROM smtpretry_servers
@@ -104,7 +106,7 @@ _WRITE: Final = """UPDATE smtpretry_deliveries AS one SET
         message = CASE WHEN over THEN NULL ELSE message END,
         due = CASE WHEN over THEN NULL WHEN wait IS NULL THEN due ELSE now() + make_interval(secs => wait) END,
         ended = CASE WHEN over THEN now() END,
-        lease = CASE WHEN NOT over AND wait IS NULL THEN now() + make_interval(secs => %(lease)s) END,
+        lease = CASE WHEN NOT over AND wait IS NULL THEN clock_timestamp() + make_interval(secs => %(lease)s) END,
         holder = CASE WHEN NOT over AND wait IS NULL THEN holder END
     FROM unnest(%(id)s::text[], %(taken)s::int[], %(state)s::json[], %(wait)s::float8[], %(over)s::bool[])
         AS new (id, taken, state, wait, over)
@@ -218,6 +220,7 @@ class Store:
         self._holder = uuid.uuid4()
         self._changes = _Together(self._write)
         self._calm = True
+        self._in_vain = False  # whether its last look failed
 
     @contextlib.asynccontextmanager
     async def listening(self, wake: Callable[[], None]) -> AsyncIterator[None]:
@@ -240,7 +243,17 @@ class Store:
             await broken_off(ear, *self._changes.under_way)
 
     async def take(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
-        """See `Store`."""
+        """See `Store`. While the database was away, no worker could say that it lives."""
+        if self._in_vain:
+            with _told():
+                async with statement(self._connect) as own:
+                    await own.execute(_SPARE, {"lease": self.lease, "queue": self._queue})
+        self._in_vain = True
+        batch = await self._look(room, wants, those)
+        self._in_vain = False
+        return batch
+
+    async def _look(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
         servers = list(wants)
         values = {"holder": self._holder, "lease": self.lease, "queue": self._queue, "room": room, "servers": servers}
         values["those"] = [one.name for one in those]

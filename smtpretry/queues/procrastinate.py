@@ -47,7 +47,8 @@ class ProcrastinateEngine:
         app: the app; its connector is a `PsycopgConnector`.
         queue: the name of the queue.
         stalled_after: seconds without a heartbeat after which a worker is taken for dead; at least two.
-        concurrency: how many deliveries a worker sends at a time.
+        concurrency: how many deliveries a worker takes at a time. Those beyond its client's connections wait for one,
+            and no other worker gets them meanwhile.
         keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
         fetch_job_polling_interval: seconds between two looks into the database where nobody says that something is due:
             where LISTEN does not work, and for what a dead worker had.

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueError", "SQLiteEngine"]
 
 _SET_BACK: Final = 60.0  # seconds by which a clock was set back, and not only slowed down
+_HELD: Final = 0.5  # seconds that somebody held the file, and nobody else could write
 _SLEPT: Final = 5.0  # seconds that the machine slept, or by which a clock was set forward
 
 _bells: dict[tuple[int, str], set[Callable[[], None]]] = {}  # the workers of this process, by file
@@ -52,7 +53,8 @@ class SQLiteEngine:
     Args:
         path: the file. Its folder has to be on a local disk, and writable: SQLite makes two files beside it.
         lease: seconds without a heartbeat after which a worker counts as dead; at least two.
-        concurrency: how many deliveries a worker sends at a time.
+        concurrency: how many deliveries a worker takes at a time. Those beyond its client's connections wait for one,
+            and no other worker gets them meanwhile.
         keep: how long an ended delivery is kept, without its message. Until then its id is not taken again.
 
     Raises:
@@ -229,6 +231,7 @@ class _Store:
         self._now = of_day(clock)  # for leases, which workers of other processes look at
         self._holder = uuid.uuid4().hex
         self._latest = self._lag = math.inf  # when it last looked, and how far its own clock lagged behind then
+        self._in_vain, self._spared = False, -math.inf  # whether its last look failed; when it last spared the others
         self.name, self.lease, self.concurrency = engine.path.name, engine.lease, engine.concurrency
         self.grace = engine.lease
 
@@ -241,14 +244,18 @@ class _Store:
 
     async def take(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
-        now, tell = self._now(), self._clock()
+        asked, lag, in_vain, late = self._now(), self._now() - self._clock(), self._in_vain, self._late()
+        self._in_vain = True
 
         def work(own: sqlite3.Connection) -> Batch:
+            now, tell = late(), late() - lag
+            is_held = in_vain or now - asked > _HELD
             if now < self._latest - _SET_BACK:
                 schema.bring_back(own, now, now + self.lease)
-            elif now - tell > self._lag + _SLEPT:
+            if lag > self._lag + _SLEPT or (is_held and now > self._spared + 2 * self.lease):
                 schema.spare(own, now, now + self.lease)
-            self._latest, self._lag = now, now - tell
+                self._spared = now
+            self._latest, self._lag = now, lag
             schema.keep(own, those, now, now + self.lease)
             due = schema.next_due(own)
             wanted = room if due is not None and due <= now else 0
@@ -263,21 +270,25 @@ class _Store:
                 wait = may.wait
             return Batch(taken, wait, may.known(len(taken)))
 
-        return await self._file.transact(work)
+        batch = await self._file.transact(work)
+        self._in_vain = False
+        return batch
 
     async def write(self, one: Taken, change: Change) -> bool:
         """See `Store`."""
-        now = self._now()
+        now, late, wait = self._now(), self._late(), change.wait
         if change.over:
             return await self._file.transact(lambda own: schema.end(own, one, now, change.state or ""))
-        due, free = now + (self.lease if change.wait is None else change.wait), change.wait is not None
-        return await self._file.transact(lambda own: schema.store(own, one, due, change.state, free=free))
+        if wait is not None:
+            return await self._file.transact(lambda own: schema.store(own, one, now + wait, change.state, free=True))
+        return await self._file.transact(lambda own: schema.store(own, one, late() + self.lease, change.state))
 
     async def beat(self, those: Sequence[Taken]) -> None:
         """See `Store`."""
-        now = self._now()
+        late = self._late()
 
         def work(own: sqlite3.Connection) -> None:
+            now = late()
             schema.renew(own, those, now + self.lease)
             schema.forget(own, now - self._engine.keep.total_seconds())
 
@@ -290,3 +301,8 @@ class _Store:
     async def progress(self) -> Progress:
         """See `Store`."""
         return await self._engine.progress(self._now())
+
+    def _late(self) -> Callable[[], float]:
+        """What tells the time in the thread of the file: a lease begins when that is free, not when it is asked."""
+        now, called = self._now(), time.monotonic()
+        return lambda: now + time.monotonic() - called

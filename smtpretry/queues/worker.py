@@ -315,8 +315,11 @@ class Worker:
             if progress != before:
                 before = progress
                 log.say(logging.INFO, "smtp queue %s: %s", self.store.name, progress)
-                if self._on_progress is not None:
-                    self._on_progress(progress)
+                try:
+                    if self._on_progress is not None:
+                        self._on_progress(progress)
+                except Exception as error:  # noqa: BLE001 - somebody else's code
+                    log.say(logging.ERROR, "smtp queue %s: on_progress failed", self.store.name, error=error)
             await asyncio.sleep(_REPORT)
             await self._moved.wait()
             self._moved.clear()

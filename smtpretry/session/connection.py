@@ -37,6 +37,7 @@ CleartextAuth = Literal["never", "loopback", "always"]
 
 _CREDIT = 2  # failures
 _QUIT_TIMEOUT = 5.0  # seconds
+_RSET_TIMEOUT = 10.0  # seconds, after which a new connection is the shorter way to a new transaction
 
 
 class Connection(Opening):
@@ -108,7 +109,7 @@ class Connection(Opening):
                 await self._encrypt(timeout)
             obstacle = self.obstacle_to_auth()
             if obstacle is None:
-                async with self.needs.trying():
+                async with self.needs.trying(self.seconds(timeout)):
                     await self._log_in(timeout)
             elif self._must_log_in:
                 raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
@@ -172,8 +173,11 @@ class Connection(Opening):
     async def reset(self, timeout: Timeout = Default.token) -> None:
         """End the open transaction: with RSET, or with the connection. Raises nothing, for it follows a refusal."""
         if self.is_open:
+            own = self.seconds(timeout)
             try:
-                await self.command(Stage.MAIL, b"RSET", timeout=timeout)
+                await self.command(
+                    Stage.MAIL, b"RSET", timeout=_RSET_TIMEOUT if own is None else min(own, _RSET_TIMEOUT)
+                )
             except Failed:
                 self.abort()
 

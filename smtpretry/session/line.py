@@ -38,8 +38,8 @@ _TOO_LATE = "Timed out waiting for server response"
 class _Deadline:
     """When a reply must have come: one timer for all commands, for most are answered long before."""
 
-    def __init__(self, missed: Callable[[], None]) -> None:
-        self._missed = missed
+    def __init__(self, missed: Callable[[], None], has_come: Callable[[], bool]) -> None:
+        self._missed, self._has_come = missed, has_come
         self._at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -65,7 +65,7 @@ class _Deadline:
     def _look(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        if self._at is not None and self._at > loop.time():
+        if self._at is not None and (self._at > loop.time() or self._has_come()):  # it came while the loop stood still
             self._timer = loop.call_at(self._at, self._look)
         elif self._at is not None:
             self._missed()
@@ -91,7 +91,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._room = memoryview(bytearray(LONGEST_LINE))  # asyncio's own, 256 KB for each read, costs more than reading
         self._waiting: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()  # for the methods that aiosmtplib has
-        self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)))
+        self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)), self._has_something)
 
     @property
     def beyond(self) -> Beyond:
@@ -294,6 +294,9 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
     def _something(self) -> asyncio.Future[None]:
         self._waiting = asyncio.get_running_loop().create_future()
         return self._waiting
+
+    def _has_something(self) -> bool:
+        return self._waiting is not None and self._waiting.done()
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():

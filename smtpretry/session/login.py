@@ -6,7 +6,7 @@ import asyncio
 import base64
 import errno
 import socket
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from weakref import WeakSet
@@ -54,15 +54,24 @@ class Needs:
     _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
 
     @asynccontextmanager
-    async def trying(self) -> AsyncIterator[None]:
-        """Let one connection log in at a time until one has: a wrong password is not to be sent by all of them."""
-        if self.proven:
-            yield
-            return
+    async def trying(self, seconds: float | None) -> AsyncIterator[None]:
+        """Let one connection log in at a time until one has: a wrong password is not to be sent by all of them.
+
+        Raises `Failed` where its turn does not come in so many seconds.
+        """
         loop = asyncio.get_running_loop()
         if self._trying is None or self._trying[0] is not loop:
             self._trying = loop, asyncio.Lock()
-        async with self._trying[1]:
+        async with AsyncExitStack() as stack:
+            if not self.proven:
+                try:
+                    async with asyncio.timeout(seconds):
+                        await stack.enter_async_context(self._trying[1])
+                except TimeoutError as error:
+                    why = "another connection is logging in, and gets no answer"
+                    raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
+            if self.proven:
+                await stack.aclose()
             yield
 
 

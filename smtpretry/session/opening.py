@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
 
 _DOMAIN = r"(?ai)(?:[a-z0-9-]+\.)*(?!\d+\Z)[a-z0-9-]+"  # whose end is no number: that is an address
+_NO_THREAD = "the TLS settings were not read in time: no thread of asyncio.to_thread came free"
 _MISMATCHES = 3  # connections in a row after which it is no accident that the two sides differ about TLS
 
 
@@ -135,7 +136,7 @@ class Opening(Conversation):
                 "give a function that makes a client with a new socket"
             )
             raise Failed.silently(Stage.CONNECT, aiosmtplib.SMTPConnectError(msg), final=True)
-        context = await self._context(Stage.CONNECT) if client.use_tls else None
+        context = await self._context(Stage.CONNECT, timeout) if client.use_tls else None
         with self.at(Stage.CONNECT):
             try:
                 dialled = await Dial(client, self._port, context, self._lost, wary=self.needs.mismatches > 0).open(
@@ -195,7 +196,7 @@ class Opening(Conversation):
 
     async def _greet(self, timeout: Timeout) -> None:
         """EHLO; HELO where the server does not take that command (RFC 5321 §3.2), never where it is just busy."""
-        name, client = await self._own_name(), self.client
+        name, client = await self._own_name(timeout), self.client
         client.esmtp_extensions, client.server_auth_methods, client.supports_esmtp = {}, [], False  # RFC 3207 §4.2
         try:
             client.last_ehlo_response = await self.command(Stage.EHLO, b"EHLO", name, timeout=timeout)
@@ -209,13 +210,14 @@ class Opening(Conversation):
                 raise failed from None
         self._greeted = True
 
-    async def _own_name(self) -> bytes:
+    async def _own_name(self, timeout: Timeout) -> bytes:
         """The name of this host, or its address where the name is none for SMTP (RFC 5321 §4.1.3)."""
         client = self.client
         if client.local_hostname is None:
             if self.needs.hostname is None:
                 with suppress(OSError, UnicodeError):
-                    self.needs.hostname = await asyncio.to_thread(socket.getfqdn)
+                    async with asyncio.timeout(self.seconds(timeout)):
+                        self.needs.hostname = await asyncio.to_thread(socket.getfqdn)
             name = self.needs.hostname or ""
             client.local_hostname = name if compiled(_DOMAIN).fullmatch(name) else None
         name, here = client.local_hostname or "", client.get_transport_info("sockname") if self.is_open else None
@@ -231,7 +233,7 @@ class Opening(Conversation):
         if not self._can_encrypt:
             msg = "SMTP STARTTLS extension not supported by server."
             raise Failed.silently(Stage.STARTTLS, aiosmtplib.SMTPNotSupported(msg), cure=NOT_OFFERED)
-        context = await self._context(Stage.STARTTLS)
+        context = await self._context(Stage.STARTTLS, timeout)
         await self.command(Stage.STARTTLS, b"STARTTLS", timeout=timeout)
         self._greeted = False
         with self.at(Stage.STARTTLS):
@@ -253,12 +255,15 @@ class Opening(Conversation):
             raise aiosmtplib.SMTPServerDisconnected(msg) from error
         client.transport = line.transport
 
-    async def _context(self, stage: Stage) -> ssl.SSLContext:
+    async def _context(self, stage: Stage, timeout: Timeout) -> ssl.SSLContext:
         """For TLS. What fails in it is this side's trouble, which no other attempt changes."""
         try:
-            return await self.needs.contexts.of(self.client)
+            async with asyncio.timeout(self.seconds(timeout)) as limit:
+                return await self.needs.contexts.of(self.client)
         except (OSError, ValueError) as error:
             self.abort()
+            if limit.expired():
+                raise Failed.silently(stage, aiosmtplib.SMTPTimeoutError(_NO_THREAD)) from error
             raise Failed.silently(stage, error, cure=SETTINGS) from error
 
 

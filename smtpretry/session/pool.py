@@ -71,7 +71,7 @@ class Pool(Limits):
         self.observer, self._register = observer, Register(observer)
         self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
-        self._waiting = Waiting(lambda: self._stock.out >= self._bearable)
+        self._waiting = Waiting(lambda: self._stock.out >= self._bearable, self._serve)
         self._alarms = Alarms(policy.sleep)  # of those who wait
         self._bells = Alarms(policy.sleep)  # of the pool's own
         self._slot: asyncio.Future[None] | None = None  # the bell for the next one
@@ -110,6 +110,11 @@ class Pool(Limits):
     def is_probing(self) -> bool:
         """Whether a single connection is finding out if the server works again."""
         return (self.failures > 0 or self.pace.probing) and self._stock.out > 0
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the server answers none of those who have the connections."""
+        return self._waiting.is_stalled
 
     @property
     def is_paced(self) -> bool:

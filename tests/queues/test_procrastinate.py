@@ -14,6 +14,7 @@ import uuid
 import zlib
 from base64 import b64encode
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import mta
@@ -32,7 +33,7 @@ from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
 import smtpretry
 from smtpretry import Delivery, Failover, RetryingSMTP, RetryPolicy, Step
 from smtpretry.queues.engine import Progress, QueueError
-from smtpretry.queues.postgres import TAKE
+from smtpretry.queues.postgres import TAKE, Store
 from smtpretry.queues.procrastinate import ProcrastinateEngine
 from smtpretry.queues.tables import opened_tables
 from smtpretry.testing import ScriptedServer, check_engine
@@ -227,6 +228,34 @@ async def test_a_worker_that_lost_its_delivery_changes_nothing(database: str, th
             await asyncio.sleep(0.2)
             assert rows(database, "smtpretry_deliveries::text") == taken
         assert not server.messages
+
+
+@at_once
+async def test_a_database_that_was_away_for_long_kills_no_worker(database: str) -> None:
+    """The first worker that finds it again takes nothing from another, which could not say that it lives."""
+    is_away, over = False, "UPDATE smtpretry_deliveries SET lease = now() - interval '1 hour'"
+    async with engine_in(database) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+
+        @asynccontextmanager
+        async def connect() -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+            if is_away:
+                raise psycopg.OperationalError
+            async with engine._connect() as own:
+                yield own
+
+        options: dict[str, Any] = {"queue": "smtpretry", "lease": 30.0, "grace": 30.0, "concurrency": 1, "poll": 5.0}
+        options |= {"keep": timedelta(days=1), "clock": time.time}
+        first, second = (Store(connect, lambda _: asyncio.sleep(0), **options) for _ in range(2))
+        assert len((await first.take(1, {}, [])).taken) == 1
+        is_away = True
+        with pytest.raises(QueueError):
+            await second.take(1, {}, [])
+        change(database, over)
+        is_away = False
+        assert not (await second.take(1, {}, [])).taken
+        change(database, over)
+        assert len((await second.take(1, {}, [])).taken) == 1  # that one is dead
 
 
 @at_once

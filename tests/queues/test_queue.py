@@ -195,6 +195,18 @@ async def test_a_queue_that_stays_silent(monkeypatch: pytest.MonkeyPatch, can_sa
 
 
 @virtually
+async def test_a_queue_that_says_nothing_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of the engine's that does not end is like one that fails: the send ends when the next try is due."""
+    for name in ("submit", "has"):
+        monkeypatch.setattr(Shelf, name, lambda *_, **__: asyncio.sleep(10_000))
+    async with ScriptedServer() as server, with_shelf(server, Shelf()) as smtp:
+        server.on("RCPT", TWO_MINUTES, times=1)
+        with pytest.raises(QueueSilent, match="the queue may have it, and does not answer: no answer in 60 s"):
+            await smtp.send_message(letter(ANN))
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(120, abs=1)
+
+
+@virtually
 async def test_a_queue_that_is_back_gets_it_before_the_next_try() -> None:
     """A queue that was silent is asked again, and takes it before the next try is due."""
     shelf = Shelf()
@@ -376,6 +388,32 @@ async def test_a_fence_that_has_become_old_is_asked_again() -> None:
             await smtp.attempt(delivery, journal)
         assert [verb for verb, _ in journal.entries] == ["EHLO", "DATA"]
         assert not server.messages
+
+
+@virtually
+async def test_a_slow_save_keeps_no_connection_from_others() -> None:
+    """Where a queue is locked, those who are not in it use the connection meanwhile; then it goes on, in order."""
+    async with talk() as (server, smtp):
+        stored = list[float]()
+
+        async def save(_: Delivery) -> None:
+            stored.append(virtual.clock() - virtual.EPOCH)
+            await asyncio.sleep(100)
+
+        attempt = asyncio.ensure_future(smtp.attempt(smtpretry.prepare(letter(ANN)), save))
+        await asyncio.sleep(0.1)
+        await smtp.send_message(letter(BOB))
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(1, abs=0.1)
+        await until_taken(server, ANN)
+        await smtp.send_message(letter(CAT))  # while the end is stored
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(101, abs=1)
+        assert (await attempt).accepted == [ANN]
+        assert stored == pytest.approx([0, 1, 101], abs=0.1)
+
+
+async def until_taken(server: ScriptedServer, who: str) -> None:
+    while not server.received(who):  # noqa: ASYNC110 - in virtual time
+        await asyncio.sleep(0.5)
 
 
 @pytest.mark.parametrize("crash_at", [2, 3])

@@ -874,6 +874,25 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @virtually
+async def test_a_file_that_is_locked_for_long_kills_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nobody can write, no worker can say that it lives: the first that can again takes nothing from another."""
+    monkeypatch.setattr("smtpretry.queues.file._BUSY", 0.01)
+    path = tmp_path / "mail.db"
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        server.fail_at("END_OF_DATA", "late", delay=90, times=1)
+        first, second = (RetryingSMTP(server.client(), patient()) for _ in range(2))
+        async with AsyncExitStack() as working:
+            await working.enter_async_context(all_working(engine, [first]))
+            await engine.submit(smtpretry.prepare(letter(ANN)))
+            await asyncio.sleep(0.5)
+            with locked(path):
+                await working.enter_async_context(all_working(engine, [second]))
+                await asyncio.sleep(44.7)
+            await asyncio.sleep(60)
+        assert len(server.received(ANN)) == 1
+
+
+@virtually
 async def test_a_file_that_is_locked_delays_no_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A try is planned when the server has answered, however long it takes until that can be stored."""
     monkeypatch.setattr("smtpretry.queues.file._BUSY", 0.01)
@@ -1225,6 +1244,26 @@ async def test_the_progress_is_told_while_nothing_goes(tmp_path: Path) -> None:
 
 
 # What expires
+
+
+@virtually
+async def test_an_on_progress_that_raises_is_called_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, with where it happened; the worker goes on, and tells what comes next."""
+    told = list[Progress]()
+
+    def fail(progress: Progress) -> None:
+        told.append(progress)
+        msg = "no metrics today"
+        raise OSError(msg)
+
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        async with RetryingSMTP(server.client(), patient()) as smtp, working(engine, smtp, on_progress=fail):
+            for _ in range(3):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+                await asyncio.sleep(61)
+        assert len(server.messages) == 3
+    assert told[-1] == Progress(waiting=0, due=0, working=0, ended=3)
+    assert caplog.text.count("OSError: no metrics today") == len(told)
 
 
 @virtually

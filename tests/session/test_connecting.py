@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiosmtplib
 import pytest
 import trustme
+import virtual
 from support import ANN, APP, BOB, BODY, ca_bundle, once, patient, talk, virtually
 from test_login import LoopbackSix, six
 
@@ -484,6 +485,19 @@ async def test_one_context_for_all_connections(tmp_path: Path, monkeypatch: pyte
 
 
 # The name of this side
+
+
+@pytest.mark.parametrize("tls", [False, True, "implicit"])
+@virtually
+async def test_no_thread_that_comes_free(monkeypatch: pytest.MonkeyPatch, *, tls: Any) -> None:
+    """Where the application uses all threads of asyncio.to_thread, a connection takes no longer than its time-outs."""
+    monkeypatch.setattr("asyncio.to_thread", lambda *_: asyncio.sleep(10_000))
+    client = {"local_hostname": None, "tls_context": None, "validate_certs": False}
+    async with talk(once(), client=client, tls=tls) as (server, smtp):
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=ANN)
+        assert delivery.accepted == ([] if tls else [ANN])
+        assert server.commands[:1] == ([] if tls == "implicit" else ["EHLO [127.0.0.1]"])
+        assert virtual.clock() - virtual.EPOCH <= 121
 
 
 @pytest.mark.parametrize("code", [500, 501, 502, 503, 504, 550])

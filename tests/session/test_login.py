@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import aiosmtplib
 import pytest
 import virtual
+from aiosmtplib import SMTPReadTimeoutError, SMTPTimeoutError
 from support import (
     ANN,
     APP,
@@ -32,7 +33,7 @@ from support import (
 )
 
 import smtpretry
-from smtpretry import Delivery, RetryingSMTP
+from smtpretry import Delivery, RetryingSMTP, RetryPolicy
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
@@ -843,6 +844,34 @@ async def test_who_needs_no_log_in_does_not_depend_on_it() -> None:
         assert (delivery.accepted, list(delivery.refused)) == ([ANN], [BOB])
         assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
         assert server.verbs.count("AUTH") == 1
+
+
+@pytest.mark.parametrize("stuck", ["AUTH", "token"])
+@virtually
+async def test_a_log_in_without_an_answer_holds_up_no_other(stuck: str) -> None:
+    """Where the first log-in gets no answer, the other connections give up with it, and not one after the other."""
+    secret: dict[str, Any] = {"password": PASSWORD}
+    if stuck == "token":
+        secret = {"oauth_token_generator": lambda: asyncio.sleep(10_000)}
+    async with ScriptedServer(auth=(USER, PASSWORD), token="token") as server:
+        server.fail_at("AUTH", "stall", optional=True)
+        policy = RetryPolicy.interactive(clock=virtual.clock)
+        async with RetryingSMTP(server.client, policy, username=USER, max_connections=8, **secret) as smtp:
+            sends = [smtp.sendmail(APP, [ANN], BODY) for _ in range(8)]
+            failures = await asyncio.gather(*sends, return_exceptions=True)
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(30, abs=1)
+        assert {type(failure) for failure in failures} <= {SMTPTimeoutError, SMTPReadTimeoutError}
+
+
+@virtually
+async def test_a_slow_log_in_is_waited_for_once() -> None:
+    """When one connection has logged in, the others do so at the same time."""
+    async with ScriptedServer(auth=(USER, PASSWORD)) as server:
+        server.fail_at("AUTH", "late", delay=20)
+        policy = RetryPolicy.interactive(clock=virtual.clock)
+        async with RetryingSMTP(server.client, policy, username=USER, password=PASSWORD, max_connections=8) as smtp:
+            await asyncio.gather(*(smtp.sendmail(APP, [ANN], BODY) for _ in range(8)))
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(40, abs=1)
 
 
 @virtually

@@ -116,6 +116,38 @@ async def test_the_dot_may_take_its_time() -> None:
 
 
 @virtually
+async def test_nobody_waits_long_for_rset() -> None:
+    """A refusal is told, and the next message goes over a new connection, where RSET gets no answer in ten seconds."""
+    async with talk() as (server, smtp):
+        server.on("RCPT", "550 5.1.1 No such user", times=1)
+        server.fail_at("RSET", "stall", times=1)
+        refused = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(0)
+        await smtp.send_message(letter(BOB))
+        assert virtual.clock() - virtual.EPOCH == pytest.approx(10, abs=1)
+        assert list((await refused).refused) == [ANN]
+
+
+@pytest.mark.parametrize(
+    ("stage", "reply"), [("EHLO", "250 hello"), ("MAIL", "250 ok"), ("RCPT", "250 ok"), ("DATA", "354")]
+)
+@virtually
+async def test_an_answer_that_comes_while_the_loop_stands_still(stage: str, reply: str) -> None:
+    """Where the application blocks the event loop for longer than a time-out, an answer that is there counts."""
+    async with talk() as (server, smtp):
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, virtual.VirtualLoop)
+
+        def block(_: object, __: object) -> None:
+            loop.now += 70
+
+        server.on(stage, reply, times=1)
+        server.on_script = block
+        delivery = await smtp.deliver(letter(ANN))
+        assert (delivery.accepted, len(delivery.attempts), server.connections) == ([ANN], 1, 1)
+
+
+@virtually
 async def test_a_timeout_for_the_send_holds_for_the_dot() -> None:
     """A time-out that was given for the send holds for the final dot as well."""
     async with talk(patient(on_uncertain="raise")) as (server, smtp):
