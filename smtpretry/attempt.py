@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -34,7 +33,6 @@ _LINGERS = 1.0  # seconds for which a server may go on counting a connection tha
 _A_CHANCE = 10.0  # seconds that a server gets to answer, also in the last attempt
 _STALLED = "no connection came free: the server does not answer the messages before this one"
 _MORE = "for more connections at a time, give RetryingSMTP a function that makes clients, and max_connections="
-_SAVES = 1.0  # seconds that the first `save` before a transaction may keep a connection from others
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -62,8 +60,7 @@ class Pass:
         self._waits: dict[tuple[Scope, int, float | None], float] = {}  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
-        self._saved_at, self._unsaved = -math.inf, False
-        self._patient = False  # it has left the connection to others while it was saved
+        self._saved_at = -math.inf
         self._told = False
 
     async def run(self, connection: Connection) -> None:
@@ -110,8 +107,6 @@ class Pass:
         while ledger.todo and goes_on:
             goes_on = await self._transact(connection)
             ledger.tell()
-            if goes_on and ledger.todo and ledger.changed:
-                await self._save()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
@@ -125,8 +120,8 @@ class Pass:
         transaction = Transaction(connection, self.delivery, self.timeout)
         try:
             await self._prepare(connection)
-            if self._is_stale and not await self._saves_soon():
-                return False
+            if self._is_stale:
+                await self._save()
             await transaction.envelope(judge, ahead=self._ahead)
             self._tell_left_out(transaction.left_out)
             if judge.body_is_due:
@@ -196,23 +191,7 @@ class Pass:
         if self.save is not None:
             await self.save(self.delivery)
             self._saved_at = self.policy.clock()
-        self.ledger.changed = self._unsaved = False
-
-    async def _saves_soon(self) -> bool:
-        """Save, unless that takes long: then `save_rest` does, once, and others may have the connection meanwhile."""
-        try:
-            async with asyncio.timeout(None if self._patient else _SAVES) as limit:
-                await self._save()
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            self._unsaved = self._patient = True
-        return not self._unsaved
-
-    async def save_rest(self) -> None:
-        """Save what is left to be saved, without a connection."""
-        if self._unsaved or self.ledger.changed:
-            await self._save()
+        self.ledger.changed = False
 
     # What the judge is told
 
@@ -385,6 +364,8 @@ class Pass:
                 connection.is_used_up()
         elif verdict.repair is not None:
             self._repair(connection, verdict.repair)
+        if self.ledger.changed:
+            await self._save()
 
     def _repair(self, connection: Connection, repair: Action) -> None:
         """Tell the connection what the session needs; it is brought about before the next transaction."""

@@ -250,7 +250,6 @@ class RetryingSMTP(Sends):
                     await one.run(connection)
             except Stalled:
                 one.stand_back()
-            await one.save_rest()
 
     @property
     def _is_ready(self) -> bool:

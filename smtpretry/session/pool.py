@@ -71,7 +71,7 @@ class Pool(Limits):
         self.observer, self._register = observer, Register(observer)
         self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
-        self._waiting = Waiting(lambda: self._stock.out >= self._bearable, self._serve)
+        self._waiting = Waiting(lambda: self._stock.out >= self._bearable)
         self._alarms = Alarms(policy.sleep)  # of those who wait
         self._bells = Alarms(policy.sleep)  # of the pool's own
         self._slot: asyncio.Future[None] | None = None  # the bell for the next one

@@ -50,14 +50,13 @@ class Waiting:
 
     Args:
         is_stuck: whether there is no connection for anybody now, because all are in use.
-        on_leave: called when some were sent away: who comes next may want less.
 
     Attributes:
         still: seconds since somebody has got a connection, where there is none for the next.
     """
 
-    def __init__(self, is_stuck: Callable[[], bool], on_leave: Callable[[], None]) -> None:
-        self.still, self._is_stuck, self._on_leave = 0.0, is_stuck, on_leave
+    def __init__(self, is_stuck: Callable[[], bool]) -> None:
+        self.still, self._is_stuck = 0.0, is_stuck
         self._line = deque[Asked]()
         self._unpaced = deque[Asked]()  # of the line: who wants a connection alone
         self._guard: asyncio.TimerHandle | None = None
@@ -116,7 +115,6 @@ class Waiting:
         for asked in self._line if self.still >= _STILL else ():
             if asked.patience <= min(self.still, now - asked.since) and not asked.granted.done():
                 asked.granted.set_exception(Stalled)
-        self._on_leave()
         if _head(self._line):
             self._watch()
 

@@ -390,32 +390,6 @@ async def test_a_fence_that_has_become_old_is_asked_again() -> None:
         assert not server.messages
 
 
-@virtually
-async def test_a_slow_save_keeps_no_connection_from_others() -> None:
-    """Where a queue is locked, those who are not in it use the connection meanwhile; then it goes on, in order."""
-    async with talk() as (server, smtp):
-        stored = list[float]()
-
-        async def save(_: Delivery) -> None:
-            stored.append(virtual.clock() - virtual.EPOCH)
-            await asyncio.sleep(100)
-
-        attempt = asyncio.ensure_future(smtp.attempt(smtpretry.prepare(letter(ANN)), save))
-        await asyncio.sleep(0.1)
-        await smtp.send_message(letter(BOB))
-        assert virtual.clock() - virtual.EPOCH == pytest.approx(1, abs=0.1)
-        await until_taken(server, ANN)
-        await smtp.send_message(letter(CAT))  # while the end is stored
-        assert virtual.clock() - virtual.EPOCH == pytest.approx(101, abs=1)
-        assert (await attempt).accepted == [ANN]
-        assert stored == pytest.approx([0, 1, 101], abs=0.1)
-
-
-async def until_taken(server: ScriptedServer, who: str) -> None:
-    while not server.received(who):  # noqa: ASYNC110 - in virtual time
-        await asyncio.sleep(0.5)
-
-
 @pytest.mark.parametrize("crash_at", [2, 3])
 @virtually
 async def test_at_most_once_holds_where_a_worker_dies(crash_at: int) -> None:
