@@ -244,12 +244,12 @@ class _Store:
 
     async def take(self, room: int, wants: Mapping[str, Wants], those: Sequence[Taken]) -> Batch:
         """See `Store`."""
-        asked, lag, in_vain, late = self._now(), self._now() - self._clock(), self._in_vain, self._late()
-        self._in_vain = True
+        asked, clock, in_vain = self._now(), self._clock(), self._in_vain
+        late, lag, self._in_vain = _late(asked), asked - clock, True
 
         def work(own: sqlite3.Connection) -> Batch:
-            now, tell = late(), late() - lag
-            is_held = in_vain or now - asked > _HELD
+            now = late()
+            tell, is_held = clock + (now - asked), in_vain or now > asked
             if now < self._latest - _SET_BACK:
                 schema.bring_back(own, now, now + self.lease)
             if lag > self._lag + _SLEPT or (is_held and now > self._spared + 2 * self.lease):
@@ -276,7 +276,8 @@ class _Store:
 
     async def write(self, one: Taken, change: Change) -> bool:
         """See `Store`."""
-        now, late, wait = self._now(), self._late(), change.wait
+        now, wait = self._now(), change.wait
+        late = _late(now)
         if change.over:
             return await self._file.transact(lambda own: schema.end(own, one, now, change.state or ""))
         if wait is not None:
@@ -285,7 +286,7 @@ class _Store:
 
     async def beat(self, those: Sequence[Taken]) -> None:
         """See `Store`."""
-        late = self._late()
+        late = _late(self._now())
 
         def work(own: sqlite3.Connection) -> None:
             now = late()
@@ -302,7 +303,13 @@ class _Store:
         """See `Store`."""
         return await self._engine.progress(self._now())
 
-    def _late(self) -> Callable[[], float]:
-        """What tells the time in the thread of the file: a lease begins when that is free, not when it is asked."""
-        now, called = self._now(), time.monotonic()
-        return lambda: now + time.monotonic() - called
+
+def _late(now: float) -> Callable[[], float]:
+    """What tells the time in the thread of the file: where somebody held that, a lease begins when it is free."""
+    called = time.monotonic()
+
+    def late() -> float:
+        waited = time.monotonic() - called
+        return now + waited if waited > _HELD else now
+
+    return late
