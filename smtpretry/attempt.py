@@ -82,7 +82,7 @@ class Pass:
         now, ledger = self.policy.clock(), self.ledger
         if not ledger.todo:
             ledger.open(now, self.pool.refused_at)
-        said = Said(Stage.CONNECT, Reply(NO_REPLY, text=_STALLED), aiosmtplib.SMTPTimeoutError(_STALLED))
+        said = Failed.silently(Stage.CONNECT, aiosmtplib.SMTPTimeoutError(_STALLED)).said
         if ledger.todo and not self.turn.others_are_ready:
             self.delivery.cure = _MORE
         wait = self.policy.backoff(attempt=1, elapsed=ledger.elapsed())

@@ -32,6 +32,17 @@ async def two(policy: Any = None, **options: Any) -> AsyncIterator[tuple[Scripte
             yield first, second, smtp
 
 
+@contextlib.asynccontextmanager
+async def silent_after_a_message() -> AsyncIterator[tuple[ScriptedServer, Failover]]:
+    """Two servers, the first of which leaves a message without an answer for a while; with the second one."""
+    async with two() as (first, second, smtp):
+        first.fail_at("END_OF_DATA", "stall", times=1)
+        stalled = asyncio.ensure_future(smtp.deliver(letter(ANN)))
+        await asyncio.sleep(1)
+        yield second, smtp
+        assert (await stalled).accepted == [ANN]
+
+
 def now() -> float:
     return virtual.clock() - virtual.EPOCH
 
@@ -119,16 +130,12 @@ async def test_a_lost_connection_costs_no_wait(stage: str) -> None:
 @virtually
 async def test_nobody_waits_behind_a_message_without_an_answer() -> None:
     """While the first server is silent after a final dot, the others go to the next one: after ten seconds, then at once."""
-    async with two() as (first, second, smtp):
-        first.fail_at("END_OF_DATA", "stall", times=1)
-        stalled = asyncio.ensure_future(smtp.deliver(letter(ANN)))
-        await asyncio.sleep(1)
+    async with silent_after_a_message() as (second, smtp):
         for who, took in ((BOB, 10), (CAT, 1)):
             before = now()
             assert (await smtp.deliver(letter(who))).accepted == [who]
             assert now() - before == pytest.approx(took, abs=1)
         assert [message.recipients for message in second.messages] == [[BOB], [CAT]]
-        assert (await stalled).accepted == [ANN]
 
 
 @virtually
@@ -483,12 +490,8 @@ async def test_the_wait_for_the_first_has_an_end(trouble: str) -> None:
 @virtually
 async def test_many_messages_do_not_wait_behind_one_without_an_answer() -> None:
     """`send_many` draws the next message as soon as the one before it goes to the next server."""
-    async with two() as (first, second, smtp):
-        first.fail_at("END_OF_DATA", "stall", times=1)
-        stalled = asyncio.ensure_future(smtp.deliver(letter(ANN)))
-        await asyncio.sleep(1)
+    async with silent_after_a_message() as (second, smtp):
         before = now()
         assert [one.accepted async for one in smtp.send_many([letter(BOB), letter(CAT)])] == [[BOB], [CAT]]
         assert now() - before == pytest.approx(11, abs=1)
         assert len(second.messages) == 2
-        assert (await stalled).accepted == [ANN]

@@ -71,7 +71,7 @@ class Pool(Limits):
         self.observer, self._register = observer, Register(observer)
         self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
-        self._waiting = Waiting(lambda: self._stock.out >= self._bearable)
+        self._waiting = Waiting(self._is_full)
         self._alarms = Alarms(policy.sleep)  # of those who wait
         self._bells = Alarms(policy.sleep)  # of the pool's own
         self._slot: asyncio.Future[None] | None = None  # the bell for the next one
@@ -260,7 +260,7 @@ class Pool(Limits):
             raise ClientClosed(_CLOSED)
         now = self._clock()
         is_free = not self._waiting.next() and not self.pace.is_known and now >= self.opens_at
-        if is_free and self._stock.out < self._bearable:
+        if is_free and not self._is_full():
             return self._take(wish, now)
         asked = self._waiting.ask(wish, first=first, patience=patience())
         self._serve()
@@ -306,10 +306,14 @@ class Pool(Limits):
         while (asked := self._next(now)) is not None:
             if asked.wish is Wish.PLACE:
                 asked.granted.set_result(None)
-            elif self._stock.out >= self._bearable:
+            elif self._is_full():
                 break
             else:
                 self._grant(asked, now)
+
+    def _is_full(self) -> bool:
+        """Whether all connections that there may be are in use."""
+        return self._stock.out >= self._bearable
 
     def _next(self, now: float) -> Asked | None:
         """Who is to be served next. In a pause everybody is: each is told of it, and waits elsewhere."""
