@@ -7,17 +7,17 @@ import atexit
 import contextlib
 import functools
 import os
-import queue
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
+from .calls import MOMENT, Call, Exchange, here
 from .client import RetryingSMTP
 from .errors import delivery_of, tell
 from .sending import check_messages, check_timeout
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import Callable, Coroutine, Iterable, Iterator
     from types import TracebackType
 
     from .delivery import Delivery
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_NO_MORE: Final = object()
-_MOMENT: Final = 1.0  # seconds for what is broken off to end, and for QUIT when the process ends
 
 
 class _Loop:
@@ -44,8 +41,14 @@ class _Loop:
         """The loop, which runs.
 
         Raises:
-            RuntimeError: the thread that asks runs an event loop itself.
+            RuntimeError: the thread that asks runs an event loop itself, or is logging what came of another call.
         """
+        if here.speaks:
+            msg = (
+                "what smtpretry logs of a mail cannot be mailed by smtpretry.Blocking: that mail would be logged, too; "
+                'keep the logger "smtpretry" from handlers that send mail'
+            )
+            raise RuntimeError(msg)
         running = asyncio._get_running_loop()  # noqa: SLF001 - the one that raises nothing
         if running is not None and (running is not self._loop or self.is_here):  # greenlets share its thread with it
             msg = (
@@ -78,7 +81,7 @@ class _Loop:
             return
         closing = asyncio.run_coroutine_threadsafe(_wind_up(), loop)
         closing.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
-        self._thread.join(3 * _MOMENT)
+        self._thread.join(3 * MOMENT)
         if not self._thread.is_alive():
             loop.close()
 
@@ -93,12 +96,12 @@ async def _wind_up() -> None:
     """Close the clients, and break off what is still under way then: it belongs to daemon threads."""
     closing = [asyncio.ensure_future(one._smtp.aclose()) for one in _all]  # noqa: SLF001 - ours
     if closing:
-        await asyncio.wait(closing, timeout=_MOMENT)
+        await asyncio.wait(closing, timeout=MOMENT)
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     if tasks:
-        await asyncio.wait(tasks, timeout=_MOMENT)
+        await asyncio.wait(tasks, timeout=MOMENT)
 
 
 def _forked() -> None:
@@ -154,10 +157,12 @@ class Blocking:
 
     Arguments and exceptions are those of `RetryingSMTP`. A method's `timeout=` limits the whole call, in seconds. If it
     is over, the method raises TimeoutError, with the `Delivery` as `exc.delivery`. Ctrl-C breaks a call off in the same
-    way. The next call works in both cases.
+    way. The next call works in both cases. What is logged of a call is logged in the thread that made it; hooks
+    (`on_step`) are called in the thread of the event loop.
 
     Raises:
-        RuntimeError: by each method, in a thread that runs an event loop: there, await `RetryingSMTP` itself.
+        RuntimeError: by each method, in a thread that runs an event loop: there, await `RetryingSMTP` itself. And in a
+            log handler that handles what smtpretry logged of another mail.
     """
 
     @_as_in(RetryingSMTP.__init__)
@@ -187,10 +192,10 @@ class Blocking:
 
         `messages` is drawn in the thread that iterates, and only while it waits for the next delivery.
         """
-        _loop.begin()
+        loop = _loop.begin()
         check_messages(messages)
-        exchange = _Exchange(iter(messages))
-        return exchange.run(self._smtp.send_many(exchange.drawn(), concurrency))
+        exchange = Exchange(iter(messages))
+        return exchange.run(loop, self._smtp.send_many(exchange.drawn(), concurrency))
 
     def close(self) -> None:
         """Wake the sends of other threads that wait, as `RetryingSMTP.aclose` does, then disconnect with QUIT."""
@@ -228,7 +233,7 @@ class Blocking:
     def _run(self, begin: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Have the loop do it, and wait for its end; break it off when the time is over, or at Ctrl-C."""
         check_timeout(timeout)
-        call = _Call(_loop.begin(), begin())
+        call = Call(_loop.begin(), begin())
         try:
             in_time = call.wait(timeout)
         except BaseException as interrupted:
@@ -256,106 +261,6 @@ class Blocking:
                 _close_copy(number)
             connection.forget()
         self._smtp = self._make()
-
-
-class _Call(Generic[T]):
-    """What the loop does for a thread that waits for it. A bare lock is what wakes that thread fastest."""
-
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], on_end: Callable[[], None] | None = None
-    ) -> None:
-        self.error: BaseException | None = None
-        self.ended = False
-        self._result: T
-        self._loop, self._work, self._on_end = loop, work, on_end
-        self._under_way = threading.Lock()
-        self._under_way.acquire()
-        loop.call_soon_threadsafe(self._start)
-
-    def wait(self, seconds: float | None) -> bool:
-        """Wait for its end, once; returns whether it came in time."""
-        return self._under_way.acquire(timeout=-1 if seconds is None else min(seconds, threading.TIMEOUT_MAX))
-
-    def result(self) -> T:
-        """Return what it returned, or raise what it raised."""
-        if self.error is not None:
-            raise self.error
-        return self._result
-
-    def break_off(self) -> None:
-        """Cancel it, and wait for a moment for what comes of that."""
-        self._loop.call_soon_threadsafe(self._cancel)
-        self._under_way.acquire(timeout=_MOMENT)
-
-    def _start(self) -> None:
-        self._task = self._loop.create_task(self._do())
-
-    async def _do(self) -> None:
-        try:
-            self._result = await self._work
-        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
-            self.error = error
-        self.ended = True
-        self._under_way.release()
-        if self._on_end is not None:
-            self._on_end()
-
-    def _cancel(self) -> None:
-        self._loop.call_soon(self._task.cancel)  # it has begun by then
-
-
-class _Exchange:
-    """What goes between a thread that iterates over `send_many` and the loop: messages in, deliveries out."""
-
-    def __init__(self, messages: Iterator[Message | Delivery]) -> None:
-        self._messages = messages
-        self._said: queue.SimpleQueue[asyncio.Future[Any] | Delivery | None] = queue.SimpleQueue()
-
-    def run(self, deliveries: AsyncGenerator[Delivery, None]) -> Iterator[Delivery]:
-        """Hand over each message that is asked for, and yield each delivery."""
-        loop = _loop.begin()
-        call = _Call(loop, self._pass_on(deliveries), lambda: self._said.put(None))
-        try:
-            while (said := self._said.get()) is not None:
-                if isinstance(said, asyncio.Future):
-                    loop.call_soon_threadsafe(_answer, said, *self._draw())
-                else:
-                    yield said
-            call.result()
-        finally:
-            if not call.ended:
-                call.break_off()
-
-    async def drawn(self) -> AsyncIterator[Message | Delivery]:
-        """The messages, for the loop."""
-        while True:
-            asked = asyncio.get_running_loop().create_future()
-            self._said.put(asked)
-            message = await asked
-            if message is _NO_MORE:
-                return
-            yield message
-            del message  # what waits, waits as bytes
-
-    async def _pass_on(self, deliveries: AsyncGenerator[Delivery, None]) -> None:
-        async with contextlib.aclosing(deliveries):
-            async for delivery in deliveries:
-                self._said.put(delivery)
-
-    def _draw(self) -> tuple[object, Exception | None]:
-        try:
-            return next(self._messages, _NO_MORE), None
-        except Exception as error:  # noqa: BLE001 - send_many says when it is raised
-            return None, error
-
-
-def _answer(asked: asyncio.Future[Any], message: object, error: Exception | None) -> None:
-    if asked.done():  # nothing more is drawn
-        return
-    if error is None:
-        asked.set_result(message)
-    else:
-        asked.set_exception(error)
 
 
 def _close_copy(number: int) -> None:

@@ -11,13 +11,15 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from .outcome import rounded
 from .replies.rule import Action
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .outcome import Outcome, Step
     from .replies.reply import Reply
@@ -31,19 +33,29 @@ SOON: Final = 5.0
 
 _log = logging.getLogger("smtpretry")
 
+relay: Final[ContextVar[Callable[[Callable[[], None]], None] | None]] = ContextVar("relay", default=None)
+"""Gives what is to be logged to the thread that waits for this one: it may hold the lock of a handler."""
+
 
 def say(level: int, message: str, *args: object, error: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
     """Log a message of its own kind. If a handler raises, that is shown as `logging` does, and the send goes on.
 
     Where the application's record factory has a field of that name (`server`, `stage`), the application's stands.
     """
+    if (hand_over := relay.get()) is None:
+        _say(level, message, args, error, fields)
+    elif _log.isEnabledFor(level):
+        hand_over(partial(_say, level, message, args, error, fields))
+
+
+def _say(level: int, message: str, args: Sequence[object], error: BaseException | None, fields: dict[str, Any]) -> None:
     try:
         _log.log(level, message, *args, exc_info=error, extra=fields)
     except Exception as wrong:  # noqa: BLE001 - whatever a handler raises
         taken = fields.keys() & vars(logging.makeLogRecord({})) if _is_clash(wrong) else ()
         if taken:
             free = {name: value for name, value in fields.items() if name not in taken}
-            say(level, message, *args, error=error, **free)
+            _say(level, message, args, error, free)
         elif logging.raiseExceptions and sys.stderr:
             traceback.print_exc()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
+import logging
 import os
 import signal
 import subprocess
@@ -168,6 +169,66 @@ def test_where_greenlets_share_the_thread_of_the_loop(server: ThreadedServer) ->
         asyncio._set_running_loop(None)
     smtp.close()
     assert list(server.mailboxes) == [ANN, BOB]
+
+
+def test_a_log_that_is_mailed(server: ThreadedServer) -> None:
+    """A log handler is locked while it mails what an application logs; what becomes of that mail is logged all the same."""
+    server.on("RCPT", BOB, "550 5.1.1 who?")
+    smtp = Blocking(server.client)
+    raised = list[Exception]()
+
+    class Mails(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            try:
+                smtp.send_message(letter(BOB, text=record.getMessage()), timeout=PATIENCE)
+            except (RuntimeError, aiosmtplib.SMTPException) as error:
+                raised.append(error)
+
+    root, handler = logging.getLogger(), Mails(logging.WARNING)
+    root.addHandler(handler)
+    try:
+        root.error("something is wrong")
+    finally:
+        root.removeHandler(handler)
+    smtp.close()
+    *about_mail, refused = raised
+    assert isinstance(refused, aiosmtplib.SMTPRecipientsRefused)
+    assert {str(one).partition(":")[0] for one in about_mail} == {
+        "what smtpretry logs of a mail cannot be mailed by smtpretry.Blocking"
+    }
+
+
+@pytest.mark.parametrize("how", ["send_message", "send_many", "left"])
+def test_what_is_logged_is_logged_by_the_thread_that_sends(server: ThreadedServer, how: str) -> None:
+    """A filter that knows the thread's request, and a handler with a database connection of the thread's, find it."""
+    server.on("RCPT", BOB, "550 5.1.1 who?")
+    threads = set[str]()
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            threads.add(record.threadName or "")
+
+    def send() -> None:
+        with Blocking(server.client) as smtp:
+            if how == "send_message":
+                with pytest.raises(aiosmtplib.SMTPRecipientsRefused):
+                    smtp.send_message(letter(BOB))
+                return
+            sending = smtp.send_many([letter(BOB), letter(ANN)])
+            next(sending)
+            if how == "send_many":
+                next(sending)
+            sending.close()  # type: ignore[attr-defined] # a generator
+
+    logger, handler = logging.getLogger("smtpretry"), Notes()
+    logger.addHandler(handler)
+    try:
+        sender = threading.Thread(target=send, name="the sender")
+        sender.start()
+        sender.join(PATIENCE)
+    finally:
+        logger.removeHandler(handler)
+    assert threads == {"the sender"}
 
 
 def test_where_no_thread_can_be_started(server: ThreadedServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ FLOORS = (  # from the ground up: a room imports from its own floor, and from th
     ("queues",),
     ("instrumentation",),
     ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
-    ("blocking",),
+    ("blocking", "calls"),
     ("django",),
     ("", "testing", "cli", "__main__"),
 )
