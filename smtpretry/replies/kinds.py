@@ -229,6 +229,7 @@ KINDS: Final = (
         (
             "bad-certificate",
             "unknown-command",
+            "bad-client",
             "bad-smtp",
             "out-of-sequence",
             "gave-up-elsewhere",

@@ -81,7 +81,10 @@ BARE_LF = either(
     r"\bbare <?(?:cr|lf|newline|line.?feed)|\b(?:cr|lf|newline|line.?feed) not preceded",
     r"smtplf|barelf",  # the pages that qmail and Haraka name
 )
-BAD_SMTP = either(BARE_LF, r"\b(?:protocol|syntax) (?:error|violation)", r"\bpipelin", r"\binvalid base64")
+BAD_CLIENT = either(
+    r"\bprotocol (?:error|violation)", r"\bpipelin", r"\btoo many (?:syntax|protocol|smtp)\b.{0,24}\berrors\b"
+)
+BAD_SMTP = either(BARE_LF, r"\bsyntax (?:error|violation)", r"\binvalid base64")
 TOO_BIG = either(
     r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
     r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
@@ -283,7 +286,8 @@ ADDRESSED = either(r"<[^<>@\s]{1,64}@[^<>\s]{1,255}>(?!: recipient address rejec
 ABOUT_MESSAGE = either(
     r"spam|phish|malware|\bcontain",
     r"\bcontents?\b(?! of the helo)|\bheaders?\b|\bvirus|\bthis message\b|\bquarantin|\battach",
-    r"\bmulti-recipient|\bplain text\b|\bhtml\b|\blines?\b|\bdate\b|\bmessage-id\b|\btoo (?:large|big)\b|\bsize\b",
+    r"\bbounce message\b|\bmulti-recipient|\bplain text\b|\bhtml\b|\blines?\b|\bdate\b|\bmessage-id\b",
+    r"\btoo (?:large|big)\b|\bsize\b",
 )
 ABOUT_RECIPIENT = either(
     r"\b(?:recipient|subscriber|mailing list|alias|noreply address)\b",
@@ -297,6 +301,7 @@ ABOUT_CLIENT = either(
     r"(?:trusted|listed|banned|blocked|denied|refused|rejected|allowed)\b",
     r"\b(?:block|black|deny)[- ]?list(?:ed)? (?:host|ip|client|server)\b|\b(?:block|black) ?lists\b|\brbls?\b|/dul/",
     r"\b(?:broken|bad|unknown|your) (?:mailers?|mta)\b(?! error)|\bsmtp protocol\b|^protocol\b|\bnos services\b",
+    r"\binput channel\b|\breconnect\w* to{1,2} fast\b",
     r"\b(?:ip|host|server|network)(?:/domain)? reputation\b|\breputation rate|\bsending activity\b|\bback off\b",
 )
 
@@ -330,6 +335,8 @@ HANGING_UP = either(
 SERVER_ERROR = either(
     r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
     r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",
+    r"^qq |\b(?:unable to|cannot|could not) (?:read|open|write) (?:\w{1,20} ){0,2}"  # qmail
+    r"(?:configuration|controls?|files?|queue)\b",
     r"\btoo many open files\b|\b(?:can'?t|cannot|could not|unable to) connect to (?:127\.|localhost)",
     r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
@@ -347,6 +354,7 @@ NO_NAME = either(
     r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bad\w*|bare|not|fail|missing|mismatch)",
     r"\b(?:reverse\b.{0,24}\b(?:dns|hostname|host|name|lookup)|rdns|ptr)\b|\b(?:bad|invalid|forged) (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
+    r"\bno dns (?:entr|record)\w* for your\b|\bcorrect (?:your )?(?:helo|dns|ptr)\b",
     r"\b(?:sender|sending|client|your) (?:ip|host)\b.{0,30}\bresolve",
     r"\d\.\d{1,3}\W? (?:host )?(?:does not|doesn't|cannot|can't|could not)(?: be)? resolve",
 )
@@ -354,6 +362,7 @@ _LISTED = r"(?:block(?:ed|[- ]?list\w*|ing)?(?! list of)|(?:black|deny)-?list\w*
 _CLIENT = r"(?:ips?(?!=)|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
 _IP = r"(?<![=.\d])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d"  # not in the query of a link
 BLOCKED_CLIENT = either(
+    r"\b(?:sent|sending) .{0,40}\bto (?:an? |our )?(?:\S{1,64} )?spam ?traps?\b",
     r"\bclient (?:host|network|address)? ?(?:is |was )?reject|\byour (?:mail )?server requires\b",
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}|\byou (?:are|were|have been) (?:\w{{1,20}} )?{_LISTED}",
@@ -396,7 +405,8 @@ SENDER = either(
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
-    r"|\bunusual sending\b|\bsuspended from (?:sending|out(?:bound|going))\b",
+    r"|\bunusual sending\b|\b(?:outgoing|outbound) (?:is |was )?blocked\b"
+    r"|\bsuspended from (?:sending|out(?:bound|going))\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
     r"|not (?:yet )?(?:activ|authori[sz]ed))",

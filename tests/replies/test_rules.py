@@ -1096,7 +1096,7 @@ def test_a_refusal_that_means_it_is_final(line):
     [
         ("502 Command not implemented", MAIL, "does not know the command"),
         ("502 5.5.1 Not implemented, try again later", MAIL, "does not know the command"),
-        ("554 5.5.0 Syntax error in the body, try again later", END, "how this client speaks SMTP"),
+        ("554 5.5.0 Syntax error in the body, try again later", END, "does not take the line, or the bytes"),
         ("554 5.4.7 Delivery time expired", END, "gave up after its own retries"),
         ("550 5.7.30 REQUIRETLS support required", MAIL, "gave up after its own retries, or cannot give"),
         ("552 5.3.4 Too much for one day: limit of 10 MB per day", MAIL, "larger than"),
