@@ -231,8 +231,8 @@ class Sends(ABC):
             recipients: whom to send it to; None for the message's To, Cc and Bcc.
             mail_options: ESMTP parameters of MAIL.
             rcpt_options: ESMTP parameters of each RCPT.
-            id: the delivery's name, such as "order-17". The queue takes the same name once. This does not promise that
-                the message is never sent twice.
+            id: the delivery's name, such as "order-17-invoice". The queue takes the same name once, until a week after
+                its end (`keep`). This does not promise that the message is never sent twice.
             expires: a timedelta, or a datetime with a time zone. Recipients that have not got the message by then are
                 refused, and the worker's `on_end` is called: when a worker comes to it, so not before the end of a
                 pause of the server.
@@ -243,7 +243,8 @@ class Sends(ABC):
             The delivery. It is stored, and its pending recipients are `deferred`.
 
         Raises:
-            ValueError, TypeError: an argument is wrong, or the client has no `defer`.
+            ValueError, TypeError: an argument is wrong, the client has no `defer`, or a message from or to others has
+                that id.
             Whatever the engine raises, where it has not taken it; with the delivery as `exc.delivery`.
         """
         if self._engine is None:

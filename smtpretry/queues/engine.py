@@ -64,6 +64,12 @@ class QueueError(OSError):
     untouched = False
 
 
+class TakenIdError(ValueError):
+    """Another message has that id."""
+
+    untouched = True  # as a QueueError's
+
+
 OnEnd = Callable[[Delivery], Awaitable[None]]
 OnProgress = Callable[[Progress], None]
 Paced = Callable[[str | None], str | None]
@@ -106,6 +112,7 @@ class Engine(Protocol):
 
         Raises:
             TypeError: the engine cannot use that `connection`.
+            ValueError: a message from or to somebody else has that id; the engines here say so.
             Any other exception: the engine did not take the delivery. Where that is certain, the exception says so by a
                 true attribute `untouched`; else `has` is asked.
         """

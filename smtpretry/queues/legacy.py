@@ -55,10 +55,10 @@ async def _move(connection: psycopg.AsyncConnection[Any], queue: str, row: Seque
     try:
         delivery = Delivery.from_dict({"message": ""} | args)
         delivery.message = zlib.decompress(message) if message else delivery.message
+        await postgres.insert(connection, queue, delivery)
     except (TypeError, ValueError, zlib.error) as error:
         log.say(logging.ERROR, "smtp job %s: %s; it stays a job", number, type(error).__name__, job=number)
         return
-    await postgres.insert(connection, queue, delivery)
     if status != "todo":
         await connection.execute(_ENDED if status == "succeeded" else _DIED, (delivery.id, queue))
     await connection.execute("DELETE FROM procrastinate_jobs WHERE id = %s", [number])

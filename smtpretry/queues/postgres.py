@@ -19,9 +19,9 @@ import psycopg
 from psycopg.rows import tuple_row
 from psycopg_pool import PoolClosed
 
-from .engine import Pause, Progress, QueueError
+from .engine import Pause, Progress, QueueError, TakenIdError
 from .servers import COLUMNS, Known, Wants, leaves, told
-from .stored import by_the_time_of_day, envelope_of
+from .stored import by_the_time_of_day, check_is_same, envelope_of
 from .worker import Batch, Change, Taken, broken_off
 
 if TYPE_CHECKING:
@@ -77,8 +77,9 @@ _SUBMIT: Final = f"""WITH new AS (
         ON CONFLICT (id) DO NOTHING RETURNING queue
     ), told AS (
         SELECT pg_notify('{CHANNEL}', queue) FROM new
-    ) SELECT queue = %(queue)s, queue, (SELECT count(*) FROM told) FROM (
-        SELECT queue FROM new UNION ALL SELECT queue FROM smtpretry_deliveries WHERE id = %(id)s
+    ) SELECT queue = %(queue)s, queue, envelope, state, (SELECT count(*) FROM told) FROM (
+        SELECT queue, NULL AS envelope, NULL AS state FROM new
+        UNION ALL SELECT queue, envelope::text, state::text FROM smtpretry_deliveries WHERE id = %(id)s
     ) AS one"""
 TAKE: Final = """UPDATE smtpretry_deliveries SET taken = taken + 1, holder = %(holder)s, died = holder IS NOT NULL,
         lease = clock_timestamp() + make_interval(secs => %(lease)s)
@@ -144,7 +145,7 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
     """Take a delivery over, unless one of its name is there. Its workers are woken at the commit.
 
     Raises:
-        ValueError: it is there in another queue, whose workers know nothing of this delivery.
+        TakenIdError: another message has its name, or it is in another queue, whose workers know nothing of this one.
     """
     delivery = by_the_time_of_day(delivery)
     values = {
@@ -159,9 +160,12 @@ async def insert(connection: psycopg.AsyncConnection[Any], queue: str, delivery:
     found = None
     while found is None:  # as where another transaction has stored that id meanwhile
         found = await (await cursor.execute(_SUBMIT, values)).fetchone()
-    if not found[0]:
-        msg = f"the id {delivery.id!r} is taken by the queue {found[1]!r} of the same database: name it otherwise"
-        raise ValueError(msg)
+    is_here, where, *there, _ = found
+    if not is_here:
+        msg = f"the id {delivery.id!r} is taken by the queue {where!r} of the same database: name it otherwise"
+        raise TakenIdError(msg)
+    if None not in there:
+        check_is_same(delivery, *there)
 
 
 async def count(connection: psycopg.AsyncConnection[Any], queue: str | None) -> Progress:

@@ -67,18 +67,22 @@ def check(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
         raise ValueError(msg)
 
 
-def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], None]:
-    """Take a delivery over, unless one of its name is there."""
+def insert(delivery: Delivery) -> Callable[[sqlite3.Connection | sqlite3.Cursor], tuple[str, str] | None]:
+    """Take a delivery over, unless one of its name is there: then give the envelope and the state of that one."""
     told = by_the_time_of_day(delivery)
     row = (told.id, envelope_of(told), json.dumps(told.state()), told.next_at, told.message)
 
-    def work(connection: sqlite3.Connection | sqlite3.Cursor) -> None:
+    def work(connection: sqlite3.Connection | sqlite3.Cursor) -> tuple[str, str] | None:
         inserted = connection.execute(
             "INSERT INTO smtpretry_deliveries (id, envelope, state, due) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             row[:-1],
         )
         if inserted.rowcount:
             connection.execute("INSERT INTO smtpretry_messages VALUES (?, ?)", (inserted.lastrowid, row[-1]))
+            return None
+        query = "SELECT envelope, state FROM smtpretry_deliveries WHERE id = ?"
+        there: tuple[str, str] = connection.execute(query, [told.id]).fetchone()
+        return there
 
     return work
 

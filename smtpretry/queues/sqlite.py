@@ -24,6 +24,7 @@ from . import schema
 from .engine import Pause, QueueError, type_of
 from .file import File
 from .servers import Wants, leaves
+from .stored import check_is_same
 from .worker import Batch, Worker, check_worker
 
 if TYPE_CHECKING:
@@ -107,22 +108,24 @@ class SQLiteEngine:
         Raises:
             QueueError: the file cannot be written; nothing was taken over. With a `connection`, it is an sqlite3.Error.
             TypeError: `connection` is none of sqlite3's.
-            ValueError: `connection` is to another file.
+            ValueError: `connection` is to another file, or another message has that id.
         """
         if connection is None:
-            await self.file.transact(schema.insert(delivery))
+            there = await self.file.transact(schema.insert(delivery))
         else:
             insert = schema.insert(delivery)
             with _whole(connection) as cursor:
                 try:
-                    insert(cursor)  # before anything is read: who has read cannot wait for another one who writes
+                    there = insert(cursor)  # before anything is read: who has read cannot wait for a writer
                 except sqlite3.OperationalError as error:
                     if not str(error).startswith("no such table"):
                         raise
                     self._check(cursor)
-                    insert(cursor)
+                    there = insert(cursor)
                 else:
                     self._check(cursor)
+        if there is not None:
+            check_is_same(delivery, *there)
         self.ring()
 
     async def has(self, delivery_id: str, /) -> bool:

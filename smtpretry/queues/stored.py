@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from dataclasses import dataclass
 from typing import Final
 
-from smtpretry import clock
+from smtpretry import clock, log
 from smtpretry.delivery import Delivery
+
+from .engine import TakenIdError
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,21 @@ def delivery_of(envelope: str, state: str, message: bytes = b"") -> Delivery:
     delivery = Delivery.from_dict(json.loads(envelope) | {"message": ""} | json.loads(state))
     delivery.message = message
     return delivery
+
+
+def check_is_same(delivery: Delivery, envelope: str, state: str) -> None:
+    """Refuse an id that another message has, for whoever sends it again under its id has the same recipients.
+
+    Raises:
+        TakenIdError: this message would never be sent.
+    """
+    there = delivery_of(envelope, state)
+    if (there.sender, there.outcomes.keys()) == (delivery.sender, delivery.outcomes.keys()):
+        log.say(logging.INFO, "smtp queue has the delivery already (delivery %s)", delivery.id, delivery_id=delivery.id)
+        return
+    has, new = (f"from {one.sender} to {', '.join(one.outcomes)}" for one in (there, delivery))
+    msg = f"the id {delivery.id!r} is taken by a message {has}: name the one {new} otherwise"
+    raise TakenIdError(msg)
 
 
 def due_now(envelope: str, state: str) -> str:

@@ -496,6 +496,17 @@ async def test_one_id_in_two_queues(database: str) -> None:
 
 
 @at_once
+async def test_an_id_that_another_message_has(database: str) -> None:
+    """A message to others is refused: it would never be sent. The same one again is no error."""
+    async with engine_in(database) as engine, RetryingSMTP(ScriptedServer().client(), defer=engine) as smtp:
+        for _ in range(2):
+            await smtp.enqueue(letter(ANN), id="order-17")
+        with pytest.raises(ValueError, match=rf"'order-17' is taken by a message from {APP} to {ANN}: name the one"):
+            await smtp.enqueue(letter(BOB), id="order-17")
+        assert rows(database, "id") == [("order-17",)]
+
+
+@at_once
 async def test_an_application_that_likes_other_rows(database: str) -> None:
     """A row factory of the application's, on its connection or on those of the app, changes nothing."""
     connector = procrastinate.PsycopgConnector(conninfo=database, kwargs={"row_factory": dict_row})

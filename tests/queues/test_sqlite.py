@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import os
 import resource
 import shutil
@@ -25,7 +26,7 @@ import pytest
 import tenacity
 import virtual
 from programs import in_real_time
-from support import ANN, APP, BOB, EVE, letter, patient, virtually
+from support import ANN, APP, BOB, EVE, GREYLISTED, letter, patient, virtually
 
 import smtpretry
 from smtpretry import ClientClosed, Delivery, Failover, RetryingSMTP, RetryPolicy, clock
@@ -34,7 +35,7 @@ from smtpretry.queues.file import network_file_system
 from smtpretry.queues.schema import DUE
 from smtpretry.queues.sqlite import QueueError, SQLiteEngine
 from smtpretry.queues.worker import Worker
-from smtpretry.testing import ScriptedServer, check_engine
+from smtpretry.testing import ScriptedServer, check_engine, no_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
@@ -169,6 +170,30 @@ async def test_the_same_id_is_queued_once(path: Path) -> None:
             assert await engine.has("order-17")
             assert not await engine.has("order-18")
         assert len(server.messages) == 1
+
+
+@in_real_time
+async def test_an_id_that_another_message_has(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A message to others is refused, before and after the end of the one that is there; a send goes on in process."""
+    caplog.set_level(logging.INFO)
+    async with ScriptedServer() as server, SQLiteEngine(path) as engine:
+        async with RetryingSMTP(server.client(), no_wait(), defer=engine, max_wait=0.0) as smtp:
+            await smtp.enqueue(letter(ANN), id="order-17")
+            taken = rf"'order-17' is taken by a message from {APP} to {ANN}: name the one from {APP} to {BOB} otherwise"
+            with pytest.raises(ValueError, match=taken):
+                await smtp.enqueue(letter(BOB), id="order-17")
+            with closing(sqlite3.connect(path)) as own, pytest.raises(ValueError, match=taken):
+                await smtp.enqueue(letter(BOB), id="order-17", connection=own)
+            assert "smtp queue has the delivery already" not in caplog.text
+            await smtp.enqueue(letter(ANN), id="order-17")
+            assert "smtp queue has the delivery already (delivery order-17)" in caplog.text
+            async with working(engine, smtp):
+                await programs.until(lambda: rows(path, "due") == [(None,)])
+            with pytest.raises(ValueError, match=taken):
+                await smtp.enqueue(letter(BOB), id="order-17")
+            server.on("RCPT", BOB, GREYLISTED, times=1)
+            assert (await smtp.deliver(smtpretry.prepare(letter(BOB), id="order-17"))).accepted == [BOB]
+        assert [message.recipients for message in server.messages] == [[ANN], [BOB]]
 
 
 @in_real_time
