@@ -224,19 +224,17 @@ class Ledger:
         """
         now, left = self.policy.clock(), self.left()
         elapsed = self.elapsed() if elapsed is None else elapsed
-        limit = "the message expires before" if left < seconds else "the policy allows no attempt after"
         for who in [who for who in recipients if who in self.todo]:
             outcome, last = self.delivery.outcomes[who], said
             if said.stage is Stage.RCPT and who != said_to and outcome.stage and outcome.reply:
                 last = Said(outcome.stage, outcome.reply, outcome.error)  # the other's reply is not its own
-            gives_up = self.policy.gives_up(
+            why = self.policy._limit(  # noqa: SLF001 - `gives_up`, in words
                 attempt=outcome.attempts, elapsed=elapsed, wait=seconds, left=left, rule=rule
             )
-            if gives_up and self.turn.is_followed:
+            if why is not None and self.turn.is_followed:
                 outcome.server = (self.turn.number or 0) + 1
                 del self.todo[who]
-            elif gives_up:
-                why = f"{limit} another {seconds:.0f} s"
+            elif why is not None:
                 self.delivery.cure = self.delivery.cure or (rule and rule.cure) or f"gave up: {why}"
                 log.gave_up(self.delivery.id, who, why, last.stage, last.reply)
                 self.settle([who], Status.REFUSED, last)

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Final, Literal, Self, TypedDict, Unpack
 
 from .clock import now
+from .replies.delays import duration
 from .replies.reply import NO_REPLY, Reply
 from .replies.rule import WAITING, Action, Rule
 from .replies.rules import DEFAULT_RULES
@@ -289,11 +290,20 @@ class RetryPolicy:
             left: seconds until the message expires.
             rule: the row that asks for it; its `patience` counts where it is shorter than the policy's.
         """
-        return (
-            (self.max_attempts is not None and attempt >= self.max_attempts)
-            or wait > min(self._patience(rule) - elapsed, left) + _GRACE
-            or (self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)))
-        )
+        return self._limit(attempt=attempt, elapsed=elapsed, wait=wait, left=left, rule=rule) is not None
+
+    def _limit(self, *, attempt: int, elapsed: float, wait: float, left: float, rule: Rule | None) -> str | None:
+        """What allows no further attempt, in words; None where there may be one. See `gives_up`."""
+        if self.max_attempts is not None and attempt >= self.max_attempts:
+            return f"max_attempts ({self.max_attempts}) allows no further try"
+        if wait > left + _GRACE:
+            return f"the message expires before the next try, in {duration(wait)}"
+        if wait > self._patience(rule) - elapsed + _GRACE:
+            whose = "give_up_after" if rule is None or self._patience(rule) == self.patience else f"the row {rule.name}"
+            return f"{whose} ({duration(self._patience(rule))}) allows no try after another {duration(wait)}"
+        if self.stop is not None and self.stop(self._state(attempt=attempt, elapsed=elapsed, wait=wait)):
+            return "stop= allows no further try"
+        return None
 
     @property
     def patience(self) -> float:

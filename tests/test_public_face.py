@@ -600,7 +600,7 @@ async def test_a_note_tells_that_and_why_it_was_given_up() -> None:
             await smtp.sendmail(APP, [ANN], BODY)
         [note] = caught.value.__notes__
         assert note.endswith(
-            "last: RCPT: 450 4.2.0 Greylisted for 300 seconds; gave up: the policy allows no attempt after another 300 s"
+            "last: RCPT: 450 4.2.0 Greylisted for 300 seconds; gave up: give_up_after (1 min) allows no try after another 5 min"
         )
 
 

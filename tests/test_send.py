@@ -1157,7 +1157,10 @@ async def test_who_was_refused_and_hung_up_on_goes_alone() -> None:
 @virtually
 async def test_the_cure_is_that_of_the_last_refusal() -> None:
     """What would have helped somebody else before is not what the others need."""
-    for last, cure in (("552 5.2.2 Mailbox full", "clear the mailbox"), (GREYLISTED, "gave up: the policy allows")):
+    for last, cure in (
+        ("552 5.2.2 Mailbox full", "clear the mailbox"),
+        (GREYLISTED, "gave up: max_attempts (2) allows no further try"),
+    ):
         async with talk(patient(max_attempts=2)) as (server, smtp):
             server.on("RCPT", BOB, "550 5.1.1 User unknown", times=1)
             server.on("RCPT", ANN, GREYLISTED, times=1)

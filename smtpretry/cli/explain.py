@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from typing import TYPE_CHECKING, Any
 
 from smtpretry.policy import OWN_REFUSAL
+from smtpretry.replies.delays import duration
 from smtpretry.replies.patterns import caseless
 from smtpretry.replies.reply import NO_REPLY, READ, Reply
 from smtpretry.replies.rule import WAITING, Action, Rule
 from smtpretry.replies.rules import usual_stage
 from smtpretry.replies.stage import Stage
-from smtpretry.replies.tables import described, duration
+from smtpretry.replies.tables import described
 
 from . import UNREADABLE, policies, wrapped
 
@@ -125,7 +127,7 @@ def _explain(options: argparse.Namespace) -> int:
         stage, stage_is = _when(options.stage, told, reply)
         facts = _facts(options.policy, reply, stage, stage_is, fails=fails)
         if options.schedule and facts["action"]:
-            facts["schedule"], facts["then"] = _schedule(options.policy, reply, stage)
+            facts["schedule"], facts["then"] = _schedule(options.policy, reply, stage, first=facts["wait"])
         print(json.dumps(facts, ensure_ascii=False) if options.json else "\n".join(_lines(facts)))
     return code
 
@@ -183,7 +185,7 @@ def _when(given: Stage | None, told: Stage | None, reply: Reply) -> tuple[Stage,
     return (told, "told") if told else (usual_stage(reply), "guessed")
 
 
-def _schedule(policy: RetryPolicy, reply: Reply, stage: Stage) -> tuple[list[int], str]:
+def _schedule(policy: RetryPolicy, reply: Reply, stage: Stage, *, first: float) -> tuple[list[int], str]:
     """The seconds from the first attempt to each, where the server says the same each time; and what follows."""
     times, elapsed, attempt = [0], 0.0, 1
     able, mended = set(Action), set[Rule]()
@@ -200,7 +202,7 @@ def _schedule(policy: RetryPolicy, reply: Reply, stage: Stage) -> tuple[list[int
         wait = decision.wait if decision.wait or at_once else policy.backoff(attempt=attempt, elapsed=elapsed)
         if policy.gives_up(attempt=attempt, elapsed=elapsed, wait=wait, rule=decision.rule):
             return times, "then it is given up"
-        elapsed += wait
+        elapsed += first if len(times) == 1 and decision.wait else wait  # another draw of the jitter is another number
         attempt += not at_once
         times.append(round(elapsed))
     return times, "and so on"
@@ -220,6 +222,9 @@ def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str, *, fails:
     decision = policy.decide(reply, stage)
     if fails and decision.action is not Action.FAIL:
         decision = OWN_REFUSAL
+    limits = {"this row's": decision.rule.patience or math.inf, "give_up_after": policy.patience}
+    whose = min(limits, key=limits.__getitem__)
+    is_limited = decision.action is not Action.FAIL and limits[whose] < math.inf
     rule, said = decision.rule, reply.text[:READ].replace("\n", " ")
     return facts | {
         "action": decision.action.name,
@@ -230,6 +235,8 @@ def _facts(policy: RetryPolicy, reply: Reply, stage: Stage, told: str, *, fails:
         "slower": rule.slower,
         "fewer": rule.fewer,
         "patience": rule.patience,
+        "limit": limits[whose] if is_limited else None,
+        "limit_is": whose if is_limited else None,
         "name": rule.name,
         "row": next((number for number, row in enumerate(policy.rules, start=1) if row is rule), None),
         "rows": len(policy.rules),
@@ -270,8 +277,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[str]:
     if facts["wait_is"]:
         then = "; the client slows down" * facts["slower"] + "; it uses fewer connections for a while" * facts["fewer"]
         yield f"    wait    {facts['wait']} s ({facts['wait_is']}){then}"
-    if facts["patience"]:
-        yield f"    for     {duration(facts['patience'])} at most"
+    if facts["limit"]:
+        yield f"    for     {duration(facts['limit'])} at most ({facts['limit_is']})"
     if "schedule" in facts:
         yield from wrapped("tried", f"{', '.join(['now', *map(_at, facts['schedule'][1:])])}; {facts['then']}")
     hint = "; --stage says another" if facts["stage_is"] == "guessed" else ""

@@ -149,8 +149,11 @@ def _columns(facts: dict[str, Any]) -> Iterator[str]:
 
 
 def _last(delivery: Delivery) -> str | None:
-    replies = [str(step.reply) for attempt in delivery.attempts for step in attempt.steps]
-    return replies[-1].partition("\n")[0] if replies else None
+    """What was said last to those who are pending, else to anybody."""
+    steps = [step for attempt in delivery.attempts for step in attempt.steps]
+    pending = [step for step in steps if not {*delivery.pending}.isdisjoint(step.recipients)]
+    last = (pending or steps)[-1:]
+    return str(last[0].reply).partition("\n")[0] if last else None
 
 
 def _story(one: Stored) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The delay that a text names: "Greylisted for 300 seconds", "come back in 00:05:00"."""
+"""The delay that a text names: "Greylisted for 300 seconds", "come back in 00:05:00"; and delays, for people."""
 
 from __future__ import annotations
 
@@ -147,3 +147,15 @@ def delay_in(text: str) -> float | None:
         return None
     seconds = _seconds(next(group for group in found.groups() if group is not None))
     return seconds if 0 < seconds <= _LONGEST else None
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: "3 s", "15 min", "2 min 30 s", "1 day"."""
+    if seconds < 1:
+        return f"{round(seconds, 1):g} s"
+    parts, left = [], round(seconds)
+    for size, unit in ((86400, "day"), (3600, "h"), (60, "min"), (1, "s")):
+        number, left = divmod(left, size)
+        if number:
+            parts.append(f"{number} {unit}" + "s" * (unit == "day" and number > 1))
+    return " ".join(parts[:2])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .delays import duration
 from .kinds import KINDS, Kind
 from .reply import NO_REPLY
 from .rule import WAITING, Rule
@@ -43,18 +44,6 @@ def described(rule: Rule) -> dict[str, str]:
         "wait": (_soon([rule]) + ", then slower" * rule.slower) if rule.action in WAITING else "",
         "for": "" if rule.patience is None else duration(rule.patience),
     }
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: "3 s", "15 min", "2 min 30 s", "1 day"."""
-    if seconds < 1:
-        return f"{seconds:g} s"
-    parts, left = [], round(seconds)
-    for size, unit in ((86400, "day"), (3600, "h"), (60, "min"), (1, "s")):
-        number, left = divmod(left, size)
-        if number:
-            parts.append(f"{number} {unit}" + "s" * (unit == "day" and number > 1))
-    return " ".join(parts[:2])
 
 
 def _soon(rules: Sequence[Rule]) -> str:

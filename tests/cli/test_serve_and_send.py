@@ -200,7 +200,7 @@ def test_send_exits_with_1_where_somebody_has_not_got_it() -> None:
             f"MAIL: {refusal} -> given up",
             f"{BOB}: given up: {refusal}",
             f"eve@example.com: given up: {refusal}",
-            "gave up: the policy allows no attempt after another 300 s",
+            "gave up: give_up_after (1 s) allows no try after another 5 min",
         ]
 
 

@@ -1340,7 +1340,7 @@ async def test_the_last_attempt_comes_before_the_expiry() -> None:
         assert delivery.refused[ANN].enhanced == "4.2.0"
         assert len(delivery.attempts) >= 2
         assert virtual.clock() - virtual.EPOCH == pytest.approx(99, abs=0.5)
-        assert "the message expires before" in delivery.story(virtual.clock())
+        assert "the message expires before the next try" in delivery.story(virtual.clock())
 
 
 @pytest.mark.parametrize(
