@@ -49,6 +49,7 @@ class Needs:
     hostname: str | None = None  # of this side
     in_use: WeakSet[aiosmtplib.SMTP] = field(default_factory=WeakSet)  # clients that a function has made
     mismatches: int = 0  # connections in a row on which one side spoke TLS and the other did not
+    opened: bool = False  # a session has been opened with these settings
     contexts: Contexts = field(default_factory=Contexts)
     pipelining: Pipelining = field(default_factory=Pipelining)
     _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
