@@ -55,7 +55,7 @@ class Connection(Opening):
         reused: whether it was connected before this send: it may have died since.
         credit: failures to connect that are not held against the server: it may still count the one that it ended.
         let_through_at: when the pace let its message through, on the policy's clock; None where it did not.
-        idle_since: on the event loop's clock.
+        idle_since: on the event loop's clock; infinity where it has not been used here yet.
         authenticated: what the server said to the log-in of this session.
     """
 
@@ -75,7 +75,7 @@ class Connection(Opening):
         self.max_messages = math.inf if max_messages is None else max_messages
         self.sessions = 0  # that were opened
         self.carried = 0
-        self.idle_since = 0.0
+        self.idle_since = math.inf
         self.reused = self.is_open
         self.credit = 0
         self.let_through_at: float | None = None
