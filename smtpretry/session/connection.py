@@ -137,6 +137,11 @@ class Connection(Opening):
                     "the credentials were not sent, for the connection is in the clear and the server offers no TLS: "
                     'use TLS, or cleartext_auth="always"'
                 )
+            if not self.client.server_auth_methods:
+                return (
+                    "the server offers no AUTH on this port; or a virus scanner or a firewall before it takes AUTH and "
+                    "STARTTLS out of what it offers: use_tls=True on port 465 gets past those"
+                )
             if not self._mechanisms:
                 return "the server offers no AUTH mechanism that the credentials fit"
         return None

@@ -688,8 +688,24 @@ async def test_the_first_warning_says_what_to_check(
         smtp = RetryingSMTP(server.client(**client), once())
         with pytest.raises(aiosmtplib.SMTPConnectError) as caught:
             await smtp.sendmail(APP, [ANN], BODY)
+    named(hint, caught.value, caplog)
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@virtually
+async def test_a_hang_up_in_place_of_the_banner_says_what_to_check(how: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """As a proxy does whose server is down."""
+    async with talk(once()) as (server, smtp):
+        server.fail_at("CONNECT", how)
+        with pytest.raises(aiosmtplib.SMTPConnectError) as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+    named("hung up without a word", caught.value, caplog)
+
+
+def named(hint: str, error: aiosmtplib.SMTPException, caplog: pytest.LogCaptureFixture) -> None:
+    """The hint is in the first warning and in the note, and the error is as it was."""
     [warning, *_] = caplog.messages
     assert warning.startswith("smtp has no connection to ")
     assert hint in warning
-    assert hint in caught.value.__notes__[0]
-    assert hint not in str(caught.value), "it is aiosmtplib's own"
+    assert hint in error.__notes__[0]
+    assert hint not in str(error), "it is aiosmtplib's own"
