@@ -10,9 +10,10 @@ import ipaddress
 import math
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import aiosmtplib
+from aiosmtplib import SMTPResponse
 from aiosmtplib.typing import Default
 
 from smtpretry.errors import NOT_CONNECTED
@@ -25,11 +26,8 @@ from .codes import LOG_IN_FIRST, MECHANISM_FAILS
 from .conversation import Timeout
 from .credentials import Credentials
 from .failed import Failed
-from .login import Needs, ask_for, log_in
+from .login import Needs, ask_for, is_logged_in, log_in
 from .opening import MakeClient, Opening
-
-if TYPE_CHECKING:
-    from aiosmtplib import SMTPResponse
 
 __all__ = ["CleartextAuth", "Connection", "Failed", "MakeClient", "Needs", "Timeout"]
 
@@ -252,9 +250,12 @@ class Connection(Opening):
         try:
             accepted = await log_in(self, partial(self.credentials.dialogue, secret), mechanisms, self.needs, timeout)
         except Failed as failed:
-            if self.carried and failed.said.reply.code in MECHANISM_FAILS:
-                self._start_over(failed.said.reply)  # once a session, says RFC 4954 §4
-            raise
+            refusal = failed.said.reply
+            if self.carried and refusal.code in MECHANISM_FAILS:
+                self._start_over(refusal)  # once a session, says RFC 4954 §4
+            if self.carried or not is_logged_in(refusal):
+                raise
+            accepted = SMTPResponse(235, str(refusal))
         self.authenticated, self._refreshed, self._proven_at = self.reply(*accepted), False, self.carried
         self.needs.refused, self.needs.proven = None, True
 
