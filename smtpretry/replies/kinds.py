@@ -53,7 +53,7 @@ KINDS: Final = (
         "Log-in refused",
         "Fails; with OAuth, asks for a fresh token once",
         "A wrong password does not become right, and repeated tries lock accounts",
-        ("log-in-refused", "log-in-refused-late", "token-expired", "token-refused"),
+        ("log-in-refused", "log-in-refused-late", "log-in-refused-otherwise", "token-expired", "token-refused"),
     ),
     Kind(
         "Log-in cannot be checked",
@@ -97,6 +97,7 @@ KINDS: Final = (
             "closing-used-up",
             "closing-idle",
             "idle-in-words",
+            "session-out-of-step",
             "postscreen",
         ),
     ),
@@ -189,6 +190,8 @@ KINDS: Final = (
             "bad-sender",
             "sender-refused",
             "not-your-sender",
+            "not-your-sender-words",
+            "long-line",
             "bare-line-feed",
             "content-refused",
             "policy",
@@ -203,6 +206,7 @@ KINDS: Final = (
         (
             "closing",
             "closing-in-words",
+            "closing-at-greeting",
             "closing-out-of-service",
             "closing-system-status",
             "closing-at-mail",
@@ -239,7 +243,7 @@ KINDS: Final = (
         "Final code, words that say “later”",
         "Retried",
         "The words are about this case; the code is general",
-        ("for-now-in-words",),
+        ("for-now-in-words", "cut-off"),
     ),
 )
 """Each row of the table belongs to one of these."""

@@ -29,6 +29,15 @@ _CANNOT = (
 )
 TIMEOUT = either(r"\btime(?:d |-)?out\b")
 IDLE = either(r"\btime(?:d |-)?out\b.{0,24}\b(?:from (?:the )?client|client input|closing)\b")
+OUT_OF_STEP = either(
+    r"\b(?:ehlo|helo|hello)\b.{0,20}\bfirst\b|\bfirst\b.{0,20}\b(?:ehlo|helo|hello)\b",
+    r"\bnested mail\b|\bsender (?:is |was )?already (?:specified|given|set)\b|\balready in a (?:mail )?transaction\b",
+)
+CUT_OFF = either(  # what went wrong between the server and the next one, in its own program's words
+    r"\bdial (?:tcp|udp)\b|\bi/o timeout\b|\bcontext deadline exceeded\b",
+    r"\bE(?:CONNREFUSED|CONNRESET|CONNABORTED|TIMEDOUT|HOSTUNREACH|NETUNREACH|AI_AGAIN|PIPE)\b",
+    r"\b(?:transaction|backend|internal) time(?:d |-)?out\b",
+)
 
 BAD_CERTIFICATE = either(
     r"certificate[ _]verify[ _]failed",
@@ -74,6 +83,10 @@ TOKEN = either(
     r"\btoken\b.{0,30}\b(?:expired|invalid|revoked|not valid|rejected|refused)\b",
     r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
 )
+WRONG_PASSWORD = either(  # be it one guess of several
+    r"\bpasswords? (?:is |was )?(?:incorrect|wrong|not correct)\b",
+    r"\b(?:incorrect|wrong) (?:\w{1,20} ){0,3}password\b",
+)
 TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
 
 # --- How SMTP is spoken -----------------------------------------------------------------------------------------------
@@ -86,7 +99,9 @@ BAD_SMTP = either(BARE_LF, r"\b(?:protocol|syntax) (?:error|violation)", r"\bpip
 TOO_BIG = either(
     r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
     r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
+    r"\bmore than \d{5,12} (?:bytes|octets)\b",
 )
+LONG_LINE = either(r"\blines? (?:is |are |was )?too long\b|\b(?:long|maximum) line length\b|\btoo long lines?\b")
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
@@ -98,6 +113,7 @@ SESSION_LIMIT = either(
     r"\b(?:messages?|e?mails?|msgs?|transactions?|deliver\w+) (?:per|in|on|for|during|over) "
     + _THIS_SESSION
     + r".{0,12}\b(?:limit|max\w*|exceed\w*|reach\w*)\b",
+    r"\btoo many non-?mail commands\b",
     r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",
@@ -299,6 +315,7 @@ ABOUT_CLIENT = either(
     r"\b(?:block|black|deny)[- ]?list(?:ed)? (?:host|ip|client|server)\b|\b(?:block|black) ?lists\b|\brbls?\b|/dul/",
     r"\b(?:broken|bad|unknown|your) (?:mailers?|mta)\b(?! error)|\bsmtp protocol\b|^protocol\b|\bnos services\b",
     r"\b(?:ip|host|server|network)(?:/domain)? reputation\b|\breputation rate|\bsending activity\b|\bback off\b",
+    r"\baccess denied, please try again later\b",  # Exchange Online, 4.7.500 to 4.7.699
 )
 
 AN_ADDRESS = either(r"\S@\S|\b(?:domain|address|mx|dns|envelope)\b|\bresolv|\bverif")  # at MAIL it is the sender's
@@ -315,7 +332,7 @@ FOR_NOW = either(
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
 BUSY = either(
     r"\bmaintenance\b|\bgoing (?:down|offline)\b",
-    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
+    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\b(?:server|system) (?:is )?(?:too )?busy\b",
 )
 STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
@@ -385,6 +402,10 @@ LISTED_CONTENT = either(
     r"(?:spam|junk|unsolicited)\b",
     r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
+NOT_YOURS = either(  # the sender is not the one who has logged in
+    r"\bmail from (?:\w{1,20} ){0,2}(?:must|should|(?:does|do) ?n[o']t) (?:\w{1,20} ){0,3}(?:same|equal|conform|match)",
+    r"\brelaying disallowed as\b|\bsend ?as ?denied",
+)
 SENDER = either(
     r"\bsender\b.{0,24}\b(?:(?:do|does) ?n[o']t|mis-?) ?match",
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
@@ -394,9 +415,10 @@ SENDER = either(
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
     r"\bmail from:? <?[^\s@]{1,64}@\S{1,255} (?:is |was )?(?:den[iy]|refuse|reject|block|not (?:allow|accept|permit))",
     r"\bto send (?:mail |e-?mail )?(?:as|from|on behalf of)\b(?! (?:this|your|the) (?:ip|host|server)\b| \W?\d)",
+    NOT_YOURS,
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
-    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
+    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b|outboundspam"
     r"|\bunusual sending\b|\bsuspended from (?:sending|out(?:bound|going))\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
