@@ -230,7 +230,7 @@ RECIPIENT_RATE = either(
     r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b(?! bounces)",
     r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user|address)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
-    r"\brecipient (?:\w{1,20} ){0,2}(?:rate|thread|message|forwarding)s? limit",
+    r"\brecipient (?:\w{1,20} ){0,2}(?:rate|thread|message|forwarding|frequency)s? limit",
     r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
     r"\b(?:limit|quota|rate) (?:of|for|on) (?:incoming|inbound)\b",
     r"\b(?:messages|mail) to \S{1,64}@\S{1,255} (?:\w{1,20} ){0,2}(?:deferred|throttled|limited)\b",
@@ -402,6 +402,9 @@ LISTED_CONTENT = either(
     r"(?:spam|junk|unsolicited)\b",
     r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
+UNPROVEN = either(
+    r"\b(?:address|domain|identity|mailbox) (?:is )?not (?:yet )?verified\b|\bidentities failed the check\b",
+)
 NOT_YOURS = either(  # the sender is not the one who has logged in
     r"\bmail from (?:\w{1,20} ){0,2}(?:must|should|(?:does|do) ?n[o']t) (?:\w{1,20} ){0,3}(?:same|equal|conform|match)",
     r"\brelaying disallowed as\b|\bsend ?as ?denied",
@@ -424,7 +427,7 @@ ACCOUNT = either(  # what has become of the account that this client sends with
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
     r"|not (?:yet )?(?:activ|authori[sz]ed))",
     r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
-    r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
+    r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b|\bfor test purposes only\b"
     r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",
 )
 BLOCKED = either(

@@ -430,6 +430,29 @@ def test_a_name_that_the_server_hangs_up_on_names_the_cure():
     assert "local_hostname=" in decision.rule.cure
 
 
+@pytest.mark.parametrize("line", ["501 5.0.0 Invalid domain name", "501 Syntactically invalid EHLO argument(s)"])
+def test_a_greeting_that_is_refused_names_the_cure(line):
+    """A host may have a name that is none for SMTP, as in a container."""
+    decision = decide(line, Stage.EHLO)
+    assert (decision.action, decision.scope) == (Action.FAIL, Scope.SERVER)
+    assert "local_hostname=" in decision.rule.cure
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("421 Domain x.mailgun.org is not allowed to send: Free accounts are for test purposes only.", END),
+        ("421 4.7.0 Your account is temporarily blocked", MAIL),
+        ("451 Authentication failed: Maximum credits exceeded", AUTH),
+    ],
+)
+def test_an_account_that_may_not_send_now_names_the_cure(line, stage):
+    """Its mail waits, all of it, and somebody has to ask the provider."""
+    decision = decide(line, stage)
+    assert decision.action in {Action.RETRY, Action.RECONNECT}
+    assert (decision.scope, "provider" in decision.rule.cure) == (Scope.SERVER, True)
+
+
 def test_a_client_that_is_held_back_concerns_the_server():
     """Exchange Online says it to a recipient, and means whoever sends."""
     line = "451 4.7.500 Access denied, please try again later. For more information please go to https://x (AS112201)"
@@ -701,6 +724,7 @@ def test_what_a_slower_pace_does_not_cure_is_no_rate(line):
     ("line", "expected"),
     [
         ("450 4.2.1 The user you are trying to contact is receiving mail too quickly.", "RETRY"),
+        ("550 Recipient frequency limited", "RETRY"),
         ("421 4.2.1 The user you are trying to contact is receiving mail too quickly.", "RECONNECT"),
         ("450 4.2.1 The recipient has exceeded message rate limit. Try again later.", "RETRY"),
         ("451 Mailbox is receiving too many messages per minute", "RETRY"),
@@ -1153,6 +1177,13 @@ def test_a_refusal_that_means_it_is_final(line):
         ("554 5.7.1 xyzzy", END, "policy forbids"),
         ("503 Bad sequence of commands", DATA, "at the wrong moment"),
         ("552 message line is too long", END, "longer than the server takes"),
+        ("500 Line too long", END, "longer than the server takes"),
+        ("502 5.7.0 Your SMTP account is not yet activated. Please contact us", MAIL, "may not send"),
+        (
+            "554 Message rejected: Email address is not verified. The following identities failed the check",
+            END,
+            "verified",
+        ),
         ("554 Message rejected: Stream is more than 10485760 bytes long.", END, "larger than"),
         ("553 Relaying disallowed as app@example.com", END, "from this sender"),
         ("553 Mail from must equal authorized user", MAIL, "from this sender"),
