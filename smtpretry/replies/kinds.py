@@ -53,7 +53,7 @@ KINDS: Final = (
         "Log-in refused",
         "Fails; with OAuth, asks for a fresh token once",
         "A wrong password does not become right, and repeated tries lock accounts",
-        ("log-in-refused", "log-in-refused-late", "token-expired", "token-refused"),
+        ("log-in-refused", "log-in-refused-late", "log-in-refused-otherwise", "token-expired", "token-refused"),
     ),
     Kind(
         "Log-in cannot be checked",
@@ -97,6 +97,7 @@ KINDS: Final = (
             "closing-used-up",
             "closing-idle",
             "idle-in-words",
+            "session-out-of-step",
             "postscreen",
         ),
     ),
@@ -154,6 +155,7 @@ KINDS: Final = (
             "account",
             "account-status",
             "account-for-now",
+            "closing-account",
             "blocked",
             "blocked-status",
             "blocked-or-spam",
@@ -168,7 +170,7 @@ KINDS: Final = (
         "Client without a name",
         "Fails at 5xx; at 4xx the whole client waits",
         "The PTR record or the HELO name is missing, or the server's DNS is down",
-        ("no-name", "no-name-for-good"),
+        ("no-name", "no-name-for-good", "greeting-refused"),
     ),
     Kind(
         "Message too big",
@@ -188,7 +190,10 @@ KINDS: Final = (
             "sender-unproven-for-now",
             "bad-sender",
             "sender-refused",
+            "not-verified",
             "not-your-sender",
+            "not-your-sender-words",
+            "long-line",
             "bare-line-feed",
             "content-refused",
             "policy",
@@ -203,6 +208,7 @@ KINDS: Final = (
         (
             "closing",
             "closing-in-words",
+            "closing-at-greeting",
             "closing-out-of-service",
             "closing-system-status",
             "closing-at-mail",
@@ -240,7 +246,7 @@ KINDS: Final = (
         "Final code, words that say “later”",
         "Retried",
         "The words are about this case; the code is general",
-        ("for-now-in-words",),
+        ("for-now-in-words", "cut-off"),
     ),
 )
 """Each row of the table belongs to one of these."""

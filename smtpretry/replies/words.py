@@ -29,6 +29,15 @@ _CANNOT = (
 )
 TIMEOUT = either(r"\btime(?:d |-)?out\b")
 IDLE = either(r"\btime(?:d |-)?out\b.{0,24}\b(?:from (?:the )?client|client input|closing)\b")
+OUT_OF_STEP = either(
+    r"\b(?:ehlo|helo|hello)\b.{0,20}\bfirst\b|\bfirst\b.{0,20}\b(?:ehlo|helo|hello)\b",
+    r"\bnested mail\b|\bsender (?:is |was )?already (?:specified|given|set)\b|\balready in a (?:mail )?transaction\b",
+)
+CUT_OFF = either(  # what went wrong between the server and the next one, in its own program's words
+    r"\bdial (?:tcp|udp)\b|\bi/o timeout\b|\bcontext deadline exceeded\b",
+    r"\bE(?:CONNREFUSED|CONNRESET|CONNABORTED|TIMEDOUT|HOSTUNREACH|NETUNREACH|AI_AGAIN|PIPE)\b",
+    r"\b(?:transaction|backend|internal) time(?:d |-)?out\b",
+)
 
 BAD_CERTIFICATE = either(
     r"certificate[ _]verify[ _]failed",
@@ -61,6 +70,7 @@ LOG_IN = either(
     r"\bautenti\w+ (?:(?:es|é|è) )?(?:requerida|necesaria|obrigat\w+|necess[áa]ri[ao]|richiesta)",
     r"\bse requiere autenticaci[oó]n|требуется (?:smtp.)?(?:авториз|аутентиф)|需要.{0,8}(?:认证|身份验证)|認証が必要",
 )
+LOGGED_IN = either(r"\balready (?:been )?(?:authenticated|logged[- ]in)\b")
 RELAY = either(
     r"\brelay(?:ing)?(?: \S{1,60}){0,3} " + _FORBIDDEN,
     _CANNOT + r"(?: to)? (?:\w{1,20} )?relay\b",
@@ -72,6 +82,10 @@ RELAY = either(
 TOKEN = either(
     r"\btoken\b.{0,30}\b(?:expired|invalid|revoked|not valid|rejected|refused)\b",
     r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
+)
+WRONG_PASSWORD = either(  # be it one guess of several
+    r"\bpasswords? (?:is |was )?(?:incorrect|wrong|not correct)\b",
+    r"\b(?:incorrect|wrong) (?:\w{1,20} ){0,3}password\b",
 )
 TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
 
@@ -88,7 +102,9 @@ BAD_SMTP = either(BARE_LF, r"\bsyntax (?:error|violation)", r"\binvalid base64")
 TOO_BIG = either(
     r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
     r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
+    r"\bmore than \d{5,12} (?:bytes|octets)\b",
 )
+LONG_LINE = either(r"\blines? (?:is |are |was )?too long\b|\b(?:long|maximum) line length\b|\btoo long lines?\b")
 
 # --- Limits -----------------------------------------------------------------------------------------------------------
 
@@ -100,6 +116,7 @@ SESSION_LIMIT = either(
     r"\b(?:messages?|e?mails?|msgs?|transactions?|deliver\w+) (?:per|in|on|for|during|over) "
     + _THIS_SESSION
     + r".{0,12}\b(?:limit|max\w*|exceed\w*|reach\w*)\b",
+    r"\btoo many non-?mail commands\b",
     r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",
@@ -216,7 +233,7 @@ RECIPIENT_RATE = either(
     r"\breceiving (?:e-?)?(?:mails?|messages) (?:too|at a rate|faster)\b|\breceiving too (?:many|much)\b(?! bounces)",
     r"\b(?:exceed\w*|limit|too m(?:any|uch))\b.{0,80}\b(?:to|for) (?:this|that) (?:recipient|mailbox|user|address)\b",
     r"\brecipient (?:has |is )?(?:exceed|receiv|throttl)\w*(?! (?:\w{1,20} )?(?:quota|storage|space|size|disk))",
-    r"\brecipient (?:\w{1,20} ){0,2}(?:rate|thread|message|forwarding)s? limit",
+    r"\brecipient (?:\w{1,20} ){0,2}(?:rate|thread|message|forwarding|frequency)s? limit",
     r"\b(?:recipient|mail ?box|user)\b.{0,40}\b(?:incoming|inbound|receiv\w+) (?:\w{1,20} )?(?:limit|quota|rate)",
     r"\b(?:limit|quota|rate) (?:of|for|on) (?:incoming|inbound)\b",
     r"\b(?:messages|mail) to \S{1,64}@\S{1,255} (?:\w{1,20} ){0,2}(?:deferred|throttled|limited)\b",
@@ -303,6 +320,7 @@ ABOUT_CLIENT = either(
     r"\b(?:broken|bad|unknown|your) (?:mailers?|mta)\b(?! error)|\bsmtp protocol\b|^protocol\b|\bnos services\b",
     r"\binput channel\b|\breconnect\w* to{1,2} fast\b",
     r"\b(?:ip|host|server|network)(?:/domain)? reputation\b|\breputation rate|\bsending activity\b|\bback off\b",
+    r"\baccess denied, please try again later\b",  # Exchange Online, 4.7.500 to 4.7.699
 )
 
 AN_ADDRESS = either(r"\S@\S|\b(?:domain|address|mx|dns|envelope)\b|\bresolv|\bverif")  # at MAIL it is the sender's
@@ -319,7 +337,7 @@ FOR_NOW = either(
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
 BUSY = either(
     r"\bmaintenance\b|\bgoing (?:down|offline)\b",
-    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\bserver (?:is )?(?:too )?busy\b",
+    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\b(?:server|system) (?:is )?(?:too )?busy\b",
 )
 STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
@@ -393,6 +411,13 @@ LISTED_CONTENT = either(
     r"(?:spam|junk|unsolicited)\b",
     r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
+UNPROVEN = either(
+    r"\b(?:address|domain|identity|mailbox) (?:is )?not (?:yet )?verified\b|\bidentities failed the check\b",
+)
+NOT_YOURS = either(  # the sender is not the one who has logged in
+    r"\bmail from (?:\w{1,20} ){0,2}(?:must|should|(?:does|do) ?n[o']t) (?:\w{1,20} ){0,3}(?:same|equal|conform|match)",
+    r"\brelaying disallowed as\b|\bsend ?as ?denied",
+)
 SENDER = either(
     r"\bsender\b.{0,24}\b(?:(?:do|does) ?n[o']t|mis-?) ?match",
     r"\bsender(?:'s)? (?:address|domain|e-?mail|verif\w+"
@@ -402,16 +427,17 @@ SENDER = either(
     r"\breturn[- ](?:path|address)\b|\bfrom[- ]address\b|\benvelope (?:sender|from)\b",
     r"\bmail from:? <?[^\s@]{1,64}@\S{1,255} (?:is |was )?(?:den[iy]|refuse|reject|block|not (?:allow|accept|permit))",
     r"\bto send (?:mail |e-?mail )?(?:as|from|on behalf of)\b(?! (?:this|your|the) (?:ip|host|server)\b| \W?\d)",
+    NOT_YOURS,
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
-    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b"
+    r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b|outboundspam"
     r"|\bunusual sending\b|\b(?:outgoing|outbound) (?:is |was )?blocked\b"
     r"|\bsuspended from (?:sending|out(?:bound|going))\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"
     r"|not (?:yet )?(?:activ|authori[sz]ed))",
     r"\bfrom your account\b|\btenant has exceeded|\bcredits? (?:exceeded|exhausted|used up)",
-    r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b"
+    r"\b(?:out of|insufficient|not enough) (?:credits?|balance|funds)\b|\bfor test purposes only\b"
     r"|\btrial (?:\w{1,20} )?(?:ended|expired|over)\b",
 )
 BLOCKED = either(

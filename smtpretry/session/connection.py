@@ -10,9 +10,10 @@ import ipaddress
 import math
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import Literal, NoReturn
 
 import aiosmtplib
+from aiosmtplib import SMTPResponse
 from aiosmtplib.typing import Default
 
 from smtpretry.errors import NOT_CONNECTED
@@ -25,11 +26,8 @@ from .codes import LOG_IN_FIRST, MECHANISM_FAILS
 from .conversation import Timeout
 from .credentials import Credentials
 from .failed import Failed
-from .login import Needs, ask_for, log_in
+from .login import Needs, ask_for, is_logged_in, log_in
 from .opening import MakeClient, Opening
-
-if TYPE_CHECKING:
-    from aiosmtplib import SMTPResponse
 
 __all__ = ["CleartextAuth", "Connection", "Failed", "MakeClient", "Needs", "Timeout"]
 
@@ -55,7 +53,7 @@ class Connection(Opening):
         reused: whether it was connected before this send: it may have died since.
         credit: failures to connect that are not held against the server: it may still count the one that it ended.
         let_through_at: when the pace let its message through, on the policy's clock; None where it did not.
-        idle_since: on the event loop's clock.
+        idle_since: on the event loop's clock; infinity where it has not been used here yet.
         authenticated: what the server said to the log-in of this session.
     """
 
@@ -75,7 +73,7 @@ class Connection(Opening):
         self.max_messages = math.inf if max_messages is None else max_messages
         self.sessions = 0  # that were opened
         self.carried = 0
-        self.idle_since = 0.0
+        self.idle_since = math.inf
         self.reused = self.is_open
         self.credit = 0
         self.let_through_at: float | None = None
@@ -136,6 +134,11 @@ class Connection(Opening):
                 return (
                     "the credentials were not sent, for the connection is in the clear and the server offers no TLS: "
                     'use TLS, or cleartext_auth="always"'
+                )
+            if not self.client.server_auth_methods:
+                return (
+                    "the server offers no AUTH on this port; or a virus scanner or a firewall before it takes AUTH and "
+                    "STARTTLS out of what it offers: use_tls=True on port 465 gets past those"
                 )
             if not self._mechanisms:
                 return "the server offers no AUTH mechanism that the credentials fit"
@@ -247,9 +250,12 @@ class Connection(Opening):
         try:
             accepted = await log_in(self, partial(self.credentials.dialogue, secret), mechanisms, self.needs, timeout)
         except Failed as failed:
-            if self.carried and failed.said.reply.code in MECHANISM_FAILS:
-                self._start_over(failed.said.reply)  # once a session, says RFC 4954 §4
-            raise
+            refusal = failed.said.reply
+            if self.carried and refusal.code in MECHANISM_FAILS:
+                self._start_over(refusal)  # once a session, says RFC 4954 §4
+            if self.carried or not is_logged_in(refusal):
+                raise
+            accepted = SMTPResponse(235, str(refusal))
         self.authenticated, self._refreshed, self._proven_at = self.reply(*accepted), False, self.carried
         self.needs.refused, self.needs.proven = None, True
 

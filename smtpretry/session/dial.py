@@ -174,6 +174,11 @@ def unreachable(error: BaseException) -> str | None:
     match error.__cause__:
         case socket.gaierror():
             return "check hostname="
+        case aiosmtplib.SMTPServerDisconnected():
+            return (
+                "the server, or a proxy before it, hung up without a word: it may be down, it may not take connections "
+                "from this host, or the port begins with TLS (use_tls=True)"
+            )
         case ConnectionRefusedError():
             return "nothing listens there: check hostname= and port="
         case _:

@@ -15,8 +15,10 @@ import aiosmtplib
 from aiosmtplib import SMTPResponse
 
 from smtpretry.errors import chain
+from smtpretry.replies.patterns import caseless
 from smtpretry.replies.reply import Reply, Said
 from smtpretry.replies.stage import Stage
+from smtpretry.replies.words import LOGGED_IN
 
 from .codes import CHALLENGE, MECHANISM_FAILS, WRONG_PASSWORD
 from .credentials import challenge_of
@@ -49,6 +51,7 @@ class Needs:
     hostname: str | None = None  # of this side
     in_use: WeakSet[aiosmtplib.SMTP] = field(default_factory=WeakSet)  # clients that a function has made
     mismatches: int = 0  # connections in a row on which one side spoke TLS and the other did not
+    opened: bool = False  # a session has been opened with these settings
     contexts: Contexts = field(default_factory=Contexts)
     pipelining: Pipelining = field(default_factory=Pipelining)
     _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
@@ -114,8 +117,8 @@ async def log_in(
 ) -> SMTPResponse:
     """AUTH by the first mechanism that works here. Raises `Failed`, with the last refusal.
 
-    A password is judged by one 535 to PLAIN or LOGIN. To CRAM-MD5 it may mean that the server keeps no password in the
-    clear, which that mechanism needs.
+    Raises it at once where the session is logged in already. A password is judged by one 535 to PLAIN or LOGIN. To
+    CRAM-MD5 it may mean that the server keeps no password in the clear, which that mechanism needs.
     """
     useless = set[str]()
     for mechanism in mechanisms:
@@ -124,13 +127,18 @@ async def log_in(
         except Failed as failed:
             code = failed.said.reply.code
             works = code not in MECHANISM_FAILS and (mechanism, code) != ("cram-md5", WRONG_PASSWORD)
-            if works or mechanism == mechanisms[-1] or not conversation.is_open:
+            if works or is_logged_in(failed.said.reply) or mechanism == mechanisms[-1] or not conversation.is_open:
                 raise
             useless.add(mechanism)
         else:
             needs.useless |= useless
             return accepted
     raise AssertionError  # there is no log-in without a mechanism
+
+
+def is_logged_in(refusal: Reply) -> bool:
+    """Whether AUTH is refused for the session needs none: a proxy, an address or a certificate has logged it in."""
+    return caseless(LOGGED_IN).search(refusal.text) is not None
 
 
 async def _say(conversation: Conversation, mechanism: str, dialogue: Dialogue, timeout: Timeout) -> SMTPResponse:

@@ -156,10 +156,15 @@ class Opening(Conversation):
         super()._fail(stage, error)
 
     def _advise(self, stage: Stage, error: Exception) -> None:
-        """Raise `Failed` with what to check on this side, where the error tells; final where it is no accident."""
+        """Raise `Failed` with what to check on this side, where the error tells; final where it is no accident.
+
+        Settings that have opened a session are no mistake, whatever the server has become since.
+        """
         mismatch = mistaken(self.client, error)
         self.needs.mismatches += mismatch is not None
-        cure = mismatch if self.needs.mismatches >= _MISMATCHES else impossible(error)
+        if self.needs.opened:
+            mismatch = None
+        cure = mismatch if mismatch and self.needs.mismatches >= _MISMATCHES else impossible(error)
         hint = mismatch or cure or (unreachable(error) if stage is Stage.CONNECT else None)
         if hint is not None:
             self.abort()
@@ -192,7 +197,7 @@ class Opening(Conversation):
             welcome = self._start_tls is None or self.needs.tls
             if self._start_tls or (welcome and self._can_encrypt):
                 await self._encrypt(timeout)
-        self.needs.mismatches = 0
+        self.needs.mismatches, self.needs.opened = 0, True
 
     async def _greet(self, timeout: Timeout) -> None:
         """EHLO; HELO where the server does not take that command (RFC 5321 §3.2), never where it is just busy."""

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 
+_LATE = 1.0  # seconds that the sweeper may be late on an event loop that is merely busy
+
+
 class Stock:
     """Connections to be taken and put back: the open one that was used last, before one that has to be opened.
 
@@ -55,11 +58,19 @@ class Stock:
         return any(connection.is_open for connection in self.connections)
 
     def take(self) -> Connection:
-        """The open one that was used last, or one to open. What the function that makes them raises comes out."""
+        """The open one that was used last, or one to open. What the function that makes them raises comes out.
+
+        Where the event loop stood still for longer than `idle_timeout`, the sweeper comes too late. A NAT on the way
+        may have forgotten the connection, and nothing would ever be answered on it.
+        """
         if not self._free:
             self.connections.append(self._make())
             return self.connections[-1]
-        return self._free.pop()
+        connection = self._free.pop()
+        if connection.is_open and self._is_overdue(connection, asyncio.get_running_loop().time() - _LATE):
+            connection.abort()
+            connection.is_used_up()
+        return connection
 
     def put(self, connection: Connection) -> None:
         """Take one back."""
@@ -118,6 +129,9 @@ class Stock:
         if self.idle_timeout is not None:
             self._sweeper = asyncio.get_running_loop().call_at(idle_since + self.idle_timeout, self._sweep)
 
+    def _is_overdue(self, connection: Connection, now: float) -> bool:
+        return self.idle_timeout is not None and connection.idle_since + self.idle_timeout <= now
+
     def _sweep(self) -> None:
         """Close those that have been idle for too long."""
         self._sweeper = None
@@ -125,7 +139,7 @@ class Stock:
         for connection in self._free:
             self._look(connection)
         for connection in [connection for connection in self._free if connection.is_open]:
-            if connection.idle_since + (self.idle_timeout or 0) > now:
+            if not self._is_overdue(connection, now):
                 self._sweep_at(connection.idle_since)
                 break
             self._free.remove(connection)

@@ -401,10 +401,16 @@ def test_a_server_in_trouble_is_left_alone_by_all(line):
         ("450 Too many messages on this connection", RCPT),
         ("451 4.7.0 Timeout waiting for client input", DATA),
         ("451 4.4.2 Timed out waiting for data from the client", RCPT),
+        ("502 Timeout from client", MAIL),
+        ("554 Too many nonmail commands", MAIL),
+        ("503 5.5.2 Send hello first [AM0PR01CA0001.eurprd01.prod.exchangelabs.com]", MAIL),
+        ("503 EHLO/HELO first please", MAIL),
+        ("503 5.5.1 Error: nested MAIL command", MAIL),
+        ("503 Sender already specified", MAIL),
     ],
 )
 def test_a_used_up_connection_is_replaced_at_once(line, stage):
-    """Idle for too long, or as many messages as a session may carry: a new connection cures it, without waiting."""
+    """Idle for too long, a session that is full or has lost its place: a new connection cures it, without waiting."""
     decision = decide(line, stage)
     assert (decision.action, decision.wait) == (Action.RECONNECT, 0)
 
@@ -415,6 +421,42 @@ def test_a_server_that_tired_of_waiting_concerns_no_message(code):
     assert {
         decide(f"{code} 4.4.2 Timed out waiting for client input", stage).scope for stage in (MAIL, RCPT, DATA)
     } == {Scope.SERVER}
+
+
+def test_a_name_that_the_server_hangs_up_on_names_the_cure():
+    """Some take no EHLO that says localhost, and call it busy."""
+    decision = decide("421 4.7.0 Try again later, closing connection. (EHLO) v6-20020a - gsmtp", Stage.EHLO)
+    assert (decision.action, decision.scope) == (Action.RECONNECT, Scope.SERVER)
+    assert "local_hostname=" in decision.rule.cure
+
+
+@pytest.mark.parametrize("line", ["501 5.0.0 Invalid domain name", "501 Syntactically invalid EHLO argument(s)"])
+def test_a_greeting_that_is_refused_names_the_cure(line):
+    """A host may have a name that is none for SMTP, as in a container."""
+    decision = decide(line, Stage.EHLO)
+    assert (decision.action, decision.scope) == (Action.FAIL, Scope.SERVER)
+    assert "local_hostname=" in decision.rule.cure
+
+
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("421 Domain x.mailgun.org is not allowed to send: Free accounts are for test purposes only.", END),
+        ("421 4.7.0 Your account is temporarily blocked", MAIL),
+        ("451 Authentication failed: Maximum credits exceeded", AUTH),
+    ],
+)
+def test_an_account_that_may_not_send_now_names_the_cure(line, stage):
+    """Its mail waits, all of it, and somebody has to ask the provider."""
+    decision = decide(line, stage)
+    assert decision.action in {Action.RETRY, Action.RECONNECT}
+    assert (decision.scope, "provider" in decision.rule.cure) == (Scope.SERVER, True)
+
+
+def test_a_client_that_is_held_back_concerns_the_server():
+    """Exchange Online says it to a recipient, and means whoever sends."""
+    line = "451 4.7.500 Access denied, please try again later. For more information please go to https://x (AS112201)"
+    assert decide(line, RCPT).scope is Scope.SERVER
 
 
 def test_postscreen_lets_in_on_the_next_connection():
@@ -525,6 +567,7 @@ def test_454_means_different_things(line, stage, expected):
         "450 4.7.1 Error: too many AUTH commands from 192.0.2.1",
         "535 5.7.8 Error: authentication failed: Temporary authentication failure",
         "535 5.7.8 Error: authentication failed: Connection lost to authentication server",
+        "535 Error: authentication failed, system busy",
     ],
 )
 def test_a_password_that_cannot_be_checked_is_not_a_wrong_one(line):
@@ -543,11 +586,21 @@ def test_a_password_that_cannot_be_checked_is_not_a_wrong_one(line):
         "534 5.7.14 <https://accounts.example.com/signin> Please log in via your web browser and then try again.",
         "530 Invalid username or password",
         "504 5.7.4 Unrecognized authentication type",
+        "535 Login fail. Account is abnormal, service is not open, password is incorrect, login frequency limited, or",
+        "535 Wrong user name or password, or a temporary failure",
     ],
 )
 def test_a_wrong_password_is_final(line):
-    """It is not tried again, whatever there is to do in a web browser."""
+    """It is not tried again, whatever there is to do in a web browser, and where it is one guess of several."""
     assert action(line, AUTH) == "FAIL"
+
+
+@pytest.mark.parametrize("line", ["526 Authentication failure[0]", "550 User has no permission", "554 xyzzy"])
+def test_a_log_in_that_is_refused_otherwise_names_the_cure(line):
+    """Whatever code a server has for it."""
+    decision = decide(line, AUTH)
+    assert (decision.action, decision.scope) == (Action.FAIL, Scope.SERVER)
+    assert "user name and the password" in decision.rule.cure
 
 
 def test_a_refused_token_is_asked_for_again():
@@ -671,6 +724,7 @@ def test_what_a_slower_pace_does_not_cure_is_no_rate(line):
     ("line", "expected"),
     [
         ("450 4.2.1 The user you are trying to contact is receiving mail too quickly.", "RETRY"),
+        ("550 Recipient frequency limited", "RETRY"),
         ("421 4.2.1 The user you are trying to contact is receiving mail too quickly.", "RECONNECT"),
         ("450 4.2.1 The recipient has exceeded message rate limit. Try again later.", "RETRY"),
         ("451 Mailbox is receiving too many messages per minute", "RETRY"),
@@ -1027,10 +1081,13 @@ def test_kinds_of_trouble_differ_in_how_long_they_last(line, wait, scope):
         "451 4.3.5 Server configuration problem",
         "450 4.1.8 <app@example.com>: Sender address rejected: Domain not found",
         "554 Your message was received but it could not be saved. Please retry later.",
+        "554 5.0.0 Error: transaction failed: dial tcp: lookup smtp.example.com: i/o timeout",
+        "554 5.5.0 Error: transaction timeout",
+        "550 connect ECONNREFUSED 192.0.2.1:587",
     ],
 )
 def test_what_passes_is_waited_for(line):
-    """Greylisting, a check under way, and what the server itself calls temporary, whatever the code."""
+    """Greylisting, a check under way, a relay without a network, and what the server calls temporary."""
     assert action(line) == "RETRY"
 
 
@@ -1044,6 +1101,11 @@ def test_what_passes_is_waited_for(line):
         ("451 LF not preceded by a CR, your SMTP client is broken.", 600, False),
         ("451 Bare line-feed; see http://haraka.github.io/barelf/", 600, False),
         ("403 You are not authorized to send from that email address", 600, True),
+        (
+            "440 mail from account doesn't conform with authentication (Auth Account:a@x.cn|Mail Account:b@x.cn)",
+            600,
+            True,
+        ),
         ("450 4.7.25 Client host rejected: cannot find your hostname, [192.0.2.1]", 86400, True),
         ("450 4.7.1 Client host rejected: cannot find your reverse hostname, [192.0.2.1]", 86400, True),
         ("450 4.7.1 <kitty.example>: Helo command rejected: Host not found", 86400, True),
@@ -1114,6 +1176,19 @@ def test_a_refusal_that_means_it_is_final(line):
         ("554 5.6.0 xyzzy", END, "does not take this content"),
         ("554 5.7.1 xyzzy", END, "policy forbids"),
         ("503 Bad sequence of commands", DATA, "at the wrong moment"),
+        ("552 message line is too long", END, "longer than the server takes"),
+        ("500 Line too long", END, "longer than the server takes"),
+        ("502 5.7.0 Your SMTP account is not yet activated. Please contact us", MAIL, "may not send"),
+        (
+            "554 Message rejected: Email address is not verified. The following identities failed the check",
+            END,
+            "verified",
+        ),
+        ("554 Message rejected: Stream is more than 10485760 bytes long.", END, "larger than"),
+        ("553 Relaying disallowed as app@example.com", END, "from this sender"),
+        ("553 Mail from must equal authorized user", MAIL, "from this sender"),
+        ("554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied", END, "this sender"),
+        ("554 5.2.0 STOREDRV.Submission.Exception:OutboundSpamException; verdict is RefuseQuota", END, "may not send"),
         ("550 4.2.0 xyzzy", RCPT, "contradict each other"),
         ("452 4.3.1 Full", MAIL, "disk or memory is full"),
         ("452 Insufficient system storage", MAIL, "disk or memory is full"),

@@ -230,6 +230,30 @@ async def test_where_auth_comes_once_a_session_another_one_logs_in() -> None:
         assert server.connections == 2
 
 
+@pytest.mark.parametrize(
+    "reply",
+    ["503 5.5.1 Error: already authenticated", "403 4.5.1 Error: already authenticated", "530 Already logged in"],
+)
+@virtually
+async def test_a_session_that_is_logged_in_already_needs_no_log_in(reply: str) -> None:
+    """By a proxy, its address or its certificate: the mail goes, after one AUTH that was not needed."""
+    async with talk(once(), **AUTH, auth_required=False, client=MINE) as (server, smtp):
+        server.on("AUTH", reply)
+        assert (await smtp.deliver(BODY, sender=APP, recipients=[ANN])).accepted == [ANN]
+        assert (server.connections, server.verbs.count("AUTH")) == (1, 1)
+
+
+@virtually
+async def test_who_says_so_and_wants_a_log_in_gets_no_second_one() -> None:
+    """A server that contradicts itself has refused the message."""
+    async with talk(patient(), **AUTH, auth_required=False, credentials=MINE) as (server, smtp):
+        server.on("AUTH", "503 5.5.1 Error: already authenticated")
+        server.on("MAIL", LOG_IN)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert delivery.refused[ANN].code == 530
+        assert (server.connections, server.verbs.count("AUTH")) == (1, 1)
+
+
 @pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "END_OF_DATA"])
 @virtually
 async def test_530_for_ever_ends(verb: str) -> None:

@@ -397,6 +397,31 @@ async def test_tls_to_a_clear_port_is_told_soon(server: Any, options: Any, cure:
         assert len((await smtp.deliver(BODY, sender=APP, recipients=[ANN])).attempts) == 1
 
 
+@pytest.mark.parametrize("said", [b"220 hello\r\n", b"\x15\x03\x01\x00\x02\x02\x46"])
+@virtually
+async def test_tls_that_has_worked_is_no_mistake(said: bytes) -> None:
+    """A port that spoke TLS and for a while speaks something else, as behind a proxy, is waited for."""
+    async with talk(tls="implicit") as (server, smtp):
+        await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        await smtp.quit()
+        port, ends = server.port, asyncio.get_running_loop().time() + 500
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1000)
+            writer.write(said)
+            writer.close()
+
+        await server.stop()
+        async with await asyncio.start_server(serve, server.hostname, port):
+            sending = asyncio.create_task(smtp.deliver(BODY, sender=APP, recipients=[BOB]))
+            await asyncio.sleep(ends - asyncio.get_running_loop().time())
+        await server.start()
+        delivery = await sending
+        assert delivery.accepted == [BOB]
+        assert len(delivery.attempts) > 3
+        assert "use_tls=" not in delivery.story(0)
+
+
 @pytest.mark.parametrize(("said", "attempts"), [("550 5.7.1 Your address is blocked", 2), ("421 4.7.0 Too many", None)])
 @virtually
 async def test_what_is_said_in_the_clear_on_a_port_of_tls_is_heard(said: str, attempts: int | None) -> None:
@@ -663,8 +688,24 @@ async def test_the_first_warning_says_what_to_check(
         smtp = RetryingSMTP(server.client(**client), once())
         with pytest.raises(aiosmtplib.SMTPConnectError) as caught:
             await smtp.sendmail(APP, [ANN], BODY)
+    named(hint, caught.value, caplog)
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@virtually
+async def test_a_hang_up_in_place_of_the_banner_says_what_to_check(how: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """As a proxy does whose server is down."""
+    async with talk(once()) as (server, smtp):
+        server.fail_at("CONNECT", how)
+        with pytest.raises(aiosmtplib.SMTPConnectError) as caught:
+            await smtp.sendmail(APP, [ANN], BODY)
+    named("hung up without a word", caught.value, caplog)
+
+
+def named(hint: str, error: aiosmtplib.SMTPException, caplog: pytest.LogCaptureFixture) -> None:
+    """The hint is in the first warning and in the note, and the error is as it was."""
     [warning, *_] = caplog.messages
     assert warning.startswith("smtp has no connection to ")
     assert hint in warning
-    assert hint in caught.value.__notes__[0]
-    assert hint not in str(caught.value), "it is aiosmtplib's own"
+    assert hint in error.__notes__[0]
+    assert hint not in str(error), "it is aiosmtplib's own"

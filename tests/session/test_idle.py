@@ -140,6 +140,24 @@ def test_closed_after_ten_idle_seconds(session: str) -> None:
     virtual.run(scenario())
 
 
+@SESSIONS
+def test_a_connection_from_before_a_standstill_is_not_used(session: str) -> None:
+    """Where the process stood still for longer than the idle time-out, the flow may be forgotten, and nobody says so."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, virtual.VirtualLoop)
+        async with server_for(session) as server:
+            smtp = client_for(server)
+            await send(smtp)
+            loop.now += 12  # no timer has had its turn since
+            await send(smtp)
+            assert [message.connection for message in server.messages] == [1, 2]
+            await smtp.aclose()
+
+    virtual.run(scenario())
+
+
 @pytest.mark.parametrize(("idle_timeout", "seconds", "open_then"), [(3, 3.5, 0), (0, 0.5, 0), (None, 100_000, 1)])
 def test_another_idle_timeout(idle_timeout: float | None, seconds: float, open_then: int) -> None:
     """The time can be chosen; with None the connection stays."""
