@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -28,7 +28,7 @@ def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
     """
     from smtpretry.testing import ThreadedServer  # noqa: PLC0415 - where it is used
 
-    options = dict[str, object]()
+    options = dict[str, Any]()
     for marker in request.node.iter_markers("smtp_server"):
         if marker.args:
             msg = f"the marker smtp_server takes names, such as smtp_server(tls=True), not {marker.args[0]!r}"
