@@ -73,6 +73,16 @@ def test_a_wrong_argument_says_what_to_write(mistake: Callable[[], Any], cure: s
         mistake()
 
 
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_is_none_is_told(port: int) -> None:
+    """The resolver would take 99999 for 34463, and the client would send the password to whoever listens there."""
+    client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port)
+    with pytest.raises(ValueError, match=f"port is at most 65535, such as 587, not {port}"):
+        RetryingSMTP(client)
+    with pytest.raises(ValueError, match="port is at most 65535"):
+        asyncio.run(RetryingSMTP(lambda: client).sendmail(APP, [ANN], b""))
+
+
 async def _send(mistake: str) -> None:
     smtp: Any = RetryingSMTP(CLIENT)
     if mistake == "dict":
