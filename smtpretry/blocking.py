@@ -228,7 +228,7 @@ class Blocking:
     def _run(self, begin: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Have the loop do it, and wait for its end; break it off when the time is over, or at Ctrl-C."""
         check_timeout(timeout)
-        call = _Call(_loop.begin(), begin())
+        call = _Call(_loop.begin(), begin)
         try:
             in_time = call.wait(timeout)
         except BaseException as interrupted:
@@ -262,12 +262,15 @@ class _Call(Generic[T]):
     """What the loop does for a thread that waits for it. A bare lock is what wakes that thread fastest."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T], on_end: Callable[[], None] | None = None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        begin: Callable[[], Coroutine[Any, Any, T]],
+        on_end: Callable[[], None] | None = None,
     ) -> None:
         self.error: BaseException | None = None
         self.ended = False
         self._result: T
-        self._loop, self._work, self._on_end = loop, work, on_end
+        self._loop, self._begin, self._on_end = loop, begin, on_end
         self._under_way = threading.Lock()
         self._under_way.acquire()
         loop.call_soon_threadsafe(self._start)
@@ -292,7 +295,7 @@ class _Call(Generic[T]):
 
     async def _do(self) -> None:
         try:
-            self._result = await self._work
+            self._result = await self._begin()
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             self.error = error
         self.ended = True
@@ -314,7 +317,7 @@ class _Exchange:
     def run(self, deliveries: AsyncGenerator[Delivery, None]) -> Iterator[Delivery]:
         """Hand over each message that is asked for, and yield each delivery."""
         loop = _loop.begin()
-        call = _Call(loop, self._pass_on(deliveries), lambda: self._said.put(None))
+        call = _Call(loop, functools.partial(self._pass_on, deliveries), lambda: self._said.put(None))
         try:
             while (said := self._said.get()) is not None:
                 if isinstance(said, asyncio.Future):
