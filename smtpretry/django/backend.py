@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import os
 import ssl
 import sys
@@ -129,8 +130,18 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
             smtplib.SMTPException, OSError: a message was taken for nobody; the first of these, where there are several.
                 The others were sent all the same.
             QueueError: the queue cannot be used, and nothing was sent; it is an OSError.
+
+        With `fail_silently`, these are logged, and what was not sent is not counted.
         """
-        return _outside_of_loops(functools.partial(self._send_all, email_messages)) if email_messages else 0
+        if not email_messages:
+            return 0
+        try:
+            return _outside_of_loops(functools.partial(self._send_all, email_messages))
+        except OSError as error:
+            if not self.fail_silently:
+                raise
+            log.say(logging.ERROR, "smtp messages cannot be sent: %s", error)
+            return 0
 
     def _open(self) -> None:
         client = self.client

@@ -311,6 +311,16 @@ def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path)
         assert len(server.messages) == 1
 
 
+def test_what_is_unusable_is_silent_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A queue in a folder that is missing, and a certificate: fail_silently returns 0 and logs it, as for a server."""
+    queue, certificate = {"queue": tmp_path / "missing" / "mail.db"}, {"EMAIL_SSL_CERTFILE": str(tmp_path / "no.pem")}
+    for options, settings in ((queue, {}), ({}, {"EMAIL_USE_TLS": True} | certificate)):
+        with project(options, **settings):
+            caplog.clear()
+            assert mail.send_mail("hello", "text", None, [ANN], fail_silently=True) == 0
+            assert "smtp messages cannot be sent" in caplog.text
+
+
 def test_a_worker_without_a_queue_says_what_is_missing() -> None:
     """`manage.py smtpretry_worker` names the option where there is none."""
     with override_settings(SMTPRETRY={}), pytest.raises(CommandError, match="option queue"):
