@@ -12,7 +12,7 @@ import aiosmtplib
 import pytest
 from support import ANN, APP, letter
 
-import smtpretry
+import smtpretry.instrumentation
 from smtpretry import Action, Blocking, RetryingSMTP, RetryPolicy, Rule
 from smtpretry.testing import ScriptedServer
 
@@ -59,6 +59,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         'a reply is a str such as "450 4.2.0 Greylisted", or bytes, not 450',
     ),
     "a policy without its name": (lambda: smtpretry.retry(RetryPolicy()), "@smtpretry.retry(policy=...)"),
+    "a maker of hooks that was not called": (
+        lambda: RetryingSMTP(CLIENT, on_step=smtpretry.instrumentation.prometheus),
+        "on_step is a function of a delivery and a step; prometheus takes others: call it here?",
+    ),
+    "a hook of one argument among several": (
+        lambda: RetryingSMTP(CLIENT, on_step=[print, lambda step: step]),
+        "on_step is a function of a delivery and a step; ",
+    ),
     "a single message for many": (
         lambda: RetryingSMTP(CLIENT).send_many(EmailMessage()),
         "for a single one call send_message or deliver",
