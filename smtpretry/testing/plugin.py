@@ -20,6 +20,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+_raised = pytest.StashKey[bool]()
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Keep whether the test itself has raised: then no script that was not reached is news."""
+    if call.when == "call":
+        item.stash[_raised] = call.excinfo is not None
+
+
 @pytest.fixture
 def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
     """A `smtpretry.testing.ScriptedServer` in a thread, for blocking and asynchronous tests.
@@ -36,6 +45,8 @@ def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
         options = marker.kwargs | options
     with ThreadedServer(**options) as server:
         yield server
+        if request.node.stash.get(_raised, False):
+            server.clear()
 
 
 @pytest.fixture
