@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
@@ -24,6 +23,7 @@ from .session.pool import Pool
 from .session.told import check_pace
 from .session.waiting import Stalled, Wish
 from .stats import Stats
+from .task import current
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
@@ -149,7 +149,7 @@ class RetryingSMTP(Sends):
             timeout: seconds for each command, in place of the client's own.
         """
         check_timeout(timeout)
-        with delivery.sent_by(asyncio.current_task()):
+        with delivery.sent_by(current()):
             delivery.take_up(self.policy.clock(), late=True)
             await self._take_turn(delivery, save, _ALONE, timeout)
         return delivery
@@ -218,6 +218,7 @@ class RetryingSMTP(Sends):
 
     async def __aenter__(self) -> Self:
         """Open the client for sending. The connection is made when it is needed."""
+        current()
         self._pool.closed = False
         return self
 

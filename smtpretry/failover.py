@@ -15,6 +15,7 @@ from .ledger import Turn
 from .outcome import Status
 from .sending import Sends, check_timeout
 from .stats import Stats
+from .task import current
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Sequence
@@ -78,7 +79,7 @@ class Failover(Sends):
         See `RetryingSMTP.attempt`.
         """
         check_timeout(timeout)
-        with delivery.sent_by(asyncio.current_task()):
+        with delivery.sent_by(current()):
             began = self.policy.clock()
             delivery.take_up(began, late=True)
             self._forget_servers(delivery)

@@ -17,6 +17,7 @@ from .errors import QueueSilent, conclude, tell
 from .observer import Observer
 from .outcome import Status
 from .policy import RetryPolicy
+from .task import current
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Iterable, Sequence
@@ -271,7 +272,7 @@ class Sends(ABC):
 
     async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
         check_timeout(timeout)
-        with delivery.sent_by(asyncio.current_task()):
+        with delivery.sent_by(current()):
             try:
                 await self.attempt(delivery, timeout=timeout)
                 while (when := delivery.next_at) is not None:

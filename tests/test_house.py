@@ -28,7 +28,7 @@ NO_IO = (
 )
 FLOORS = (  # from the ground up: a room imports from its own floor, and from those below it
     ("replies",),
-    ("addresses", "clock", "flatten", "mime"),
+    ("addresses", "clock", "flatten", "mime", "task"),
     (
         "outcome",
         "stored",

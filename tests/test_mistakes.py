@@ -132,6 +132,21 @@ def test_a_time_out_is_a_number(method: str) -> None:
         asyncio.run(getattr(RetryingSMTP(CLIENT), method)(*TIMED[method], timeout="5"))
 
 
+WITHOUT_ASYNCIO: dict[str, Callable[[], Any]] = {
+    "a client": lambda: RetryingSMTP(CLIENT).sendmail(APP, [ANN], b""),
+    "async with": lambda: RetryingSMTP(CLIENT).__aenter__(),
+    "send": lambda: smtpretry.send(b"", sender=APP, recipients=[ANN]),
+    "two servers": lambda: smtpretry.Failover(RetryingSMTP(CLIENT), RetryingSMTP(CLIENT)).sendmail(APP, [ANN], b""),
+}
+
+
+@pytest.mark.parametrize("way", WITHOUT_ASYNCIO)
+def test_without_asyncio_it_says_so(way: str) -> None:
+    """As under trio, which has an event loop of its own."""
+    with pytest.raises(RuntimeError, match="an event loop of asyncio, and none runs here"):
+        WITHOUT_ASYNCIO[way]().send(None)
+
+
 def test_with_names_async_with() -> None:
     """`with` in place of `async with` says so."""
     with pytest.raises(TypeError, match="write `async with`, not `with`"), RetryingSMTP(aiosmtplib.SMTP()):

@@ -136,12 +136,13 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         if not email_messages:
             return 0
         try:
-            return _outside_of_loops(functools.partial(self._send_all, email_messages))
+            sent: int = _outside_of_loops(functools.partial(self._send_all, email_messages))
         except OSError as error:
             if not self.fail_silently:
                 raise
             log.say(logging.ERROR, "smtp messages cannot be sent: %s", error)
             return 0
+        return sent
 
     def _open(self) -> None:
         client = self.client
