@@ -21,7 +21,7 @@ from django.utils.log import AdminEmailHandler
 from support import ANN, APP, BOB, CAT, PASSWORD, USER, ca_bundle
 
 from smtpretry import Delivery, RetryPolicy
-from smtpretry.django import EmailBackend
+from smtpretry.django import EmailBackend, backend
 from smtpretry.queues.engine import QueueError
 from smtpretry.testing import ThreadedServer, no_wait
 
@@ -296,6 +296,18 @@ def test_a_relative_queue_is_in_the_project(tmp_path: Path, monkeypatch: pytest.
     with override_settings(BASE_DIR=tmp_path / "project"):
         assert EmailBackend(queue="mail.db").queue == str(tmp_path / "project" / "mail.db")
         assert EmailBackend(queue=tmp_path / "other.db").queue == str(tmp_path / "other.db")
+
+
+def test_a_mail_can_do_without_the_queue_of_the_project(tmp_path: Path) -> None:
+    """What is given for one connection wins, None too: it retries for half a minute, and raises."""
+    with project({"queue": tmp_path / "mail.db"}) as (server, policy):
+        server.on("RCPT", BOB, "450 4.2.0 try again in 10 seconds")
+        assert mail.send_mail("hello", "text", None, [BOB]) == 1
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            mail.send_mail("hello", "text", None, [BOB], connection=mail.get_connection(queue=None))
+        assert policy.waits
+    with override_settings(SMTPRETRY={"queue": tmp_path / "mail.db"}):
+        assert EmailBackend(queue=None).options == EmailBackend(queue="").options == {"policy": backend._POLICY}
 
 
 def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path) -> None:
