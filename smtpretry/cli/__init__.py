@@ -17,7 +17,7 @@ def unheard(error: BaseException) -> None:
     """Have standard output go nowhere from now on, where it cannot be written; nobody misses a reader that has gone."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not isinstance(error, (BrokenPipeError, SystemExit)):
-        print(f"standard output: {error}", file=sys.stderr)
+        print(error, file=sys.stderr)
 
 
 def wrapped(name: str, text: str, indent: int = 4) -> list[str]:

@@ -469,7 +469,7 @@ def test_a_full_disk_is_told_in_a_line(command: str) -> None:
     line = f"{shlex.quote(sys.executable)} -m smtpretry {command} >/dev/full"
     env = {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(["/bin/sh", "-c", line], env=env, capture_output=True, check=False)
-    assert (done.returncode, done.stderr) == (2, b"standard output: [Errno 28] No space left on device\n")
+    assert (done.returncode, done.stderr) == (2, b"[Errno 28] No space left on device\n")
 
 
 def run(*arguments, stdin=b"", **environment):

@@ -262,7 +262,7 @@ def test_send_sends_though_nobody_hears_of_it(out: str, rich: bool, tmp_path: Pa
         shell = ["/bin/sh", "-c", f"({line}) {out}"]
         done = subprocess.run(shell, input=MAIL, capture_output=True, timeout=PATIENCE, check=False, env=env)
         assert {who for message in server.messages for who in message.recipients} == {ANN, BOB}
-    complaint = b"standard output: [Errno 28] No space left on device\n" if "full" in out else b""
+    complaint = b"[Errno 28] No space left on device\n" if "full" in out else b""
     assert done.stderr == complaint + b"0\n"
 
 
