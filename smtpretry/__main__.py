@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from .cli import explain, queue, rules, send, serve
+from .cli import UNREADABLE, explain, queue, rules, send, serve, unheard
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,9 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever reads has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError as error:  # whoever reads has seen enough
+        unheard(error)
         return 1
+    except OSError as error:  # a full disk
+        unheard(error)
+        return UNREADABLE
     return code
 
 

@@ -12,9 +12,9 @@ import weakref
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
 from .calls import MOMENT, Call, Exchange, here
+from .checks import check_messages, check_timeout
 from .client import RetryingSMTP
 from .errors import delivery_of, tell
-from .sending import check_messages, check_timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -233,7 +233,7 @@ class Blocking:
     def _run(self, begin: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Have the loop do it, and wait for its end; break it off when the time is over, or at Ctrl-C."""
         check_timeout(timeout)
-        call = Call(_loop.begin(), begin())
+        call = Call(_loop.begin(), begin)
         try:
             in_time = call.wait(timeout)
         except BaseException as interrupted:

@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from . import log
@@ -53,14 +54,14 @@ class Call(Generic[T]):
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        work: Coroutine[Any, Any, T],
+        begin: Callable[[], Coroutine[Any, Any, T]],
         put: Callable[[Callable[[], None] | None], None] | None = None,
     ) -> None:
         """`put` takes what is to be logged, and None for its end, where nobody calls `wait`."""
         self.error: BaseException | None = None
         self.ended = False
         self._result: T
-        self._loop, self._work, self._put = loop, work, put
+        self._loop, self._begin, self._put = loop, begin, put
         self._lines: deque[Callable[[], None]] = deque()
         self._is_left = False
         self._news = threading.Lock()
@@ -96,7 +97,7 @@ class Call(Generic[T]):
     async def _do(self) -> None:
         log.relay.set(self._hand_over)
         try:
-            self._result = await self._work
+            self._result = await self._begin()
         except BaseException as error:  # noqa: BLE001 - raised where it is waited for
             self.error = error
         self.ended = True
@@ -131,7 +132,7 @@ class Exchange:
 
     def run(self, loop: asyncio.AbstractEventLoop, deliveries: AsyncGenerator[Delivery, None]) -> Iterator[Delivery]:
         """Hand over each message that is asked for, and yield each delivery."""
-        call = Call(loop, self._pass_on(deliveries), self._said.put)
+        call = Call(loop, partial(self._pass_on, deliveries), self._said.put)
         try:
             while (said := self._said.get()) is not None:
                 if isinstance(said, asyncio.Future):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Self, get_args
 
 import aiosmtplib
 from aiosmtplib.typing import Default, SMTPTokenGenerator
 
 from .attempt import Pass
+from .checks import check_number, check_seconds, check_timeout, current_task
 from .errors import exception_of
 from .ledger import Turn
 from .observer import hooks_of
 from .outcome import Status
 from .policy import RetryPolicy
 from .queues.site import Site
-from .sending import Sends, check_number, check_seconds, check_timeout
+from .sending import Sends
 from .session.connection import CleartextAuth, Connection, Failed, MakeClient, Needs, Timeout
 from .session.credentials import Credentials
 from .session.opening import check_client
@@ -149,7 +149,7 @@ class RetryingSMTP(Sends):
             timeout: seconds for each command, in place of the client's own.
         """
         check_timeout(timeout)
-        with delivery.sent_by(asyncio.current_task()):
+        with delivery.sent_by(current_task()):
             delivery.take_up(self.policy.clock(), late=True)
             await self._take_turn(delivery, save, _ALONE, timeout)
         return delivery
@@ -218,6 +218,7 @@ class RetryingSMTP(Sends):
 
     async def __aenter__(self) -> Self:
         """Open the client for sending. The connection is made when it is needed."""
+        current_task()
         self._pool.closed = False
         return self
 

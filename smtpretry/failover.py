@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Self
 
 from aiosmtplib.typing import Default
 
+from .checks import check_timeout, current_task
 from .client import RetryingSMTP
 from .ledger import Turn
 from .outcome import Status
-from .sending import Sends, check_timeout
+from .sending import Sends
 from .stats import Stats
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Failover(Sends):
         See `RetryingSMTP.attempt`.
         """
         check_timeout(timeout)
-        with delivery.sent_by(asyncio.current_task()):
+        with delivery.sent_by(current_task()):
             began = self.policy.clock()
             delivery.take_up(began, late=True)
             self._forget_servers(delivery)

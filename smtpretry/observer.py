@@ -138,7 +138,20 @@ def hooks_of(on_step: Hook | Iterable[Hook] | None) -> tuple[Hook, ...]:
         if inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__):
             msg = f"on_step is a plain function, for no send waits for it; {name_of(hook)} is a coroutine function"
             raise TypeError(msg)
+        if not _takes_two(hook):
+            msg = f"on_step is a function of a delivery and a step; {name_of(hook)} takes others: call it here?"
+            raise TypeError(msg)
     return hooks
+
+
+def _takes_two(hook: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(hook).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin that does not tell
+        return True
+    return True
 
 
 def name_of(hook: object) -> str:

@@ -11,6 +11,7 @@ from aiosmtplib.typing import Default
 
 from . import log
 from .bulk import Bulk
+from .checks import check_messages, check_number, check_seconds, check_timeout, current_task
 from .delivery import Delivery
 from .envelope import Message, prepare
 from .errors import QueueSilent, conclude, tell
@@ -272,7 +273,7 @@ class Sends(ABC):
 
     async def _deliver(self, delivery: Delivery, timeout: Timeout) -> Delivery:
         check_timeout(timeout)
-        with delivery.sent_by(asyncio.current_task()):
+        with delivery.sent_by(current_task()):
             try:
                 await self.attempt(delivery, timeout=timeout)
                 while (when := delivery.next_at) is not None:
@@ -349,50 +350,3 @@ async def _has(engine: Engine, delivery: Delivery) -> bool | None:
             return None if has is None else bool(await has(delivery.id))
     except Exception:  # noqa: BLE001 - it is as silent as before
         return None
-
-
-def check_messages(messages: object) -> None:
-    """Refuse a single message where many are to come."""
-    if isinstance(messages, (email.message.Message, str, bytes, Delivery)):
-        msg = "messages is an iterable of messages: for a single one call send_message or deliver"
-        raise TypeError(msg)
-
-
-def check_number(name: str, number: int) -> None:
-    """Refuse what is no number from 1 on."""
-    if not isinstance(number, int) or number < 1:
-        msg = f"{name} is a whole number from 1 on, not {number!r}"
-        raise ValueError(msg)
-
-
-def check_seconds(name: str, seconds: float | None, none: str = "", *, positive: bool = False) -> None:
-    """Refuse what is no time to wait.
-
-    Args:
-        name: the argument's.
-        seconds: what was given.
-        none: what None means; "" where it means nothing.
-        positive: whether 0 is refused, too.
-
-    Raises:
-        TypeError: it is no number.
-        ValueError: it is below zero, or zero where it may not be, or NaN.
-    """
-    if seconds is None and none:
-        return
-    kind: type[Exception] = ValueError
-    try:
-        if seconds > 0 or (seconds == 0 and not positive):  # type: ignore[operator] # what cannot be compared is no number
-            return
-    except TypeError:
-        kind = TypeError
-    msg = (
-        f"{name} is a {'positive ' * positive}number of seconds{f', or None for {none}' * bool(none)}, not {seconds!r}"
-    )
-    raise kind(msg)
-
-
-def check_timeout(timeout: Timeout) -> None:
-    """Refuse what is no time-out."""
-    if timeout is not Default.token:
-        check_seconds("timeout", timeout, "no limit", positive=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import inspect
 import logging
 import os
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -470,6 +472,24 @@ def test_ends_though_the_server_does_not_answer(server: ThreadedServer) -> None:
     assert "ClientClosed" in complained
     assert "1 pending" in complained
     assert time.monotonic() - began < 8
+
+
+def test_ctrl_c_before_a_call_has_begun(server: ThreadedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves nothing behind, such as a coroutine that was never awaited; the next call works."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with smtpretry.Blocking(server.client()) as smtp:
+        with monkeypatch.context() as patch:
+            patch.setattr(blocking._loop.begin(), "call_soon_threadsafe", interrupted)
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                with pytest.raises(KeyboardInterrupt):
+                    smtp.sendmail(APP, [ANN], b"")
+                gc.collect()
+        assert not warned
+        assert smtp.sendmail(APP, [ANN], b"")[0] == {}
 
 
 def test_ctrl_c_wakes_the_caller_and_leaves_the_client_usable(server: ThreadedServer) -> None:

@@ -49,7 +49,7 @@ FLOORS = (  # from the ground up: a room imports from its own floor, and from th
     ("attempt",),
     ("queues",),
     ("instrumentation",),
-    ("bulk", "client", "decorator", "failover", "oneshot", "sending", "typing"),
+    ("bulk", "checks", "client", "decorator", "failover", "oneshot", "sending", "typing"),
     ("blocking", "calls"),
     ("django",),
     ("", "testing", "cli", "__main__"),

@@ -12,7 +12,7 @@ import aiosmtplib
 import pytest
 from support import ANN, APP, letter
 
-import smtpretry
+import smtpretry.instrumentation
 from smtpretry import Action, Blocking, RetryingSMTP, RetryPolicy, Rule
 from smtpretry.testing import ScriptedServer
 
@@ -59,6 +59,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
         'a reply is a str such as "450 4.2.0 Greylisted", or bytes, not 450',
     ),
     "a policy without its name": (lambda: smtpretry.retry(RetryPolicy()), "@smtpretry.retry(policy=...)"),
+    "a maker of hooks that was not called": (
+        lambda: RetryingSMTP(CLIENT, on_step=smtpretry.instrumentation.prometheus),
+        "on_step is a function of a delivery and a step; prometheus takes others: call it here?",
+    ),
+    "a hook of one argument among several": (
+        lambda: RetryingSMTP(CLIENT, on_step=[print, lambda step: step]),
+        "on_step is a function of a delivery and a step; ",
+    ),
     "a single message for many": (
         lambda: RetryingSMTP(CLIENT).send_many(EmailMessage()),
         "for a single one call send_message or deliver",
@@ -71,6 +79,16 @@ def test_a_wrong_argument_says_what_to_write(mistake: Callable[[], Any], cure: s
     """It is a TypeError at once, before anything is sent."""
     with pytest.raises(TypeError, match=re.escape(cure)):
         mistake()
+
+
+@pytest.mark.parametrize("port", [-1, 65536, 99999])
+def test_a_port_that_is_none_is_told(port: int) -> None:
+    """The resolver would take 99999 for 34463, and the client would send the password to whoever listens there."""
+    client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port)
+    with pytest.raises(ValueError, match=f"port is at most 65535, such as 587, not {port}"):
+        RetryingSMTP(client)
+    with pytest.raises(ValueError, match="port is at most 65535"):
+        asyncio.run(RetryingSMTP(lambda: client).sendmail(APP, [ANN], b""))
 
 
 async def _send(mistake: str) -> None:
@@ -112,6 +130,21 @@ def test_a_time_out_is_a_number(method: str) -> None:
     """Each method names the argument and what it takes, before there is a connection."""
     with pytest.raises(TypeError, match="timeout is a positive number of seconds, or None for no limit, not '5'"):
         asyncio.run(getattr(RetryingSMTP(CLIENT), method)(*TIMED[method], timeout="5"))
+
+
+WITHOUT_ASYNCIO: dict[str, Callable[[], Any]] = {
+    "a client": lambda: RetryingSMTP(CLIENT).sendmail(APP, [ANN], b""),
+    "async with": lambda: RetryingSMTP(CLIENT).__aenter__(),
+    "send": lambda: smtpretry.send(b"", sender=APP, recipients=[ANN]),
+    "two servers": lambda: smtpretry.Failover(RetryingSMTP(CLIENT), RetryingSMTP(CLIENT)).sendmail(APP, [ANN], b""),
+}
+
+
+@pytest.mark.parametrize("way", WITHOUT_ASYNCIO)
+def test_without_asyncio_it_says_so(way: str) -> None:
+    """As under trio, which has an event loop of its own."""
+    with pytest.raises(RuntimeError, match="an event loop of asyncio, and none runs here"):
+        WITHOUT_ASYNCIO[way]().send(None)
 
 
 def test_with_names_async_with() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
 from typing import Final
 
@@ -9,6 +11,13 @@ UNREADABLE: Final = 2
 """The exit code where a line held no reply, or the arguments were wrong."""
 
 _WIDTH = 100
+
+
+def unheard(error: BaseException) -> None:
+    """Have standard output go nowhere from now on, where it cannot be written; nobody misses a reader that has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if not isinstance(error, (BrokenPipeError, SystemExit)):
+        print(error, file=sys.stderr)
 
 
 def wrapped(name: str, text: str, indent: int = 4) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import sys
@@ -14,7 +15,6 @@ from smtpretry.queues.shelf import Shelf, opened
 from . import UNREADABLE
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Awaitable, Callable, Iterator
 
     from smtpretry.delivery import Delivery
@@ -24,6 +24,7 @@ NOT_THERE: Final = 1
 """The exit code where there is no such delivery, or nothing can be done about it any more."""
 
 _LAST: Final = datetime.max.replace(tzinfo=UTC, microsecond=0).timestamp()  # `expires=timedelta.max` is later
+_MOST: Final = 2**31 - 1
 _STATES: Final = ("waiting", "due", "working", "ended")
 
 
@@ -39,7 +40,7 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     what = queue.add_subparsers(required=True, metavar="ACTION")
     listing = what.add_parser("list", help="the deliveries, those that are due first")
     listing.add_argument("--state", choices=_STATES, help="only those")
-    listing.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many; 100")
+    listing.add_argument("--limit", type=_number, default=100, metavar="N", help="at most so many; 100")
     listing.set_defaults(act=_list)
     show = what.add_parser("show", help="the story of one")
     show.add_argument("--message", action="store_true", help="with the message")
@@ -55,6 +56,13 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     for one in (listing, show, retry, drop, stats):
         one.add_argument("--json", action="store_true", help="for machines")
     queue.set_defaults(run=_queue)
+
+
+def _number(said: str) -> int:
+    if said.isdecimal() and 0 < (number := int(said)) <= _MOST:
+        return number
+    msg = f"{said!r} is no number from 1 to {_MOST}"
+    raise argparse.ArgumentTypeError(msg)
 
 
 def _queue(options: argparse.Namespace) -> int:

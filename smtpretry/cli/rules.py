@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smtpretry.replies.rules import DEFAULT_RULES
 from smtpretry.replies.tables import described, kinds_table, markdown_table
 
 from . import UNREADABLE, policies, wrapped
@@ -24,10 +25,11 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     """Add the command to the parser's."""
     rules = commands.add_parser("rules", help="print the table", description="Print the table, first match first.")
     policies.add_to(rules)
-    rules.add_argument("--patterns", action="store_true", help="with the words that each row looks for")
-    rules.add_argument("--markdown", action="store_true", help="as a Markdown table")
-    rules.add_argument("--kinds", action="store_true", help="as a Markdown table of some dozen lines, by kind of reply")
-    rules.add_argument(
+    how = rules.add_mutually_exclusive_group()
+    how.add_argument("--patterns", action="store_true", help="with the words that each row looks for")
+    how.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    how.add_argument("--kinds", action="store_true", help="as a Markdown table of some dozen lines, by kind of reply")
+    how.add_argument(
         "--into",
         type=Path,
         metavar="FILE",
@@ -37,8 +39,15 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def _rules(options: argparse.Namespace) -> int:
+    if (options.into or options.kinds) and options.policy.rules != DEFAULT_RULES:
+        print("--kinds and --into are about the table as it comes: leave --policy out", file=sys.stderr)
+        return UNREADABLE
     if options.into:
-        return _write_into(options.into)
+        try:
+            return _write_into(options.into)
+        except (OSError, UnicodeDecodeError) as error:
+            print(f"{options.into}: {getattr(error, 'strerror', None) or error}", file=sys.stderr)
+            return UNREADABLE
     if options.kinds:
         print(kinds_table(), end="")
     elif options.markdown:
@@ -50,11 +59,9 @@ def _rules(options: argparse.Namespace) -> int:
 
 
 def _write_into(file: Path) -> int:
-    try:
-        page = file.read_text(encoding="utf-8")
-    except OSError as error:
-        print(f"{file}: {error.strerror}", file=sys.stderr)
-        return UNREADABLE
+    with file.open(encoding="utf-8") as opened:
+        page = opened.read()
+        ends = opened.newlines
     found = 0
     for name, table in _TABLES.items():
         marks = rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)"
@@ -63,7 +70,7 @@ def _write_into(file: Path) -> int:
     if not found:
         print(f"{file}: no line <!-- rules --> with a later <!-- /rules -->, nor <!-- kinds -->", file=sys.stderr)
         return UNREADABLE
-    file.write_text(page, encoding="utf-8")
+    file.write_text(page, encoding="utf-8", newline=ends if isinstance(ends, str) else "\n")
     return 0
 
 

@@ -23,7 +23,7 @@ from smtpretry.outcome import Status
 from smtpretry.policy import RetryPolicy
 from smtpretry.replies.rule import WAITING
 
-from . import UNREADABLE
+from . import UNREADABLE, unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,7 +69,7 @@ def _seconds(said: str) -> timedelta:
 
 
 def _send(options: argparse.Namespace) -> int:
-    say = _voice()
+    say = partial(_say, _voice())
     try:
         message = email.message_from_bytes(sys.stdin.buffer.read())
         delivery = prepare(message, sender=options.sender, recipients=options.to)
@@ -145,6 +145,14 @@ def _why(delivery: Delivery, outcome: Outcome) -> Step | None:
     """The step that had the last word about a recipient."""
     steps = (step for attempt in reversed(delivery.attempts) for step in reversed(attempt.steps))
     return next((step for step in steps if (step.stage, step.reply) == (outcome.stage, outcome.reply)), None)
+
+
+def _say(voice: Callable[[str, str], None], line: str, style: str) -> None:
+    """Say a line; the message is sent all the same where nobody hears of it."""
+    try:
+        voice(line, style)
+    except (OSError, SystemExit) as error:  # SystemExit is what rich makes of a reader that has gone
+        unheard(error)
 
 
 def _voice() -> Callable[[str, str], None]:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import UNREADABLE
+from . import UNREADABLE, unheard
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -125,12 +125,20 @@ class _Told(list["ReceivedMessage"]):
     def append(self, message: ReceivedMessage) -> None:
         """Print it, too."""
         super().append(message)
-        print(self._tell(len(self), message), flush=True)
+        _say(self._tell(len(self), message))
+
+
+def _say(line: str) -> None:
+    """Print it; the client is served all the same where nobody reads that."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        unheard(error)
 
 
 def _tell_script(script: Script, subjects: Sequence[str]) -> None:
     reply = (script.reply or b"").decode(errors="backslashreplace").strip()
-    print(f"{' '.join([script.verb, *subjects]).strip()}: {reply}", flush=True)
+    _say(f"{' '.join([script.verb, *subjects]).strip()}: {reply}")
 
 
 def _told(number: int, message: ReceivedMessage) -> str:

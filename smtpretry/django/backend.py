@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import os
 import ssl
 import sys
@@ -26,7 +27,7 @@ from smtpretry.policy import RetryPolicy
 from smtpretry.queues.engine import QueueError
 from smtpretry.session.connection import Failed
 
-from .options import OF_THE_CLIENT, check_queue, given, instead_of
+from .options import OF_THE_CLIENT, TAKEN, check_queue, given, instead_of
 from .outbox import engine, outbox
 from .translation import translated
 
@@ -61,7 +62,7 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
         queue: the file of a `smtpretry.queues.sqlite.SQLiteEngine`; a relative path begins at ``BASE_DIR``, if there is
             one. It takes what has to wait for longer than `max_wait`, by default five seconds; within
             ``transaction.atomic`` on the same file it takes every message, and forgets it where the transaction is
-            rolled back. ``manage.py smtpretry_worker`` sends what it holds.
+            rolled back. ``manage.py smtpretry_worker`` sends what it holds. None for no queue.
 
     They stand in ``MAILERS[...]["OPTIONS"]`` (Django 6.1), in ``get_connection(...)``, or in the setting ``SMTPRETRY``,
     a dictionary. With "smtpretry.django" in INSTALLED_APPS, ``manage.py check`` tells which of them are wrong.
@@ -71,11 +72,10 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
     that smtplib would have raised, after all messages were tried.
     """
 
-    def __init__(self, *args: Any, queue: str | os.PathLike[str] | None = None, **options: Any) -> None:  # noqa: ANN401 - Django's
-        own = given() | {name: options.pop(name) for name in OF_THE_CLIENT & options.keys()}
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - Django's
+        own = given() | {name: options.pop(name) for name in TAKEN & options.keys()}
         super().__init__(*args, **options)
-        queue = queue or own.get("queue")
-        own.pop("queue", None)
+        queue = own.pop("queue", None)
         check_queue(queue)
         project = getattr(settings, "BASE_DIR", "")  # the worker may run in another folder
         self.queue = os.path.abspath(os.path.join(project, queue)) if queue else None  # noqa: PTH100, PTH118 - as SQLite finds it
@@ -129,8 +129,19 @@ class EmailBackend(smtp.EmailBackend):  # type: ignore[misc] # Django has no typ
             smtplib.SMTPException, OSError: a message was taken for nobody; the first of these, where there are several.
                 The others were sent all the same.
             QueueError: the queue cannot be used, and nothing was sent; it is an OSError.
+
+        With `fail_silently`, these are logged, and what was not sent is not counted.
         """
-        return _outside_of_loops(functools.partial(self._send_all, email_messages)) if email_messages else 0
+        if not email_messages:
+            return 0
+        try:
+            sent: int = _outside_of_loops(functools.partial(self._send_all, email_messages))
+        except OSError as error:
+            if not self.fail_silently:
+                raise
+            log.say(logging.ERROR, "smtp messages cannot be sent: %s", error)
+            return 0
+        return sent
 
     def _open(self) -> None:
         client = self.client

@@ -38,6 +38,9 @@ __all__ = ["opentelemetry", "prometheus", "structlog"]
 def prometheus(registry: CollectorRegistry | None = None) -> Hook:
     """Metrics for Prometheus, through prometheus_client.
 
+    In its multiprocess mode (gunicorn with several workers) there are all but the last five, the gauges: each process
+    knows its own clients alone.
+
     Args:
         registry: where to register them; None for the default one. Called again for the same registry, it returns the
             same hook: several clients share their metrics, and `server` tells them apart.

@@ -273,10 +273,13 @@ class Opening(Conversation):
 
 
 def check_client(client: object) -> None:
-    """Raise TypeError where it is no client."""
+    """Raise TypeError where it is no client, ValueError where its port is none: the resolver takes it modulo 65536."""
     if not isinstance(client, SMTP):
         msg = (
             "client is an aiosmtplib.SMTP, such as aiosmtplib.SMTP(hostname='smtp.example.com', port=587), "
             f"or a function that makes one, not {client!r}"
         )
         raise TypeError(msg)
+    if isinstance(client.port, int) and not 0 <= client.port < 2**16:
+        msg = f"port is at most 65535, such as 587, not {client.port}"
+        raise ValueError(msg)

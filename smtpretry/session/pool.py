@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .told import Manager
 
-_CLOSED = "the client was closed; `async with` opens it again"
+_CLOSED = "the client was closed; `async with` (Blocking: `with`) opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,6 +20,15 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+_raised = pytest.StashKey[bool]()
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """Keep whether the test itself has raised: then no script that was not reached is news."""
+    if call.when == "call":
+        item.stash[_raised] = call.excinfo is not None
+
+
 @pytest.fixture
 def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
     """A `smtpretry.testing.ScriptedServer` in a thread, for blocking and asynchronous tests.
@@ -28,7 +37,7 @@ def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
     """
     from smtpretry.testing import ThreadedServer  # noqa: PLC0415 - where it is used
 
-    options = dict[str, object]()
+    options = dict[str, Any]()
     for marker in request.node.iter_markers("smtp_server"):
         if marker.args:
             msg = f"the marker smtp_server takes names, such as smtp_server(tls=True), not {marker.args[0]!r}"
@@ -36,6 +45,8 @@ def smtp_server(request: pytest.FixtureRequest) -> Iterator[ThreadedServer]:
         options = marker.kwargs | options
     with ThreadedServer(**options) as server:
         yield server
+        if request.node.stash.get(_raised, False):
+            server.clear()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from smtpretry.replies.stage import Stage
@@ -11,7 +12,7 @@ from .scripts import FAULTS, WHOLE, ReceivedMessage, Script, wire
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
 FAILURE: Final = b"451 4.3.0 Temporary failure\r\n"
 
@@ -55,6 +56,13 @@ class Scenario:
         if tls not in {True, False, "required", "implicit"}:
             msg = f'tls is True, False, "required" or "implicit", not {tls!r}'
             raise ValueError(msg)
+        for name, given in (("tokens", tokens), ("mechanisms", mechanisms), ("extensions", extensions)):
+            if isinstance(given, str):
+                msg = f"{name} is a list, such as [{given!r}], not {given!r}"
+                raise TypeError(msg)
+        if not (auth is None or isinstance(auth, Mapping) or (isinstance(auth, tuple) and len(auth) == 2)):  # noqa: PLR2004
+            msg = f'auth is a user and a password, such as ("app", "secret"), or a mapping of them, not {auth!r}'
+            raise TypeError(msg)
         offered = list(mechanisms) if auth else []
         if unknown := set(offered) - {"PLAIN", "LOGIN", "CRAM-MD5"}:
             msg = f"unknown mechanisms: {', '.join(sorted(unknown))}"
@@ -206,7 +214,7 @@ class Scenario:
         if not isinstance(pattern, str):
             msg = f"a pattern is a str, not {pattern!r}"
             raise TypeError(msg)
-        name = verb.value if isinstance(verb, Stage) else verb.upper()
+        name = verb.value if isinstance(verb, Stage) else str(verb).upper()
         script = Script(verb=name, pattern=pattern, close="fin" if close is True else close or "", **rest)
         self.scripts.append(script)
         return script

@@ -109,7 +109,9 @@ class ScriptedServer(Scenario):
             await asyncio.sleep(0)
         await server.wait_closed()
 
-    aclose = stop
+    async def aclose(self) -> None:
+        """Stop."""
+        await self.stop()
 
     async def __aenter__(self) -> Self:
         """Start."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from .server import ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Iterator
     from concurrent.futures import Future
     from types import TracebackType
 
@@ -23,14 +24,12 @@ class ThreadedServer(ScriptedServer):
     Its arguments, scripts and records are those of `ScriptedServer`. Its time is real.
     """
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - those of ScriptedServer
-        super().__init__(**options)
-        self._own: asyncio.AbstractEventLoop | None = None
+    _own: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> Self:
         """Listen; after a `stop`, on the same port as before."""
-        self._begin()
-        await asyncio.wrap_future(self._there(super().start()))
+        with self._begun():
+            await asyncio.wrap_future(self._there(super().start()))
         return self
 
     async def stop(self) -> None:
@@ -49,8 +48,8 @@ class ThreadedServer(ScriptedServer):
 
     def __enter__(self) -> Self:
         """Start."""
-        self._begin()
-        self._there(super().start()).result()
+        with self._begun():
+            self._there(super().start()).result()
         return self
 
     def __exit__(
@@ -63,11 +62,20 @@ class ThreadedServer(ScriptedServer):
         if error is None:
             self.verify()
 
-    def _begin(self) -> None:
-        if self._own is None:
-            self._own = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._own.run_forever, name="ThreadedServer", daemon=True)
-            self._thread.start()
+    @contextmanager
+    def _begun(self) -> Iterator[None]:
+        """A thread with a loop, which ends where the server cannot start in it."""
+        if self._own is not None:  # it has been started, and says so
+            yield
+            return
+        self._own = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._own.run_forever, name="ThreadedServer", daemon=True)
+        self._thread.start()
+        try:
+            yield
+        except BaseException:
+            self._end()
+            raise
 
     def _end(self) -> None:
         own, self._own = self._own, None

@@ -427,6 +427,53 @@ def test_a_page_without_marks_is_left_alone(capsys, tmp_path):
     assert page.read_text(encoding="utf-8") == "nothing here\n"
 
 
+def test_a_page_keeps_its_line_ends(tmp_path):
+    """Windows' too."""
+    page = tmp_path / "README.md"
+    page.write_bytes(b"before\r\n<!-- rules -->\r\nold\r\n<!-- /rules -->\r\nafter\r\n")
+    assert main(["rules", "--into", str(page)]) == 0
+    written = page.read_bytes()
+    assert written.startswith(b"before\r\n<!-- rules -->\r\n| name |")
+    assert written.count(b"\n") == written.count(b"\r\n")
+
+
+def test_a_page_that_cannot_be_read_is_named(capsys, tmp_path):
+    """A folder, and what is no UTF-8."""
+    page = tmp_path / "README.md"
+    page.write_bytes(b"<!-- rules -->\n\xff\n<!-- /rules -->\n")
+    for path, said in ((tmp_path, "Is a directory"), (page, "'utf-8' codec can't decode")):
+        assert main(["rules", "--into", str(path)]) == 2
+        assert f"{path}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--markdown", "--patterns"], "not allowed with argument"),
+        (["--into", "README.md", "--kinds"], "not allowed with argument"),
+        (["--kinds", "--policy", "own_policy:policy"], "leave --policy out"),
+        (["--into", "README.md", "--policy", "own_policy:policy"], "leave --policy out"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(own_policy, capsys, options, said):
+    """None is passed over in silence."""
+    try:
+        code = main(["rules", *options])
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["explain '450 busy'", "rules", "rules --markdown"])
+def test_a_full_disk_is_told_in_a_line(command: str) -> None:
+    """With an exit code of 2, and no traceback."""
+    line = f"{shlex.quote(sys.executable)} -m smtpretry {command} >/dev/full"
+    env = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(["/bin/sh", "-c", line], env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (2, b"[Errno 28] No space left on device\n")
+
+
 def run(*arguments, stdin=b"", **environment):
     return subprocess.run(
         [sys.executable, "-m", "smtpretry", *arguments],

@@ -83,6 +83,14 @@ def test_the_list(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (facts["id"], facts["accepted"], facts["pending"], facts["attempts"]) == ("ended", 1, 0, 1)
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "99999999999999999999", "many"])
+def test_a_limit_that_is_none(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is told, and not taken for all of them."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["queue", "sqlite:mail.db", "list", f"--limit={limit}"])
+    assert f"argument --limit: '{limit}' is no number from 1 to" in capsys.readouterr().err
+
+
 def test_the_story_of_one(queue: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What was said, and what was done about it; the message only where it is asked for."""
     assert main(["queue", queue, "show", "waits"]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import smtplib
 import ssl
@@ -248,6 +249,37 @@ def test_send_tells_at_ctrl_c_who_has_the_message(stage: str) -> None:
     assert said.decode().splitlines() == ends[stage]
 
 
+@pytest.mark.parametrize("rich", [True, False])
+@pytest.mark.parametrize("out", ["| head -0", "> /dev/full"])
+def test_send_sends_though_nobody_hears_of_it(out: str, rich: bool, tmp_path: Path) -> None:
+    """A reader that has gone, and a full disk, end no retries; the exit code tells what became of the message."""
+    if not rich:
+        (tmp_path / "rich.py").write_text("raise ImportError\n", encoding="utf-8")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    with ThreadedServer() as server:
+        server.on("RCPT", BOB, "450 4.2.0 try again in 1 second", times=1)
+        line = f"{shlex.join(command('send', '--host', '127.0.0.1', '--port', server.port))}; echo $? >&2"
+        shell = ["/bin/sh", "-c", f"({line}) {out}"]
+        done = subprocess.run(shell, input=MAIL, capture_output=True, timeout=PATIENCE, check=False, env=env)
+        assert {who for message in server.messages for who in message.recipients} == {ANN, BOB}
+    complaint = b"[Errno 28] No space left on device\n" if "full" in out else b""
+    assert done.stderr == complaint + b"0\n"
+
+
+def test_serve_serves_though_nobody_reads_what_it_prints() -> None:
+    """A test that has read the port may close the pipe."""
+    with serving("--once", "RCPT 450 4.2.0 later") as (process, port):
+        assert process.stdout is not None
+        process.stdout.close()
+        process.stdout = None
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            with pytest.raises(smtplib.SMTPRecipientsRefused):
+                client.sendmail(APP, [BOB], b"Subject: hello\r\n\r\n")
+            assert client.sendmail(APP, [BOB], b"Subject: hello\r\n\r\n") == {}
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 0
+
+
 def test_send_logs_in_with_a_password_that_nobody_sees() -> None:
     """--username logs in with SMTP_PASSWORD, which stands neither in the arguments nor in the story."""
     with ThreadedServer(auth=("app", "secret-of-app")) as server:
@@ -272,6 +304,7 @@ def test_send_says_what_is_wrong_with_the_message(mail: bytes, said: str) -> Non
     [
         (("--give-up-after", "inf"), "'inf' is no number of seconds"),
         (("--username", "app"), "set SMTP_PASSWORD"),
+        (("--port", "99999"), "port is at most 65535"),
     ],
 )
 def test_send_says_what_is_wrong_with_its_arguments(arguments: tuple[str, ...], said: str) -> None:

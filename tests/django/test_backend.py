@@ -21,7 +21,7 @@ from django.utils.log import AdminEmailHandler
 from support import ANN, APP, BOB, CAT, PASSWORD, USER, ca_bundle
 
 from smtpretry import Delivery, RetryPolicy
-from smtpretry.django import EmailBackend
+from smtpretry.django import EmailBackend, backend
 from smtpretry.queues.engine import QueueError
 from smtpretry.testing import ThreadedServer, no_wait
 
@@ -298,6 +298,18 @@ def test_a_relative_queue_is_in_the_project(tmp_path: Path, monkeypatch: pytest.
         assert EmailBackend(queue=tmp_path / "other.db").queue == str(tmp_path / "other.db")
 
 
+def test_a_mail_can_do_without_the_queue_of_the_project(tmp_path: Path) -> None:
+    """What is given for one connection wins, None too: it retries for half a minute, and raises."""
+    with project({"queue": tmp_path / "mail.db"}) as (server, policy):
+        server.on("RCPT", BOB, "450 4.2.0 try again in 10 seconds")
+        assert mail.send_mail("hello", "text", None, [BOB]) == 1
+        with pytest.raises(smtplib.SMTPRecipientsRefused):
+            mail.send_mail("hello", "text", None, [BOB], connection=mail.get_connection(queue=None))
+        assert policy.waits
+    with override_settings(SMTPRETRY={"queue": tmp_path / "mail.db"}):
+        assert EmailBackend(queue=None).options == EmailBackend(queue="").options == {"policy": backend._POLICY}
+
+
 def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path) -> None:
     """Not only the first mail that has to wait says so, after days, and with a process that waits for it."""
     with project({"queue": tmp_path / "missing" / "mail.db"}) as (server, _):
@@ -309,6 +321,16 @@ def test_a_queue_that_cannot_be_used_is_told_with_the_first_mail(tmp_path: Path)
         (tmp_path / "missing").mkdir()
         assert mail.send_mail("hello", "text", None, [ANN]) == 1
         assert len(server.messages) == 1
+
+
+def test_what_is_unusable_is_silent_where_that_is_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A queue in a folder that is missing, and a certificate: fail_silently returns 0 and logs it, as for a server."""
+    queue, certificate = {"queue": tmp_path / "missing" / "mail.db"}, {"EMAIL_SSL_CERTFILE": str(tmp_path / "no.pem")}
+    for options, settings in ((queue, {}), ({}, {"EMAIL_USE_TLS": True} | certificate)):
+        with project(options, **settings):
+            caplog.clear()
+            assert mail.send_mail("hello", "text", None, [ANN], fail_silently=True) == 0
+            assert "smtp messages cannot be sent" in caplog.text
 
 
 def test_a_worker_without_a_queue_says_what_is_missing() -> None:

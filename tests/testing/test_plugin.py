@@ -65,6 +65,19 @@ def test_a_script_that_was_not_reached_fails(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*scripts that were not reached*"])
 
 
+def test_an_error_of_the_test_itself_stands_alone(pytester: pytest.Pytester) -> None:
+    """A test that failed, was skipped or fails as expected before a script was reached is not an error besides."""
+    pytester.makepyfile("""
+        import pytest
+
+        @pytest.mark.parametrize("how", [pytest.fail, pytest.skip, pytest.xfail])
+        def test(smtp_server, how):
+            smtp_server.on("RCPT", "450 4.2.0 later", times=1)
+            how("early")
+    """)
+    pytester.runpytest_subprocess().assert_outcomes(failed=1, skipped=1, xfailed=1)
+
+
 def test_a_marker_without_names_is_an_error(pytester: pytest.Pytester) -> None:
     """What would have no effect is told."""
     pytester.makepyfile("import pytest\n@pytest.mark.smtp_server('required')\ndef test(smtp_server): pass")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import smtplib
 import ssl
 import subprocess
@@ -25,7 +26,7 @@ from support import virtually
 from smtpretry import RetryingSMTP, testing
 from smtpretry.policy import RetryPolicy
 from smtpretry.replies.stage import Stage
-from smtpretry.testing import ScriptedServer, no_wait
+from smtpretry.testing import ScriptedServer, ThreadedServer, no_wait
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -260,6 +261,7 @@ def test_lines_of_a_reply_are_completed() -> None:
     "mistake",
     [
         lambda server: server.on("RECEIPT", "450 4.2.0 later"),
+        lambda server: server.on(450, "451 4.3.0 later"),
         lambda server: server.on("RCPT", "bob@*", "later"),
         lambda server: server.on("RCPT", "bob@*", "99 too low"),
         lambda server: server.on("RCPT", "bob@*", "600 too high"),
@@ -281,6 +283,60 @@ def test_mistakes_are_told_at_once(mistake: Callable[[ScriptedServer], object]) 
     """A verb, reply, fault or number that does not exist is a ValueError where it stands, not a hang later."""
     with pytest.raises(ValueError, match=r"\w"):
         mistake(ScriptedServer())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            {"auth": "app"},
+            'auth is a user and a password, such as ("app", "secret"), or a mapping of them, not \'app\'',
+        ),
+        ({"auth": ["ab", "cd"]}, "auth is a user and a password"),
+        ({"auth": ("app", "secret"), "mechanisms": "PLAIN"}, "mechanisms is a list, such as ['PLAIN'], not 'PLAIN'"),
+        ({"tokens": "fresh"}, "tokens is a list, such as ['fresh'], not 'fresh'"),
+        ({"extensions": "DSN"}, "extensions is a list, such as ['DSN'], not 'DSN'"),
+    ],
+)
+def test_one_in_place_of_several_is_told(options: dict[str, Any], said: str) -> None:
+    """A word is not taken for its letters."""
+    with pytest.raises(TypeError, match=re.escape(said)):
+        ScriptedServer(**options)
+
+
+@pytest.mark.parametrize("how", ["with", "async with"])
+def test_a_thread_whose_server_cannot_start_ends(how: str) -> None:
+    """The port is taken: nothing is left of the second server, and the first one goes on."""
+
+    async def start(server: ThreadedServer) -> None:
+        async with server:
+            pass
+
+    with ThreadedServer() as first:
+        before = threading.active_count()
+        second = ThreadedServer(port=first.port)
+        with pytest.raises(OSError, match="in use"):
+            asyncio.run(start(second)) if how == "async with" else second.__enter__()
+        assert threading.active_count() == before
+        with pytest.raises(RuntimeError, match="started already"):
+            first.__enter__()
+        with smtplib.SMTP(first.hostname, first.port) as client:
+            assert client.noop()[0] == 250
+
+
+@pytest.mark.parametrize("make", [ScriptedServer, ThreadedServer])
+def test_aclose_is_stop(make: type[ScriptedServer]) -> None:
+    """It ends the thread, too, where there is one."""
+
+    async def scenario() -> None:
+        server = await make().start()
+        await server.aclose()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(server.hostname, server.port)
+
+    before = threading.active_count()
+    asyncio.run(scenario())
+    assert threading.active_count() == before
 
 
 def test_script_that_was_not_reached_is_an_error() -> None:

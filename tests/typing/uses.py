@@ -43,7 +43,7 @@ from smtpretry import (
     instrumentation,
 )
 from smtpretry.queues.procrastinate import ProcrastinateEngine
-from smtpretry.testing import NoWait, ReceivedMessage, ScriptedServer, no_wait
+from smtpretry.testing import NoWait, ReceivedMessage, ScriptedServer, ThreadedServer, no_wait
 
 Sent = tuple[dict[str, aiosmtplib.SMTPResponse], str]
 
@@ -235,3 +235,4 @@ async def tested() -> None:
             await smtp.sendmail("app@example.com", ["bob@example.com"], b"\r\n")
         assert_type(server.received("bob@example.com"), list[ReceivedMessage])
         assert_type(policy.waits, list[float])
+    ThreadedServer(tls=5)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
