@@ -50,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m smtpretry", description="What to do about SMTP replies.")
+    parser = argparse.ArgumentParser(
+        prog="python -m smtpretry", description="Explain SMTP replies, look into a queue, send a message, serve a test."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (explain, queue, rules, send, serve):
         command.add_to(commands)

@@ -46,7 +46,12 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         )
     serve.add_argument("--auth", type=_login, metavar="USER:PASSWORD", help="require this log-in")
     serve.add_argument(
-        "--tls", nargs="?", const=True, default=False, choices=("required", "implicit"), help="offer STARTTLS, or so"
+        "--tls",
+        nargs="?",
+        const=True,
+        default=False,
+        choices=("required", "implicit"),
+        help="offer STARTTLS; required: refuse mail without it; implicit: TLS from the start",
     )
     serve.add_argument("--ca", type=Path, metavar="FILE", help="write there what clients are to trust, as PEM")
     serve.add_argument("--max-rate", type=_rate, metavar="MESSAGES/SECONDS", help="such as 14/1; 454 beyond it")
