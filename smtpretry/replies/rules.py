@@ -634,7 +634,7 @@ DEFAULT_RULES: tuple[Rule, ...] = Table((
          why="The recipient does not take mail from this sender.",
          source="Tencent: QQ mail error codes (550 Mail is rejected by recipients)"),
     Rule(name="sender-refused",
-         code=ANY_5XX, text=SENDER, unless=either(r"\brecipient(?! table| maps?| address rejected: )"),
+         code=ANY_5XX, text=SENDER, unless=either(r"\brecipient(?! table| maps?| address rejected: )|\bdnsbl\b"),
          action=Action.FAIL, scope=Scope.MESSAGE,
          why="The server does not take mail from this sender, whoever gets it.",
          cure="Check the sender's address.",

@@ -282,6 +282,7 @@ SHUT_MAILBOX = either(
 RECIPIENT_REFUSES = either(
     r"\b(?:rejected|refused|blocked) by (?:the |this |your )?(?:recipient|receiver|user|addressee)s?\b(?!')",
     r"\bfailure for (?:\w{1,20} ){1,4}recipients?\b",
+    r"\bto (?:send|post|write)\b.{0,16} to (?:\w{1,20} )?mail(?:ing)? list\b",
     r"\b(?:does not|doesn't) want\b|\bsuppression list\b|\ballowed[- ]senders\b",
     r"\b(?:recipient|receiver|user) (?:\w{1,20} )?(?:refuse|reject|block|den[iy]e?)(?:s|d|ed)? "
     r"(?:to|mail|e-?mail|messages?|your|this)\b",
@@ -388,10 +389,11 @@ BLOCKED_CLIENT = either(
     r"spamhaus|spamcop|\bbarracudacentral|\bsorbs\b|\buceprotect|\babuseat\b|\bspfbl\b|\brbls?\b|\bDT:RBL\b",
     r"\bdns ?(?:bls?\b|(?:black|block) ?list)",
     r"\b(?:ip|host|server|network|poor|bad|low|sending|sender) reputation\b|\breputation of\b",
-    r"\b(?:messages|connections?) from \W?\d{1,3}\.\d|\bfrom (?:this|your) (?:ip|host|server|client|network)\b",
+    r"\b(?:messages?|connections?) from \W?\d{1,3}\.\d|\bfrom (?:this|your) (?:ip|host|server|client|network)\b",
     r"\b(?:sending|connecting) (?:mail ?)?(?:server|host|mta)\b|\bclient (?:is|was|has|not)\b",
     r"\btoo m(?:any|uch) (?:\w{1,20} ){1,5}from (?:your |this )?(?:ip|host|server|client)\b",
     r"\btoo many (?:invalid|unknown|bad|wrong|failed) (?:recipients|users|rcpts|addresses|commands)\b",
+    r"\btoo many unauthenticated commands\b",
     r"\b(?:not|cannot|can't) (?:\w{1,20} ){0,2}(?:send|deliver) (?:us|me)\b(?! this)",
     r"\bintrusion prevention\b|\bspam source\b|(?<!not a )(?<!are you a )\bspammers?\b",
     r"\bconnections? from\b|(?<![=?&./#_-])\bip(?:s\b|\b(?![=/:]))",
