@@ -70,7 +70,10 @@ LOG_IN = either(
     r"\bautenti\w+ (?:(?:es|é|è) )?(?:requerida|necesaria|obrigat\w+|necess[áa]ri[ao]|richiesta)",
     r"\bse requiere autenticaci[oó]n|требуется (?:smtp.)?(?:авториз|аутентиф)|需要.{0,8}(?:认证|身份验证)|認証が必要",
 )
-LOGGED_IN = either(r"\balready (?:been )?(?:authenticated|logged[- ]in)\b")
+LOGGED_IN = either(  # this session, not the account somewhere else
+    r"(?<!user )(?<!user is )(?<!account )(?<!account is )\balready (?:been )?(?:authenticated|logged[- ]in)\b"
+    r"(?! (?:from|elsewhere|too|(?:on|in|at) another)\b)"
+)
 RELAY = either(
     r"\brelay(?:ing)?(?: \S{1,60}){0,3} " + _FORBIDDEN,
     _CANNOT + r"(?: to)? (?:\w{1,20} )?relay\b",
