@@ -11,10 +11,11 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, cast
 
-from .calls import MOMENT, Call, Exchange, here
+from .calls import MOMENT, Call, Exchange
 from .checks import check_messages, check_timeout
 from .client import RetryingSMTP
 from .errors import delivery_of, tell
+from .log import here
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -41,7 +42,7 @@ class _Loop:
         """The loop, which runs.
 
         Raises:
-            RuntimeError: the thread that asks runs an event loop itself, or is logging what came of another call.
+            RuntimeError: the thread that asks runs an event loop itself, or is logging what came of a mail.
         """
         if here.speaks:
             msg = (

@@ -27,23 +27,6 @@ MOMENT: Final = 1.0
 _NO_MORE: Final = object()
 
 
-class _Here(threading.local):
-    """Whether this thread is logging what came of its call."""
-
-    speaks = False
-
-
-here = _Here()
-
-
-def _speak(line: Callable[[], None]) -> None:
-    here.speaks = True
-    try:
-        line()
-    finally:
-        here.speaks = False
-
-
 class Call(Generic[T]):
     """What the loop does for a thread that waits for it. A bare lock is what wakes that thread fastest.
 
@@ -74,7 +57,7 @@ class Call(Generic[T]):
         while self._news.acquire(timeout=-1 if until is None else _left(until)):
             ended = self.ended
             while self._lines:
-                _speak(self._lines.popleft())
+                self._lines.popleft()()
             if ended:
                 return True
         return False
@@ -140,14 +123,14 @@ class Exchange:
                 elif isinstance(said, Delivery):
                     yield said
                 else:
-                    _speak(said)
+                    said()
             call.result()
         finally:
             if not call.ended:
                 call.break_off()
             while not self._said.empty():
                 if callable(line := self._said.get()):
-                    _speak(line)
+                    line()
 
     async def drawn(self) -> AsyncIterator[Message | Delivery]:
         """The messages, for the loop."""

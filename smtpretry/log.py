@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -37,6 +38,15 @@ relay: Final[ContextVar[Callable[[Callable[[], None]], None] | None]] = ContextV
 """Gives what is to be logged to the thread that waits for this one: it may hold the lock of a handler."""
 
 
+class _Here(threading.local):
+    """Whether this thread is logging a line of ours: a handler may be mailing it."""
+
+    speaks = False
+
+
+here: Final = _Here()
+
+
 def say(level: int, message: str, *args: object, error: BaseException | None = None, **fields: Any) -> None:  # noqa: ANN401 - what a field holds
     """Log a message of its own kind. If a handler raises, that is shown as `logging` does, and the send goes on.
 
@@ -49,13 +59,28 @@ def say(level: int, message: str, *args: object, error: BaseException | None = N
 
 
 def _say(level: int, message: str, args: Sequence[object], error: BaseException | None, fields: dict[str, Any]) -> None:
+    if here.speaks:  # a handler mails what is logged of a mail: that would never end
+        if level >= logging.WARNING and sys.stderr:
+            with suppress(OSError):
+                sys.stderr.write(f"{message % tuple(args)}\n")
+        return
+    here.speaks = True
+    try:
+        _log_it(level, message, args, error, fields)
+    finally:
+        here.speaks = False
+
+
+def _log_it(
+    level: int, message: str, args: Sequence[object], error: BaseException | None, fields: dict[str, Any]
+) -> None:
     try:
         _log.log(level, message, *args, exc_info=error, extra=fields)
     except Exception as wrong:  # noqa: BLE001 - whatever a handler raises
         taken = fields.keys() & vars(logging.makeLogRecord({})) if _is_clash(wrong) else ()
         if taken:
             free = {name: value for name, value in fields.items() if name not in taken}
-            _say(level, message, args, error, free)
+            _log_it(level, message, args, error, free)
         elif logging.raiseExceptions and sys.stderr:
             traceback.print_exc()
 

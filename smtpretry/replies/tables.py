@@ -70,5 +70,7 @@ def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _codes(code: int | range | tuple[int, ...]) -> str:
     if isinstance(code, range) and code.step == 1 and code.start % 100 == 0 == code.stop % 100:
         return ", ".join(f"{hundred}xx" for hundred in range(code.start // 100, code.stop // 100))
+    if isinstance(code, range) and code.step == 1:
+        return f"{code[0]} to {code[-1]}"
     codes = (code,) if isinstance(code, int) else code
     return ", ".join("no reply" if each == NO_REPLY else str(each) for each in codes)

@@ -70,7 +70,10 @@ LOG_IN = either(
     r"\bautenti\w+ (?:(?:es|é|è) )?(?:requerida|necesaria|obrigat\w+|necess[áa]ri[ao]|richiesta)",
     r"\bse requiere autenticaci[oó]n|требуется (?:smtp.)?(?:авториз|аутентиф)|需要.{0,8}(?:认证|身份验证)|認証が必要",
 )
-LOGGED_IN = either(r"\balready (?:been )?(?:authenticated|logged[- ]in)\b")
+LOGGED_IN = either(  # this session, not the account somewhere else
+    r"(?<!user )(?<!user is )(?<!account )(?<!account is )\balready (?:been )?(?:authenticated|logged[- ]in)\b"
+    r"(?! (?:from|elsewhere|too|(?:on|in|at) another)\b)"
+)
 RELAY = either(
     r"\brelay(?:ing)?(?: \S{1,60}){0,3} " + _FORBIDDEN,
     _CANNOT + r"(?: to)? (?:\w{1,20} )?relay\b",
@@ -84,8 +87,8 @@ TOKEN = either(
     r"\b(?:expired|invalid|revoked|bad|stale) (?:\w{1,20} ){0,2}token\b",
 )
 WRONG_PASSWORD = either(  # be it one guess of several
-    r"\bpasswords? (?:is |was )?(?:incorrect|wrong|not correct)\b",
-    r"\b(?:incorrect|wrong) (?:\w{1,20} ){0,3}password\b",
+    r"\bpasswords? (?:is |was )?(?:incorrect|wrong|invalid|not correct)\b",
+    r"\b(?:incorrect|wrong|invalid|bad) (?:\w{1,20} ){0,3}password\b(?! attempts)",
 )
 TOO_MANY_LOG_INS = either(r"\btoo m(?:any|uch) (?:\w{1,20} ){0,2}(?:log-?ins?|auth\w*|password)\b")
 
@@ -95,10 +98,8 @@ BARE_LF = either(
     r"\bbare <?(?:cr|lf|newline|line.?feed)|\b(?:cr|lf|newline|line.?feed) not preceded",
     r"smtplf|barelf",  # the pages that qmail and Haraka name
 )
-BAD_CLIENT = either(
-    r"\bprotocol (?:error|violation)", r"\bpipelin", r"\btoo many (?:syntax|protocol|smtp)\b.{0,24}\berrors\b"
-)
-BAD_SMTP = either(BARE_LF, r"\bsyntax (?:error|violation)", r"\binvalid base64")
+BAD_CLIENT = either(r"(?<!syntax or )\bprotocol (?:error|violation)", r"\bpipelin")
+BAD_SMTP = either(BARE_LF, r"\b(?:syntax|protocol) (?:error|violation)", r"\binvalid base64")
 TOO_BIG = either(
     r"\btoo (?:big|large)\b|\bmessage (?:size|length)\b|\bsize limit\b|\btoo much (?:mail )?data\b",
     r"\bexceed\w*\b.{0,30}\b(?:size|length)\b",
@@ -336,10 +337,8 @@ FOR_NOW = either(
     r"\bпозже\b|稍后|稍後",  # noqa: RUF001 - Russian is meant
 )
 GREYLIST = either(r"\bgr[ea]y[- ]?list", r"\bliste grise\b|\bgrau(?:e )?list|\blista gris\b|灰名单")
-BUSY = either(
-    r"\bmaintenance\b|\bgoing (?:down|offline)\b",
-    r"\bshut(?:ting)? ?down|\b(?:high|system|server) load\b|\boverload|\b(?:server|system) (?:is )?(?:too )?busy\b",
-)
+LOADED = either(r"\b(?:high|system|server) load\b|\boverload|\b(?:server|system) (?:is )?(?:too )?busy\b")
+BUSY = either(r"\bmaintenance\b|\bgoing (?:down|offline)\b|\bshut(?:ting)? ?down", LOADED)
 STORAGE = either(
     r"\b(?:insufficient|out of|not enough|unable to allocate)\b.{0,24}\b(?:disk|storage|space|memory|resources|buffer)",
     r"\bdisk\b.{0,12}\bfull|\bspace shortage|\bno space left",
@@ -355,7 +354,7 @@ SERVER_ERROR = either(
     r"\b(?:system|server|internal) (?:problem|error|failure|resource|configuration)",
     r"\bresources? (?:\w{1,20} )?(?:exhausted|exceeded|unavailable)|\b(?:no system|out of) resources\b",
     r"^qq |\b(?:unable to|cannot|could not) (?:read|open|write) (?:\w{1,20} ){0,2}"  # qmail
-    r"(?:configuration|controls?|files?|queue)\b",
+    r"(?:configuration|controls?|queue)\b",
     r"\btoo many open files\b|\b(?:can'?t|cannot|could not|unable to) connect to (?:127\.|localhost)",
     r"\b(?:unable to|cannot|can not|not) accept(?:ing)? (?:\w{1,20} )?(?:messages?|e?mails?|connections?)\b",
 )
@@ -373,7 +372,8 @@ NO_NAME = either(
     r"\b(?:helo|ehlo)\b.{0,80}\b(?:reject|invalid|block|refus|denied|must|fqdn|bad\w*|bare|not|fail|missing|mismatch)",
     r"\b(?:reverse\b.{0,24}\b(?:dns|hostname|host|name|lookup)|rdns|ptr)\b|\b(?:bad|invalid|forged) (?:helo|ehlo)\b",
     r"\b(?:cannot|could not|unable to|not) resolve\b.{0,20}\byour (?:ip|host)",
-    r"\bno dns (?:entr|record)\w* for your\b|\bcorrect (?:your )?(?:helo|dns|ptr)\b",
+    r"\bno dns (?:entr|record)\w* for your (?:helo|ehlo|ip|host|(?:mail ?)?server)|\bcorrect (?:your )?(?:helo|ptr)\b"
+    r"|\bcorrect your dns\b",
     r"\b(?:sender|sending|client|your) (?:ip|host)\b.{0,30}\bresolve",
     r"\d\.\d{1,3}\W? (?:host )?(?:does not|doesn't|cannot|can't|could not)(?: be)? resolve",
 )
@@ -381,7 +381,8 @@ _LISTED = r"(?:block(?:ed|[- ]?list\w*|ing)?(?! list of)|(?:black|deny)-?list\w*
 _CLIENT = r"(?:ips?(?!=)|client|network|subnet|connecting host|your (?:host|server|isp|provider|network|mail server))\b"
 _IP = r"(?<![=.\d])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d"  # not in the query of a link
 BLOCKED_CLIENT = either(
-    r"\b(?:sent|sending) .{0,40}\bto (?:an? |our )?(?:\S{1,64} )?spam ?traps?\b",
+    r"\b(?:you|ip|host|server|network)\b.{0,24}\b(?:sent|sending) .{0,40}\bto (?:an? |our )?(?:\S{1,64} )?"
+    r"spam ?traps?\b",
     r"\bclient (?:host|network|address)? ?(?:is |was )?reject|\byour (?:mail )?server requires\b",
     rf"\b{_CLIENT}.{{0,60}}\b{_LISTED}",
     rf"\b{_LISTED}.{{0,40}}\b{_CLIENT}|\byou (?:are|were|have been) (?:\w{{1,20}} )?{_LISTED}",
@@ -415,7 +416,7 @@ LISTED_CONTENT = either(
     r"\bby (?:our |the )?(?:anti-?spam|spam|content) (?:system|engine|server|filter|gateway)\b",
 )
 UNPROVEN = either(
-    r"\b(?:address|domain|identity|mailbox) (?:is )?not (?:yet )?verified\b|\bidentities failed the check\b",
+    r"\b(?:address|domain|identity) (?:is )?not (?:yet )?verified\b|\bidentities failed the check\b",
 )
 NOT_YOURS = either(  # the sender is not the one who has logged in
     r"\bmail from (?:\w{1,20} ){0,2}(?:must|should|(?:does|do) ?n[o']t) (?:\w{1,20} ){0,3}(?:same|equal|conform|match)",
@@ -434,7 +435,7 @@ SENDER = either(
 )
 ACCOUNT = either(  # what has become of the account that this client sends with
     r"\bsending (?:is |was |has been )?(?:suspended|paused|disabled|blocked)\b|\bbad outbound sender\b|outboundspam"
-    r"|\bunusual sending\b|\b(?:outgoing|outbound) (?:is |was )?blocked\b"
+    r"|\bunusual sending\b|\b(?:outgoing|outbound) (?:is |was )?blocked\b(?!.{0,40}\b(?:message|virus|attach|content))"
     r"|\bsuspended from (?:sending|out(?:bound|going))\b",
     r"\b(?:your|sending|smtp|sender's) (?:\w{1,20} ){0,2}(?:account|plan|tenant|subscription)\b.{0,40}"
     r"\b(?:suspend|paus|bann|block|disabl|expired|restrict|lock|exceed|limit|reach|compromis"

@@ -24,8 +24,8 @@ _raised = pytest.StashKey[bool]()
 
 
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-    """Keep whether the test itself has raised: then no script that was not reached is news."""
-    if call.when == "call":
+    """Keep whether the test, or a fixture, has raised: then no script that was not reached is news."""
+    if call.when != "teardown":
         item.stash[_raised] = call.excinfo is not None
 
 

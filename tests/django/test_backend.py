@@ -264,6 +264,34 @@ def test_a_log_that_is_mailed_stops_no_mail(capsys: pytest.CaptureFixture[str]) 
     assert "what smtpretry logs of a mail cannot be mailed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["queue", "certificate", "recipient"])
+def test_an_error_that_cannot_be_mailed_comes_to_an_end(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Django's handler mails silently, and what is logged of that is not mailed again."""
+    handled = list[str]()
+
+    class Counts(AdminEmailHandler):
+        def emit(self, record: logging.LogRecord) -> None:
+            handled.append(record.getMessage())
+            if len(handled) < 20:
+                super().emit(record)
+
+    options = {"queue": tmp_path / "missing" / "mail.db"} if what == "queue" else {}
+    settings = {"EMAIL_SSL_CERTFILE": str(tmp_path / "no.pem"), "EMAIL_USE_TLS": True} if what == "certificate" else {}
+    handler = Counts(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        with project(options, ADMINS=[("Bob", BOB)], **settings) as (server, _):
+            server.on("RCPT", BOB, "550 5.1.1 who?")
+            logging.getLogger("app").error("hello")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert handled[0] == "hello"
+    assert len(handled) < 4
+    assert ("smtp messages cannot be sent" in capsys.readouterr().err) == (what == "certificate")
+
+
 @pytest.mark.parametrize(
     ("module", "name"), [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")]
 )

@@ -459,6 +459,47 @@ def test_a_client_that_is_held_back_concerns_the_server():
     assert decide(line, RCPT).scope is Scope.SERVER
 
 
+@pytest.mark.parametrize(
+    ("line", "stage"),
+    [
+        ("503 5.5.0 <DATA>: Data command rejected: Improper use of SMTP command pipelining", DATA),
+        ("550 5.5.1 Protocol error", MAIL),
+        ("451 qq trouble in home directory", END),
+        ("451 unable to read controls (#4.3.0)", RCPT),
+        ("550 No DNS entry for your host", RCPT),
+        ("554 5.7.1 You have sent mail to a spamtrap", RCPT),
+        ("550 Outgoing blocked", RCPT),
+        ("550 reconnecting too fast", RCPT),
+    ],
+)
+def test_what_concerns_all_that_is_sent(line, stage):
+    """The host, the account, or how the client speaks: not this message or recipient."""
+    assert decide(line, stage).scope is Scope.SERVER
+
+
+@pytest.mark.parametrize(
+    ("line", "stage", "scope"),
+    [
+        ("554 <user@example.com>... Remote protocol error", RCPT, Scope.RECIPIENT),
+        ("501-<bob@>: malformed address\n501 Too many syntax or protocol errors", RCPT, Scope.RECIPIENT),
+        ("550 5.6.11 SMTP protocol violation: bare linefeeds in the body", END, Scope.MESSAGE),
+        ("550 5.7.1 <bob@example.com>: Recipient address rejected: Mailbox not verified", RCPT, Scope.RECIPIENT),
+        ("550 5.1.1 <bob@example.com>: address not verified", END, Scope.RECIPIENT),
+        ("552 Mailbox contains more than 104857600 bytes", RCPT, Scope.RECIPIENT),
+        ("550 5.1.2 Recipient domain has no correct DNS entry", RCPT, Scope.RECIPIENT),
+        ("450 4.1.8 Sender domain example.org has no correct DNS", MAIL, Scope.MESSAGE),
+        ("550 5.1.8 There are no DNS records for your domain", RCPT, Scope.MESSAGE),
+        ("450 4.7.1 <bob@example.com>: mail sent to spam trap", RCPT, Scope.RECIPIENT),
+        ("451 Could not open file /var/mail/bob", RCPT, Scope.RECIPIENT),
+        ("550 5.7.1 Outbound blocked: the message contains a virus", END, Scope.MESSAGE),
+        ("550 5.4.4 <bob@example.com>: the next host timed out, closing", RCPT, Scope.RECIPIENT),
+    ],
+)
+def test_what_concerns_one_message_or_recipient_holds_up_no_other(line, stage, scope):
+    """Words that elsewhere are about the client, or about the message."""
+    assert decide(line, stage).scope is scope
+
+
 def test_postscreen_lets_in_on_the_next_connection():
     """Postfix's postscreen says 450 4.3.2 to a client that it has tested, until that hangs up."""
     assert action("450 4.3.2 Service currently unavailable") == "RECONNECT"
@@ -588,6 +629,8 @@ def test_a_password_that_cannot_be_checked_is_not_a_wrong_one(line):
         "504 5.7.4 Unrecognized authentication type",
         "535 Login fail. Account is abnormal, service is not open, password is incorrect, login frequency limited, or",
         "535 Wrong user name or password, or a temporary failure",
+        "535 Invalid password, or the server is busy",
+        "535 5.7.8 Account has been shut down",
     ],
 )
 def test_a_wrong_password_is_final(line):
@@ -1128,6 +1171,7 @@ def test_nothing_transient_is_made_final_on_a_guess(line, patience, cure):
     [
         "550 5.1.1 <bob@example.com>: Recipient address rejected: User unknown",
         "552 5.2.2 Mailbox full",
+        "554 5.4.4 dial tcp: lookup mx.nosuch.example: no such host",
         "552 5.3.4 Message size exceeds fixed limit",
         "523 Message length (123456 bytes) exceeds administrative limit.",
         "550 The sending IP (192.0.2.1) is listed. Please resolve this and retry.",

@@ -243,6 +243,19 @@ async def test_a_session_that_is_logged_in_already_needs_no_log_in(reply: str) -
         assert (server.connections, server.verbs.count("AUTH")) == (1, 1)
 
 
+@pytest.mark.parametrize(
+    "reply", ["535 5.7.8 User is already logged in elsewhere", "454 4.7.0 Already logged in from another address"]
+)
+@virtually
+async def test_an_account_that_is_logged_in_elsewhere_is_not_logged_in_here(reply: str) -> None:
+    """It is a refusal of AUTH, with the reply as its reason; nothing is sent."""
+    async with talk(once(), **AUTH, auth_required=False, client=MINE) as (server, smtp):
+        server.on("AUTH", reply)
+        delivery = await smtp.deliver(BODY, sender=APP, recipients=[ANN])
+        assert str(delivery.refused[ANN]) == reply
+        assert "MAIL" not in server.verbs
+
+
 @virtually
 async def test_who_says_so_and_wants_a_log_in_gets_no_second_one() -> None:
     """A server that contradicts itself has refused the message."""

@@ -74,8 +74,19 @@ def test_an_error_of_the_test_itself_stands_alone(pytester: pytest.Pytester) -> 
         def test(smtp_server, how):
             smtp_server.on("RCPT", "450 4.2.0 later", times=1)
             how("early")
+
+        @pytest.fixture
+        def greylisting(smtp_server):
+            smtp_server.on("RCPT", "450 4.2.0 later", times=1)
+
+        @pytest.fixture
+        def database(greylisting):
+            pytest.skip("there is none")
+
+        def test_of_both(database):
+            pass
     """)
-    pytester.runpytest_subprocess().assert_outcomes(failed=1, skipped=1, xfailed=1)
+    pytester.runpytest_subprocess().assert_outcomes(failed=1, skipped=2, xfailed=1)
 
 
 def test_a_marker_without_names_is_an_error(pytester: pytest.Pytester) -> None:
