@@ -167,7 +167,7 @@ class RetryingSMTP(Sends):
             waiting=pool.waiting,
             paused_until=pool.opens_at if paused else None,
             reason=f"{paused.stage.value}: {paused.reply}" if paused else "",
-            pace=pool.pace.speed.rate if pool.pace.speed else None,
+            pace=pool.pace.rate if pool.pace.is_known else None,
             accepted=counts[Status.ACCEPTED],
             refused=counts[Status.REFUSED],
             uncertain=counts[Status.UNCERTAIN],
