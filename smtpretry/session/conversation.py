@@ -74,13 +74,11 @@ class Conversation:
         if self._task is not None and self._task.cancelling() > self._cancelling:
             raise asyncio.CancelledError
 
-    async def command(
-        self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2
-    ) -> SMTPResponse:
+    async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token) -> SMTPResponse:
         """Send a command, `judge` its reply, and return it."""
         self.send(b" ".join(words) + b"\r\n")
         response = await self.receive(stage, timeout)
-        self.judge(stage, *response, expect)
+        self.judge(stage, *response)
         return response
 
     def send(self, data: bytes, replies: int = 1) -> bool:
@@ -121,7 +119,7 @@ class Conversation:
         line = None if stage is Stage.STARTTLS else self._line  # where what came in the clear is thrown away
         beyond = NOTHING if line is None else line.beyond
         in_step = not beyond.further or agree(stage, code, beyond.further)
-        if code == CLOSING or (beyond is not NOTHING and beyond.ends_it):
+        if code == CLOSING or beyond is not NOTHING:
             self.abort()
         if in_step and code // 100 == expect and (expect != 2 or accepts(stage, code)):  # noqa: PLR2004
             return

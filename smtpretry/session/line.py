@@ -22,7 +22,7 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from smtpretry.replies.reply import NO_REPLY
 
-from .reader import LONGEST_LINE, Beyond, Replies
+from .reader import LONGEST_LINE, NOTHING, Beyond, Replies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +105,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     def send(self, data: bytes, replies: int = 1) -> bool:
         """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
-        if self._replies.beyond.ends_it:
+        if self._replies.beyond is not NOTHING:
             self._end_out_of_step()
         if replies:
             self._replies.expect(replies)
@@ -203,7 +203,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._replies.feed(data)
         if self._replies.fault is not None:
             self._break(self._replies.fault)
-        elif not self._replies.ready and self.beyond.ends_it:
+        elif not self._replies.ready and self.beyond is not NOTHING:
             self._end_out_of_step()
         self._wake()
 
