@@ -232,9 +232,9 @@ class Pool(Limits):
         """Whether a connection is open."""
         return self._stock.is_connected
 
-    async def hang_up(self, *, politely: bool = True) -> None:
-        """Close the connections that nobody uses."""
-        await self._stock.hang_up(politely=politely)
+    async def hang_up(self) -> None:
+        """Close the connections that nobody uses, with QUIT."""
+        await self._stock.hang_up()
 
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
