@@ -1,4 +1,4 @@
-"""The client that an application calls: `RetryingSMTP`. It joins the rooms below."""
+"""The client that an application calls: `RetryingSMTP`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .session.credentials import Credentials
 from .session.opening import check_client
 from .session.pipelining import Pipelining
 from .session.pool import Pool
-from .session.told import check_pace
+from .session.rate_limiter import check_pace
 from .session.waiting import Stalled, Wish
 from .stats import Stats
 
@@ -130,7 +130,7 @@ class RetryingSMTP(Sends):
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
-        self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, told=pace)
+        self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, limiter=pace)
         self._site = Site(self._pool, policy)
         self._observer.watch(self.stats)
 

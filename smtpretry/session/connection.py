@@ -245,7 +245,7 @@ class Connection(Opening):
         if refused and refused[0] == secret and (since or self.credentials.token):
             what = "token that the generator gave" if self.credentials.token else "password"
             raise Failed(Said(Stage.AUTH, refused[1]), f"the {what} is the one that the server refused before")
-        self._sent, self._veil = secret, self.credentials.veil(secret)
+        self._sent, self._redactor = secret, self.credentials.redactor(secret)
         mechanisms = self._mechanisms[:1] if self.carried else self._mechanisms  # again: what worked before, or nothing
         try:
             accepted = await log_in(self, partial(self.credentials.dialogue, secret), mechanisms, self.needs, timeout)

@@ -16,7 +16,7 @@ from smtpretry.replies.stage import Stage
 from .codes import CLOSING, GOODBYES, accepts, agree
 from .failed import Failed
 from .reader import NOTHING
-from .veil import Veil
+from .redactor import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Conversation:
     def __init__(self) -> None:
         self._client: aiosmtplib.SMTP | None = None
         self._line: Line | None = None
-        self._veil = Veil()  # over what was sent to log in
+        self._redactor = Redactor()  # hides what was sent to log in
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
 
@@ -105,11 +105,11 @@ class Conversation:
 
     def hide(self, *sent: bytes) -> None:
         """Show none of it where the server repeats it."""
-        self._veil.add(*(part.decode(errors="replace") for part in sent))
+        self._redactor.add(*(part.decode(errors="replace") for part in sent))
 
     def reply(self, code: int, message: str) -> Reply:
         """What the server said, without the credentials that some servers repeat."""
-        return Reply.of(code, self._veil.over(message))
+        return Reply.of(code, self._redactor.redact(message))
 
     def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
         """Take a reply whose first digit is the expected one (RFC 5321 §4.2.1; None: none); else raise `Failed`.

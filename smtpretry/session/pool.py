@@ -12,11 +12,11 @@ from smtpretry import log
 from smtpretry.errors import ClientClosed
 
 from .alarms import Alarms
+from .connection_events import ConnectionEvents
+from .connections import Connections
 from .limits import Limits
-from .register import Register
+from .rate_limiter import RateLimiter
 from .shared import SharedPace
-from .stock import Stock
-from .told import Told
 from .waiting import Asked, Stalled, Waiting, Wish
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from smtpretry.replies.reply import Said
 
     from .connection import Connection
-    from .told import Manager
+    from .rate_limiter import Manager
 
 _CLOSED = "the client was closed; `async with` (Blocking: `with`) opens it again"
 _WOKEN = "the client was closed while the send was waiting; exc.delivery holds what is pending"
@@ -48,7 +48,7 @@ class Pool(Limits):
         idle_timeout: seconds after which one that nobody uses is closed; None for never.
         policy: its clock, its way to wait, and its patience.
         observer: who is told of connections and pauses.
-        told: what to enter for each transaction before a connection is lent, for it keeps the pace, too.
+        limiter: the caller's own, entered for each transaction before a connection is lent.
 
     Attributes:
         closed: whether it lends nothing.
@@ -63,13 +63,13 @@ class Pool(Limits):
         policy: RetryPolicy,
         observer: Observer,
         *,
-        told: Manager | None = None,
+        limiter: Manager | None = None,
     ) -> None:
         super().__init__(size, policy.patience)
         self.closed = False
-        self._told, self._clock = None if told is None else Told(told), policy.clock
-        self.observer, self._register = observer, Register(observer)
-        self._stock = Stock(make, idle_timeout, self._register.look_at, self._use_returned)
+        self._limiter, self._clock = None if limiter is None else RateLimiter(limiter), policy.clock
+        self.observer, self._events = observer, ConnectionEvents(observer)
+        self._connections = Connections(make, idle_timeout, self._events.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
         self._waiting = Waiting(self._is_full)
         self._alarms = Alarms(policy.sleep)  # of those who wait
@@ -81,35 +81,35 @@ class Pool(Limits):
     @property
     def open(self) -> int:
         """How many connections are open."""
-        return sum(connection.is_open for connection in tuple(self._stock.connections))
+        return sum(connection.is_open for connection in tuple(self._connections.all))
 
     @property
     def in_use(self) -> int:
         """How many connections are used, or being opened."""
-        return self._stock.out
+        return self._connections.in_use
 
     @property
     def waiting(self) -> int:
         """How many sends wait: for a connection, or until they may try again."""
-        return self._waiting.sends + len(self._alarms) + len(self._told or ())
+        return self._waiting.sends + len(self._alarms) + len(self._limiter or ())
 
     @property
     def server(self) -> str:
         """Where its connections go, such as "smtp.example.com:587"; empty where that is not known yet."""
-        return self._register.server or self._stock.connections[0].server
+        return self._events.server or self._connections.all[0].server
 
     def look_at(self, connection: Connection) -> str:
         """Note whether it was opened or closed since the last look; return the server at its other end."""
-        return self._register.look_at(connection)
+        return self._events.look_at(connection)
 
     def server_of(self, connection: Connection) -> str:
         """The server at the other end of an open connection."""
-        return self._register.server_of(connection)
+        return self._events.server_of(connection)
 
     @property
     def is_probing(self) -> bool:
         """Whether a single connection is finding out if the server works again."""
-        return (self.failures > 0 or self.pace.probing) and self._stock.out > 0
+        return (self.failures > 0 or self.pace.probing) and self._connections.in_use > 0
 
     @property
     def is_stalled(self) -> bool:
@@ -119,10 +119,10 @@ class Pool(Limits):
     @property
     def is_paced(self) -> bool:
         """Whether each transaction has to ask for a turn of its own."""
-        return self._told is not None or self.pace.is_known
+        return self._limiter is not None or self.pace.is_known
 
     def _tell_paused(self, now: float, until: float, reason: Said) -> None:
-        self.observer.paused(self.server, now, until, reason, for_the_first=not self._register.has_opened)
+        self.observer.paused(self.server, now, until, reason, for_the_first=not self._events.has_opened)
 
     def _tell_resumed(self) -> None:
         self.observer.resumed(self.server)
@@ -130,7 +130,7 @@ class Pool(Limits):
     @property
     def others(self) -> int:
         """How many connections are open or in use beside the one in use here."""
-        return self._stock.out - 1 - len(self._resting) + self._stock.open_and_free
+        return self._connections.in_use - 1 - len(self._resting) + self._connections.idle
 
     def rest(self, connection: Connection, seconds: float) -> None:
         """Lend that one again only so long after its pass. The others go on."""
@@ -173,7 +173,7 @@ class Pool(Limits):
     @property
     def connections(self) -> Sequence[Connection]:
         """All of them, in use or not."""
-        return self._stock.connections
+        return self._connections.all
 
     def lend(
         self, wish: Wish = Wish.CONNECTION, *, first: bool = False, patience: Callable[[], float] = _endless
@@ -191,18 +191,18 @@ class Pool(Limits):
             ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
-        if self._told is None or wish is not Wish.TURN:
+        if self._limiter is None or wish is not Wish.TURN:
             return _Loan(self, wish, first=first, patience=patience)
-        return self._lend_in_turn(self._told, first=first, patience=patience)
+        return self._lend_at_pace(self._limiter, first=first, patience=patience)
 
     @asynccontextmanager
-    async def _lend_in_turn(
-        self, told: Told, *, first: bool, patience: Callable[[], float]
+    async def _lend_at_pace(
+        self, limiter: RateLimiter, *, first: bool, patience: Callable[[], float]
     ) -> AsyncIterator[Connection]:
-        """Lend for one message at the pace that is told; without a turn where the server wants nothing."""
+        """Lend for one message when the caller's limiter lets it through; at once where the server wants nothing."""
         async with AsyncExitStack() as stack:
             is_closed = self.closed or self.is_closed(self._clock())
-            may_go = not is_closed and await told.enter(stack)
+            may_go = not is_closed and await limiter.enter(stack)
             wish = Wish.TURN if may_go else Wish.CONNECTION
             yield await stack.enter_async_context(_Loan(self, wish, first=first, patience=patience))
 
@@ -215,7 +215,7 @@ class Pool(Limits):
 
     def warn_if_slow(self) -> asyncio.TimerHandle:
         """Say so where a connection is not opened in time; to be cancelled when it is, or has failed."""
-        seconds = log.LONG if self._register.has_opened else log.SOON
+        seconds = log.LONG if self._events.has_opened else log.SOON
         return asyncio.get_running_loop().call_later(
             seconds, lambda: self.observer.still_connecting(self.server, seconds)
         )
@@ -230,11 +230,11 @@ class Pool(Limits):
     @property
     def is_connected(self) -> bool:
         """Whether a connection is open."""
-        return self._stock.is_connected
+        return self._connections.is_connected
 
     async def hang_up(self) -> None:
         """Close the connections that nobody uses, with QUIT."""
-        await self._stock.hang_up()
+        await self._connections.hang_up()
 
     async def close(self, *, politely: bool = True) -> None:
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
@@ -242,16 +242,16 @@ class Pool(Limits):
         self.closed = True
         for alarms in (self._alarms, self._bells):
             alarms.stop(partial(ClientClosed, _WOKEN))
-        if self._told is not None:
-            self._told.let_go()
+        if self._limiter is not None:
+            self._limiter.let_go()
         for asked in self._waiting.clear():
             asked.granted.set_result(None)
-        while self._stock.out:
+        while self._connections.in_use:
             self._all_back.clear()
             await self._all_back.wait()
-        await self._stock.hang_up(politely=politely)
+        await self._connections.hang_up(politely=politely)
         if self.closed:  # not opened again meanwhile
-            self._stock.stop()
+            self._connections.stop()
             self._wide()
 
     async def turn(self, wish: Wish, *, first: bool, patience: Callable[[], float]) -> Connection:
@@ -280,7 +280,7 @@ class Pool(Limits):
     def give_back(self, connection: Connection) -> None:
         """Take back what was lent."""
         if connection not in self._resting:
-            self._stock.put(connection)
+            self._connections.put(connection)
         elif self.closed:
             self._rested(connection)
         else:
@@ -292,17 +292,17 @@ class Pool(Limits):
 
     def _rested(self, connection: Connection) -> None:
         del self._resting[connection]
-        self._stock.put(connection)
+        self._connections.put(connection)
 
     def _serve(self) -> None:
         """Lend what is free to those who wait, in the order in which they came."""
-        if not self._stock.out:
+        if not self._connections.in_use:
             self._all_back.set()
-        if not (self._waiting or self._told):
+        if not self._waiting and self._limiter is None:
             return
         now = self._clock()
-        if self._told and self.is_closed(now):
-            self._told.let_go()
+        if self._limiter is not None and self.is_closed(now):
+            self._limiter.let_go()
         while (asked := self._next(now)) is not None:
             if asked.wish is Wish.PLACE:
                 asked.granted.set_result(None)
@@ -313,7 +313,7 @@ class Pool(Limits):
 
     def _is_full(self) -> bool:
         """Whether all connections that there may be are in use."""
-        return self._stock.out >= self._bearable
+        return self._connections.in_use >= self._bearable
 
     def _next(self, now: float) -> Asked | None:
         """Who is to be served next. In a pause everybody is: each is told of it, and waits elsewhere."""
@@ -334,7 +334,7 @@ class Pool(Limits):
             asked.granted.set_exception(error)
 
     def _take(self, wish: Wish, now: float) -> Connection:
-        connection = self._stock.take()
+        connection = self._connections.take()
         self._waiting.still = 0.0
         connection.let_through_at = None
         if wish is Wish.TURN and now >= self.opens_at:
@@ -348,17 +348,17 @@ class Pool(Limits):
         if self.loop is loop:
             return
         if self.loop is not None and self.loop.is_closed():
-            self._stock.forget()
-        elif self.loop is not None and (self._stock.out or self._waiting.next() or self._told or len(self._alarms)):
+            self._connections.forget()
+        elif self.loop is not None and (self.in_use or self.waiting or self._waiting.next()):
             msg = "the client is in use in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        self._stock.move(loop)
+        self._connections.move(loop)
         self.loop, self._all_back = loop, asyncio.Event()
         self._wide()
         self._resting.clear()
         self._waiting.clear()
-        if self._told is not None:
-            self._told.forget()
+        if self._limiter is not None:
+            self._limiter.forget()
         self._alarms.forget()
         self._bells.forget()
         self._slot = None
