@@ -70,7 +70,7 @@ class Pass:
         finally:
             self.ledger.tell()
 
-    def patience(self) -> float:
+    def pool_timeout(self) -> float:
         """Seconds that it waits for a connection where nobody gets one: no shorter than another may take to fail."""
         if self.turn.others_are_ready:
             return 0.0

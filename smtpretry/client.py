@@ -247,7 +247,7 @@ class RetryingSMTP(Sends):
         while one.unfinished:
             has_asked_before = one.begun or (bool(delivery.attempts) and self._pool.is_paced)
             try:
-                async with self._pool.lend(Wish.TURN, first=has_asked_before, patience=one.patience) as connection:
+                async with self._pool.lend(Wish.SEND, first=has_asked_before, timeout=one.pool_timeout) as connection:
                     await one.run(connection)
             except Stalled:
                 one.stand_back()

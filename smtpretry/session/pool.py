@@ -17,7 +17,7 @@ from .connections import Connections
 from .limits import Limits
 from .rate_limiter import RateLimiter
 from .shared import SharedPace
-from .waiting import Asked, Stalled, Waiting, Wish
+from .waiting import Request, Stalled, Waiting, Wish
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -72,9 +72,9 @@ class Pool(Limits):
         self._connections = Connections(make, idle_timeout, self._events.look_at, self._use_returned)
         self._resting: dict[Connection, float] = {}  # and for how many seconds
         self._waiting = Waiting(self._is_full)
-        self._alarms = Alarms(policy.sleep)  # of those who wait
-        self._bells = Alarms(policy.sleep)  # of the pool's own
-        self._slot: asyncio.Future[None] | None = None  # the bell for the next one
+        self._alarms = Alarms(policy.sleep)  # of sends that wait for their next try
+        self._own_alarms = Alarms(policy.sleep)  # for the pace, and for connections that rest
+        self._slot: asyncio.Future[None] | None = None  # the alarm for the next one
         self.loop: asyncio.AbstractEventLoop | None = None
         self._all_back = asyncio.Event()
 
@@ -167,7 +167,7 @@ class Pool(Limits):
         """Keep the pace that several workers keep, with these turns in it."""
         said = self.shared.follow(stored, turns, self._clock())
         self.reason = self.reason or said
-        self._slot = None  # its bell may be too late now
+        self._slot = None  # its alarm may be too late now
         self._serve()
 
     @property
@@ -176,14 +176,14 @@ class Pool(Limits):
         return self._connections.all
 
     def lend(
-        self, wish: Wish = Wish.CONNECTION, *, first: bool = False, patience: Callable[[], float] = _endless
+        self, wish: Wish = Wish.CONNECTION, *, first: bool = False, timeout: Callable[[], float] = _endless
     ) -> AbstractAsyncContextManager[Connection]:
         """Lend a connection, open or not, for one pass. Whatever interrupts the pass closes it.
 
         Args:
-            wish: `Wish.TURN` for a message, which waits for the pace, too.
+            wish: `Wish.SEND` for a message, which waits for the pace, too.
             first: before all who wait.
-            patience: asked for the seconds to wait where nobody else gets one, either.
+            timeout: gives the seconds to wait while nobody else gets one, either.
 
         Raises:
             ClientClosed: the pool was closed.
@@ -191,25 +191,25 @@ class Pool(Limits):
             ValueError: a connection belongs to another event loop.
         """
         self._belong_here()
-        if self._limiter is None or wish is not Wish.TURN:
-            return _Loan(self, wish, first=first, patience=patience)
-        return self._lend_at_pace(self._limiter, first=first, patience=patience)
+        if self._limiter is None or wish is not Wish.SEND:
+            return _Loan(self, wish, first=first, timeout=timeout)
+        return self._lend_at_pace(self._limiter, first=first, timeout=timeout)
 
     @asynccontextmanager
     async def _lend_at_pace(
-        self, limiter: RateLimiter, *, first: bool, patience: Callable[[], float]
+        self, limiter: RateLimiter, *, first: bool, timeout: Callable[[], float]
     ) -> AsyncIterator[Connection]:
         """Lend for one message when the caller's limiter lets it through; at once where the server wants nothing."""
         async with AsyncExitStack() as stack:
             is_closed = self.closed or self.is_closed(self._clock())
             may_go = not is_closed and await limiter.enter(stack)
-            wish = Wish.TURN if may_go else Wish.CONNECTION
-            yield await stack.enter_async_context(_Loan(self, wish, first=first, patience=patience))
+            wish = Wish.SEND if may_go else Wish.CONNECTION
+            yield await stack.enter_async_context(_Loan(self, wish, first=first, timeout=timeout))
 
     async def room(self) -> None:
         """Wait until fewer sends wait for a connection than there may be connections."""
         if len(self._waiting) >= self.size:
-            place = self._waiting.ask(Wish.PLACE)
+            place = self._waiting.ask(Wish.ROOM)
             self._serve()
             await place.granted
 
@@ -240,12 +240,12 @@ class Pool(Limits):
         """Wake the sends that wait, let the passes under way end, and close (with QUIT, if politely)."""
         self._belong_here()
         self.closed = True
-        for alarms in (self._alarms, self._bells):
+        for alarms in (self._alarms, self._own_alarms):
             alarms.stop(partial(ClientClosed, _WOKEN))
         if self._limiter is not None:
             self._limiter.let_go()
-        for asked in self._waiting.clear():
-            asked.granted.set_result(None)
+        for request in self._waiting.clear():
+            request.granted.set_result(None)
         while self._connections.in_use:
             self._all_back.clear()
             await self._all_back.wait()
@@ -254,7 +254,7 @@ class Pool(Limits):
             self._connections.stop()
             self._wide()
 
-    async def turn(self, wish: Wish, *, first: bool, patience: Callable[[], float]) -> Connection:
+    async def acquire(self, wish: Wish, *, first: bool, timeout: Callable[[], float]) -> Connection:
         """Wait in line for a connection; see `lend`."""
         if self.closed:
             raise ClientClosed(_CLOSED)
@@ -262,14 +262,14 @@ class Pool(Limits):
         is_free = not self._waiting.next() and not self.pace.is_known and now >= self.opens_at
         if is_free and not self._is_full():
             return self._take(wish, now)
-        asked = self._waiting.ask(wish, first=first, patience=patience())
+        request = self._waiting.ask(wish, first=first, timeout=timeout())
         self._serve()
-        granted = asked.granted
+        granted = request.granted
         try:
             connection = await granted
         except (asyncio.CancelledError, Stalled):
             if not granted.cancelled() and granted.exception() is None and (connection := granted.result()) is not None:
-                self.give_back(connection)  # it came with the cancellation
+                self.release(connection)  # it came with the cancellation
             else:
                 self._serve()  # who is next may want less
             raise
@@ -277,14 +277,14 @@ class Pool(Limits):
             raise ClientClosed(_CLOSED)
         return connection
 
-    def give_back(self, connection: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Take back what was lent."""
         if connection not in self._resting:
             self._connections.put(connection)
         elif self.closed:
             self._rested(connection)
         else:
-            self._bells.set(self._resting[connection]).add_done_callback(lambda _: self._rested(connection))
+            self._own_alarms.set(self._resting[connection]).add_done_callback(lambda _: self._rested(connection))
 
     def _use_returned(self) -> None:
         self._serve()
@@ -303,41 +303,41 @@ class Pool(Limits):
         now = self._clock()
         if self._limiter is not None and self.is_closed(now):
             self._limiter.let_go()
-        while (asked := self._next(now)) is not None:
-            if asked.wish is Wish.PLACE:
-                asked.granted.set_result(None)
+        while (request := self._next(now)) is not None:
+            if request.wish is Wish.ROOM:
+                request.granted.set_result(None)
             elif self._is_full():
                 break
             else:
-                self._grant(asked, now)
+                self._grant(request, now)
 
     def _is_full(self) -> bool:
         """Whether all connections that there may be are in use."""
         return self._connections.in_use >= self._bearable
 
-    def _next(self, now: float) -> Asked | None:
+    def _next(self, now: float) -> Request | None:
         """Who is to be served next. In a pause everybody is: each is told of it, and waits elsewhere."""
-        asked = self._waiting.next()
-        if asked is None or asked.wish is not Wish.TURN or self.is_closed(now):
-            return asked
+        request = self._waiting.next()
+        if request is None or request.wish is not Wish.SEND or self.is_closed(now):
+            return request
         if (slot := self.pace.next_slot(now)) <= now:
-            return asked
+            return request
         if self._slot is None or self._slot.done():
-            self._slot = self._bells.set(slot - now)
+            self._slot = self._own_alarms.set(slot - now)
             self._slot.add_done_callback(lambda _: self._serve())
         return self._waiting.next_unpaced()
 
-    def _grant(self, asked: Asked, now: float) -> None:
+    def _grant(self, request: Request, now: float) -> None:
         try:
-            asked.granted.set_result(self._take(asked.wish, now))
+            request.granted.set_result(self._take(request.wish, now))
         except Exception as error:  # noqa: BLE001 - the function that makes clients: whoever asked is told
-            asked.granted.set_exception(error)
+            request.granted.set_exception(error)
 
     def _take(self, wish: Wish, now: float) -> Connection:
         connection = self._connections.take()
         self._waiting.still = 0.0
         connection.let_through_at = None
-        if wish is Wish.TURN and now >= self.opens_at:
+        if wish is Wish.SEND and now >= self.opens_at:
             self.pace.let_through(now)
             connection.let_through_at = now
         return connection
@@ -360,18 +360,18 @@ class Pool(Limits):
         if self._limiter is not None:
             self._limiter.forget()
         self._alarms.forget()
-        self._bells.forget()
+        self._own_alarms.forget()
         self._slot = None
 
 
 class _Loan:
     """A connection for one pass, and back."""
 
-    def __init__(self, pool: Pool, wish: Wish, *, first: bool, patience: Callable[[], float]) -> None:
-        self._pool, self._wish, self._first, self._patience = pool, wish, first, patience
+    def __init__(self, pool: Pool, wish: Wish, *, first: bool, timeout: Callable[[], float]) -> None:
+        self._pool, self._wish, self._first, self._timeout = pool, wish, first, timeout
 
     async def __aenter__(self) -> Connection:
-        connection = self._connection = await self._pool.turn(self._wish, first=self._first, patience=self._patience)
+        connection = self._connection = await self._pool.acquire(self._wish, first=self._first, timeout=self._timeout)
         connection.watch()
         self._loop = self._pool.loop
         return connection
@@ -392,4 +392,4 @@ class _Loan:
             connection.abort()
             raise
         finally:
-            pool.give_back(connection)
+            pool.release(connection)
