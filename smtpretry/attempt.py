@@ -12,7 +12,7 @@ import aiosmtplib
 from aiosmtplib.typing import Default
 
 from .delivery import Delivery
-from .ledger import Ledger, Turn
+from .ledger import Ledger, Position
 from .outcome import Status
 from .policy import OWN_REFUSAL, Decision, RetryPolicy
 from .replies.reply import NO_REPLY, Reply, Said
@@ -39,8 +39,8 @@ _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engin
 class Pass:
     """One attempt at a delivery.
 
-    Every turn of the loop in `run` settles or defers some of those who are left to be offered, or makes a repair that
-    no later turn of the same pass makes again: so it ends.
+    Each transaction in it settles or defers somebody, or makes a repair that the same pass does not make again. So it
+    ends.
 
     Attributes:
         unfinished: whether it has to be lent a connection: it has not begun, or this one has done its part.
@@ -48,10 +48,17 @@ class Pass:
     """
 
     def __init__(
-        self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, *, save: Save | None, turn: Turn
+        self,
+        delivery: Delivery,
+        policy: RetryPolicy,
+        pool: Pool,
+        timeout: Timeout,
+        *,
+        save: Save | None,
+        position: Position,
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
-        self.turn, self.ledger = turn, Ledger(delivery, policy, turn, pool.observer)
+        self.position, self.ledger = position, Ledger(delivery, policy, position, pool.observer)
         self.unfinished = self.ledger.has_work(policy.clock())
         self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
@@ -64,15 +71,15 @@ class Pass:
         self._told = False
 
     async def run(self, connection: Connection) -> None:
-        """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
+        """Offer the message to everybody who is due, or leave it `unfinished`, to go on over another connection."""
         try:
             await self._run(connection)
         finally:
-            self.ledger.tell()
+            self.ledger.report()
 
     def pool_timeout(self) -> float:
         """Seconds that it waits for a connection where nobody gets one: no shorter than another may take to fail."""
-        if self.turn.others_are_ready:
+        if self.position.others_are_ready:
             return 0.0
         limit = max(self.policy.patience - self.ledger.elapsed(), _A_CHANCE) + _LINGERS
         return min(limit, self.delivery.left(self.policy.clock()))
@@ -83,12 +90,12 @@ class Pass:
         if not ledger.todo:
             ledger.open(now, self.pool.refused_at)
         said = Failed.silently(Stage.CONNECT, aiosmtplib.SMTPTimeoutError(_STALLED)).said
-        if ledger.todo and not self.turn.others_are_ready:
+        if ledger.todo and not self.position.others_are_ready:
             self.delivery.cure = _MORE
         wait = self.policy.backoff(attempt=1, elapsed=ledger.elapsed())
-        ledger.stand_back(said, wait, ledger.elapsed() if self.turn.others_are_ready else math.inf)
+        ledger.stand_back(said, wait, ledger.elapsed() if self.position.others_are_ready else math.inf)
         ledger.close(now)
-        ledger.tell()
+        ledger.report()
         self.unfinished = False
 
     async def _run(self, connection: Connection) -> None:
@@ -106,7 +113,7 @@ class Pass:
         goes_on = True
         while ledger.todo and goes_on:
             goes_on = await self._transact(connection)
-            ledger.tell()
+            ledger.report()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
@@ -276,10 +283,10 @@ class Pass:
         """Whom another server is to be tried for: the trouble is this one's, not the message's."""
         if not (ruling.is_its_own_trouble or ruling.decision is OWN_REFUSAL):
             return []
-        if self.turn.others_are_ready:
+        if self.position.others_are_ready:
             return ruling.recipients
         is_final = ruling.decision.action is Action.FAIL  # or they may as well wait here
-        return [who for who in ruling.recipients if is_final and self.turn.others_may(who)]
+        return [who for who in ruling.recipients if is_final and self.position.others_may(who)]
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
@@ -336,13 +343,13 @@ class Pass:
         paced, lost = ruling.is_about_the_pace, ruling.said.reply.code == NO_REPLY and not is_final
         wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
         moves_on = bool(self._moving(ruling))
-        failover = moves_on or (lost and self.turn.others_are_ready)
+        failover = moves_on or (lost and self.position.others_are_ready)
         in_trouble = (moves_on and ruling.is_its_own_trouble) or decision.scope is Scope.SERVER
         in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))
         if in_trouble and not paced:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
         if is_final:
-            self.turn.refused.update(ruling.recipients)
+            self.position.refused.update(ruling.recipients)
         whom = self.ledger.leave(ruling.recipients, for_good=is_final) if failover else ruling.recipients
         tied = decision.scope is not Scope.SERVER and not lost
         self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
@@ -361,7 +368,7 @@ class Pass:
         if isinstance(verdict.repair, Rule):
             self._replaced.add(verdict.repair)
             if connection.carried and verdict.rulings[-1].said.reply.code != NO_REPLY:
-                connection.is_used_up()
+                connection.give_credit()
         elif verdict.repair is not None:
             self._repair(connection, verdict.repair)
         if self.ledger.changed:

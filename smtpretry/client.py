@@ -10,7 +10,7 @@ from aiosmtplib.typing import Default, SMTPTokenGenerator
 from .attempt import Pass
 from .checks import check_number, check_seconds, check_timeout, current_task
 from .errors import exception_of
-from .ledger import Turn
+from .ledger import Position
 from .observer import hooks_of
 from .outcome import Status
 from .policy import RetryPolicy
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .events import Hook
     from .queues.engine import Engine
 
-_ALONE = Turn()
+_ALONE = Position()
 
 
 class RetryingSMTP(Sends):
@@ -151,7 +151,7 @@ class RetryingSMTP(Sends):
         check_timeout(timeout)
         with delivery.sent_by(current_task()):
             delivery.take_up(self.policy.clock(), late=True)
-            await self._take_turn(delivery, save, _ALONE, timeout)
+            await self._make_pass(delivery, save, _ALONE, timeout)
         return delivery
 
     def stats(self) -> Stats:
@@ -241,9 +241,9 @@ class RetryingSMTP(Sends):
 
     # What a Failover asks
 
-    async def _take_turn(self, delivery: Delivery, save: Save | None, turn: Turn, timeout: Timeout) -> None:
+    async def _make_pass(self, delivery: Delivery, save: Save | None, position: Position, timeout: Timeout) -> None:
         """Make a pass, alone or as one of several servers."""
-        one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
+        one = Pass(delivery, self.policy, self._pool, timeout, save=save, position=position)
         while one.unfinished:
             has_asked_before = one.begun or (bool(delivery.attempts) and self._pool.is_paced)
             try:

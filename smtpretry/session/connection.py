@@ -96,7 +96,7 @@ class Connection(Opening):
         """Bring the session to where a transaction can begin. Raises `Failed`."""
         if self.carried >= self.max_messages:
             await self.hang_up()
-            self.is_used_up()
+            self.give_credit()
         if self.is_open:
             self._adopt()
             await self._secure(timeout)
@@ -150,8 +150,8 @@ class Connection(Opening):
             return "no oauth_token_generator is configured"
         return "the server refused a fresh token, too" if self._refreshed else None
 
-    def is_used_up(self) -> None:
-        """It has carried as much as it may. The server may count it for a moment longer, when the next one comes."""
+    def give_credit(self) -> None:
+        """Forgive the next failures to connect: the server may count the connection that ends for a moment longer."""
         self.credit = _CREDIT
 
     def remember(self, refusal: Reply, *, final: bool) -> None:

@@ -69,7 +69,7 @@ class Connections:
         connection = self._free.pop()
         if connection.is_open and self._is_overdue(connection, asyncio.get_running_loop().time() - _LATE):
             connection.abort()
-            connection.is_used_up()
+            connection.give_credit()
         return connection
 
     def put(self, connection: Connection) -> None:

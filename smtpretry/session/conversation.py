@@ -64,26 +64,26 @@ class Conversation:
             return timeout
         return _DEFAULT_TIMEOUT if self._client is None else self._client.timeout
 
-    def watch(self) -> None:
-        """Remember who uses the connection now, for `heed`."""
+    def remember_task(self) -> None:
+        """Remember who uses the connection now, for `raise_if_cancelled`."""
         self._task = asyncio.current_task()
         self._cancelling = self._task.cancelling() if self._task else 0
 
-    def heed(self) -> None:
+    def raise_if_cancelled(self) -> None:
         """Raise the cancellation that asyncio.wait_for swallowed, as Python 3.11's does when a result comes with it."""
         if self._task is not None and self._task.cancelling() > self._cancelling:
             raise asyncio.CancelledError
 
     async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token) -> SMTPResponse:
-        """Send a command, `judge` its reply, and return it."""
+        """Send a command, `check` its reply, and return it."""
         self.send(b" ".join(words) + b"\r\n")
         response = await self.receive(stage, timeout)
-        self.judge(stage, *response)
+        self.check(stage, *response)
         return response
 
     def send(self, data: bytes, replies: int = 1) -> bool:
         """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
-        self.heed()
+        self.raise_if_cancelled()
         return self._line is not None and self._line.send(data, replies)
 
     def take(self) -> SMTPResponse | None:
@@ -111,10 +111,10 @@ class Conversation:
         """What the server said, without the credentials that some servers repeat."""
         return Reply.of(code, self._redactor.redact(message))
 
-    def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
-        """Take a reply whose first digit is the expected one (RFC 5321 §4.2.1; None: none); else raise `Failed`.
+    def check(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
+        """Raise `Failed` unless the reply's first digit is the expected one (RFC 5321 §4.2.1); with None, always.
 
-        A connection on which a goodbye or another reply has come is closed, whatever the first reply was.
+        If a goodbye or another reply has come behind it, the connection is closed in any case.
         """
         line = None if stage is Stage.STARTTLS else self._line  # where what came in the clear is thrown away
         beyond = NOTHING if line is None else line.beyond
@@ -148,7 +148,7 @@ class Conversation:
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:
         """Turn what is raised into `Failed`; close a connection on which no valid reply came."""
-        self.heed()
+        self.raise_if_cancelled()
         try:
             yield
         except (aiosmtplib.SMTPException, OSError) as error:
@@ -156,7 +156,7 @@ class Conversation:
 
     def _fail(self, stage: Stage, error: aiosmtplib.SMTPException | OSError) -> NoReturn:
         if isinstance(error, aiosmtplib.SMTPResponseException):
-            self.judge(stage, error.code, error.message, expect=None)
+            self.check(stage, error.code, error.message, expect=None)
         final = isinstance(error, aiosmtplib.SMTPNotSupported)
         if not final:
             self.abort()

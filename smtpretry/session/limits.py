@@ -54,11 +54,11 @@ class Limits(ABC):
         """Use what is allowed again."""
 
     @abstractmethod
-    def _tell_paused(self, now: float, until: float, reason: Said) -> None:
+    def _note_pause(self, now: float, until: float, reason: Said) -> None:
         """Let the hooks know."""
 
     @abstractmethod
-    def _tell_resumed(self) -> None:
+    def _note_end_of_pause(self) -> None:
         """Let the hooks know."""
 
     @property
@@ -83,7 +83,7 @@ class Limits(ABC):
         """Let nothing be tried until then."""
         self.is_hopeless = is_final
         if until > max(now, self.resumes_at):
-            self._tell_paused(now, until, reason)
+            self._note_pause(now, until, reason)
         self.failures = self.strike(now)
         self.refused_at = now if self.refused_at is None else self.refused_at
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
@@ -96,7 +96,7 @@ class Limits(ABC):
     def resume(self, now: float) -> None:
         """The server works: the next pause begins from a short one again. An answer during a pause ends none."""
         if self.failures and now >= self.resumes_at:
-            self._tell_resumed()
+            self._note_end_of_pause()
             self.is_hopeless = False
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
@@ -108,7 +108,7 @@ class Limits(ABC):
         named = reason.reply.retry_after is not None
         until = self.pace.too_fast(now, min(wait, self._patience), since, named=named)
         if until > max(now, before):
-            self._tell_paused(now, until, reason)
+            self._note_pause(now, until, reason)
         return until
 
     def took(self, now: float) -> None:
@@ -118,7 +118,7 @@ class Limits(ABC):
         self.pace.taken(now)
         self.resume(now)
         if alone and not self.pace.probing:
-            self._tell_resumed()
+            self._note_end_of_pause()
             self._serve()
 
     @property

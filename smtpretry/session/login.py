@@ -147,14 +147,14 @@ async def _say(conversation: Conversation, mechanism: str, dialogue: Dialogue, t
     command = b"AUTH " + mechanism.upper().encode()
     code, text = await _exchange(conversation, command if initial is None else command + b" " + _wire(initial), timeout)
     while code == CHALLENGE:
-        conversation.judge(Stage.AUTH, code, text, expect=3)
+        conversation.check(Stage.AUTH, code, text, expect=3)
         try:
             answer = dialogue.send(challenge_of(text)) or b""
         except StopIteration:
             return await _cancel(conversation, text, timeout)
         conversation.hide(_wire(answer), answer.rpartition(b" ")[2] if mechanism == "cram-md5" else b"")
         code, text = await _exchange(conversation, _wire(answer), timeout)
-    conversation.judge(Stage.AUTH, code, text)
+    conversation.check(Stage.AUTH, code, text)
     return SMTPResponse(code, text)
 
 
@@ -163,7 +163,7 @@ async def _cancel(conversation: Conversation, challenge: str, timeout: Timeout) 
     code, text = await _exchange(conversation, _CANCEL, timeout)
     reply = conversation.reply(code, text)
     if reply.is_transient or reply.is_permanent:
-        conversation.judge(Stage.AUTH, code, text)
+        conversation.check(Stage.AUTH, code, text)
     conversation.abort()
     asked = challenge_of(challenge).decode(errors="replace")
     why = f"the server asks for what the credentials do not hold: {conversation.reply(CHALLENGE, asked).text!r}"

@@ -121,10 +121,10 @@ class Pool(Limits):
         """Whether each transaction has to ask for a turn of its own."""
         return self._limiter is not None or self.pace.is_known
 
-    def _tell_paused(self, now: float, until: float, reason: Said) -> None:
+    def _note_pause(self, now: float, until: float, reason: Said) -> None:
         self.observer.paused(self.server, now, until, reason, for_the_first=not self._events.has_opened)
 
-    def _tell_resumed(self) -> None:
+    def _note_end_of_pause(self) -> None:
         self.observer.resumed(self.server)
 
     @property
@@ -139,13 +139,13 @@ class Pool(Limits):
     def adopt(self, until: float, failures: int, reason: Said | None) -> None:
         """Take over what another pool knows of the same server."""
         if failures and reason is not None and until > max(self.observer.clock(), self.resumes_at):
-            self._tell_paused(self.observer.clock(), until, reason)
+            self._note_pause(self.observer.clock(), until, reason)
         elif self.failures and not failures:
-            self._tell_resumed()
+            self._note_end_of_pause()
         self.resumes_at, self.failures, self.reason = until, failures, reason or self.reason
         self.is_hopeless = self.is_hopeless and failures > 0
         self._serve()
-        self.observer.tell()
+        self.observer.call_hooks()
 
     @property
     def shared(self) -> SharedPace:
@@ -156,7 +156,7 @@ class Pool(Limits):
 
     def news(self) -> Callable[[str | None], str | None] | None:
         """What the clients of other workers do not know; None where that is nothing."""
-        return self.shared.tell(self.reason) if self.shared.has_news else None
+        return self.shared.take_news(self.reason) if self.shared.has_news else None
 
     @property
     def without_turn(self) -> int:
@@ -288,7 +288,7 @@ class Pool(Limits):
 
     def _use_returned(self) -> None:
         self._serve()
-        self.observer.tell()
+        self.observer.call_hooks()
 
     def _rested(self, connection: Connection) -> None:
         del self._resting[connection]
@@ -372,7 +372,7 @@ class _Loan:
 
     async def __aenter__(self) -> Connection:
         connection = self._connection = await self._pool.acquire(self._wish, first=self._first, timeout=self._timeout)
-        connection.watch()
+        connection.remember_task()
         self._loop = self._pool.loop
         return connection
 
@@ -384,7 +384,7 @@ class _Loan:
             return  # its loop ended in the midst of it, and another one has the connection
         try:
             if error is None:
-                connection.heed()
+                connection.raise_if_cancelled()
                 connection.reused = True
             else:
                 connection.abort()

@@ -140,7 +140,7 @@ class Transaction:
 
     def _answer(self, command: Command, code: int, message: str) -> Answer:
         try:
-            self.connection.judge(command.stage, code, message, 3 if command.stage is Stage.DATA else 2)
+            self.connection.check(command.stage, code, message, 3 if command.stage is Stage.DATA else 2)
         except Failed as failed:
             if failed.said.reply.code == NO_REPLY:
                 raise
@@ -162,7 +162,7 @@ class Transaction:
         code, message = await self.connection.receive(self._stage, timeout)
         if not self.in_doubt:
             self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
-        self.connection.judge(self._stage, code, message, expect=2 if self.in_doubt else None)
+        self.connection.check(self._stage, code, message, expect=2 if self.in_doubt else None)
         return self.connection.reply(code, message)
 
     @property
