@@ -52,13 +52,8 @@ class Connections:
         """How many are open, and used by nobody."""
         return sum(connection.is_open for connection in self._free)
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether one is open."""
-        return any(connection.is_open for connection in self.all)
-
     def take(self) -> Connection:
-        """The open one that was used last, or one to open. What the function that makes them raises comes out.
+        """The open one that was used last, or one to open.
 
         Where the event loop stood still for longer than `idle_timeout`, the sweeper comes too late. A NAT on the way
         may have forgotten the connection, and nothing would ever be answered on it.

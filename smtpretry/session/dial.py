@@ -101,9 +101,6 @@ class Dial(NamedTuple):
             msg = f"Error connecting to {self._where}: {error}"
             raise SMTPConnectError(msg) from error
         addresses = list(dict.fromkeys(_address(family, where) for family, _, _, _, where in found))
-        if not addresses:
-            msg = f"Error connecting to {self._where}: the name has no address"
-            raise SMTPConnectError(msg)
         return sorted(_in_turn(addresses), key=lambda address: address != favourite)
 
     async def _open(self, address: Address, seconds: float | None) -> tuple[Line, SMTPResponse]:

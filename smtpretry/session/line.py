@@ -230,12 +230,6 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     # aiosmtplib's side
 
-    async def read_response(self, timeout: float | None = None) -> SMTPResponse:
-        """As `receive`."""
-        if not self._replies.due and not self.has_reply:
-            self._replies.expect(1)
-        return await self.receive(timeout)
-
     async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:
         """Send a command and return the reply to it.
 

@@ -230,7 +230,7 @@ class Pool(Limits):
     @property
     def is_connected(self) -> bool:
         """Whether a connection is open."""
-        return self._connections.is_connected
+        return self.open > 0
 
     async def hang_up(self) -> None:
         """Close the connections that nobody uses, with QUIT."""
@@ -309,7 +309,7 @@ class Pool(Limits):
             elif self._is_full():
                 break
             else:
-                self._grant(request, now)
+                request.granted.set_result(self._take(request.wish, now))
 
     def _is_full(self) -> bool:
         """Whether all connections that there may be are in use."""
@@ -326,12 +326,6 @@ class Pool(Limits):
             self._slot = self._own_alarms.set(slot - now)
             self._slot.add_done_callback(lambda _: self._serve())
         return self._waiting.next_unpaced()
-
-    def _grant(self, request: Request, now: float) -> None:
-        try:
-            request.granted.set_result(self._take(request.wish, now))
-        except Exception as error:  # noqa: BLE001 - the function that makes clients: whoever asked is told
-            request.granted.set_exception(error)
 
     def _take(self, wish: Wish, now: float) -> Connection:
         connection = self._connections.take()
