@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import aiosmtplib
 from aiosmtplib.typing import Default
@@ -19,6 +18,7 @@ from .reader import NOTHING
 from .redactor import Redactor
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
 
     from aiosmtplib import SMTPResponse
@@ -37,8 +37,6 @@ class Conversation:
         self._client: aiosmtplib.SMTP | None = None
         self._line: Line | None = None
         self._redactor = Redactor()  # hides what was sent to log in
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
 
     @property
     def client(self) -> aiosmtplib.SMTP:
@@ -64,16 +62,6 @@ class Conversation:
             return timeout
         return _DEFAULT_TIMEOUT if self._client is None else self._client.timeout
 
-    def remember_task(self) -> None:
-        """Remember who uses the connection now, for `raise_if_cancelled`."""
-        self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task else 0
-
-    def raise_if_cancelled(self) -> None:
-        """Raise the cancellation that asyncio.wait_for swallowed, as Python 3.11's does when a result comes with it."""
-        if self._task is not None and self._task.cancelling() > self._cancelling:
-            raise asyncio.CancelledError
-
     async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token) -> SMTPResponse:
         """Send a command, `check` its reply, and return it."""
         self.send(b" ".join(words) + b"\r\n")
@@ -83,7 +71,6 @@ class Conversation:
 
     def send(self, data: bytes, replies: int = 1) -> bool:
         """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
-        self.raise_if_cancelled()
         return self._line is not None and self._line.send(data, replies)
 
     def take(self) -> SMTPResponse | None:
@@ -148,7 +135,6 @@ class Conversation:
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:
         """Turn what is raised into `Failed`; close a connection on which no valid reply came."""
-        self.raise_if_cancelled()
         try:
             yield
         except (aiosmtplib.SMTPException, OSError) as error:

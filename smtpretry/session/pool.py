@@ -366,7 +366,6 @@ class _Loan:
 
     async def __aenter__(self) -> Connection:
         connection = self._connection = await self._pool.acquire(self._wish, first=self._first, timeout=self._timeout)
-        connection.remember_task()
         self._loop = self._pool.loop
         return connection
 
@@ -376,14 +375,8 @@ class _Loan:
         pool, connection = self._pool, self._connection
         if pool.loop is not self._loop:
             return  # its loop ended in the midst of it, and another one has the connection
-        try:
-            if error is None:
-                connection.raise_if_cancelled()
-                connection.reused = True
-            else:
-                connection.abort()
-        except asyncio.CancelledError:
+        if error is None:
+            connection.reused = True
+        else:
             connection.abort()
-            raise
-        finally:
-            pool.release(connection)
+        pool.release(connection)
