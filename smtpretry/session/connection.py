@@ -26,7 +26,8 @@ from .codes import LOG_IN_FIRST, MECHANISM_FAILS
 from .conversation import Timeout
 from .credentials import Credentials
 from .failed import Failed
-from .login import Needs, ask_for, is_logged_in, log_in
+from .login import ask_for, is_logged_in, log_in
+from .needs import Needs
 from .opening import MakeClient, Opening
 
 __all__ = ["CleartextAuth", "Connection", "Failed", "MakeClient", "Needs", "Timeout"]
@@ -107,7 +108,7 @@ class Connection(Opening):
                 await self._encrypt(timeout)
             obstacle = self.obstacle_to_auth()
             if obstacle is None:
-                async with self.needs.trying(self.seconds(timeout)):
+                async with self.needs.one_log_in_at_a_time(self.seconds(timeout)):
                     await self._log_in(timeout)
             elif self._must_log_in:
                 raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)

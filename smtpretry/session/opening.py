@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from aiosmtplib.protocol import SMTPProtocol
 
-    from .login import Needs
+    from .needs import Needs
 
 MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
 
