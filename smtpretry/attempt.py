@@ -43,8 +43,8 @@ class Pass:
     ends.
 
     Attributes:
-        unfinished: whether it has to be lent a connection: it has not begun, or this one has done its part.
-        begun: whether it has been lent one.
+        unfinished: whether it needs a connection: its first, or one more.
+        begun: whether it has had one.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Pass:
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at = -math.inf
-        self._told = False
+        self._told_left_out = False
 
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished`, to go on over another connection."""
@@ -78,7 +78,7 @@ class Pass:
             self.ledger.report()
 
     def pool_timeout(self) -> float:
-        """Seconds that it waits for a connection where nobody gets one: no shorter than another may take to fail."""
+        """Seconds that it waits for a connection while nobody gets one: as long as another may take to fail."""
         if self.position.others_are_ready:
             return 0.0
         limit = max(self.policy.patience - self.ledger.elapsed(), _A_CHANCE) + _LINGERS
@@ -188,8 +188,8 @@ class Pass:
 
     def _tell_left_out(self, options: Sequence[str]) -> None:
         """Say once which ESMTP parameters the server does not know, and the message went without."""
-        if options and not self._told:
-            self._told = True
+        if options and not self._told_left_out:
+            self._told_left_out = True
             why = f"sent without {' '.join(options)}: the server does not offer the extension"
             self.ledger.remark(Said(Stage.MAIL, Reply(NO_REPLY, text=why)))
 

@@ -171,7 +171,7 @@ class Ledger:
             self.todo.pop(who, None)
 
     def doubt(self, recipients: Collection[str], said: Said) -> None:
-        """They may have it: only an acceptance makes that certain again. Few ends in doubt are worth another copy."""
+        """They may have it: only an acceptance makes that certain. It is sent again at most `_RESENDS` times."""
         outcomes = self.delivery.outcomes
         self.mark(recipients, uncertain=True)
         for who in recipients:
@@ -187,9 +187,9 @@ class Ledger:
             self.delivery.outcomes[who].uncertain = uncertain
 
     def leave(self, recipients: Iterable[str], *, for_good: bool = False) -> list[str]:
-        """Leave them to another server, now; return those who wait for this one, and may not be left.
+        """Leave them to another server, now; return those who stay, for they wait for this one.
 
-        Where it can do nothing for them, there is nothing to wait for: they are the next one's.
+        With `for_good` these do not stay either: this server can do nothing for them, and they are the next one's.
         """
         its_own = [who for who in recipients if self.delivery.outcomes[who].server is not None]
         if for_good and self.position.is_followed:
@@ -248,8 +248,8 @@ class Ledger:
     def pause(self, said: Said, until: float, paused_until: float, refused_at: float | None) -> None:
         """Let all wait for the server, which has refused others, or leave them to another one. That is no attempt.
 
-        Only the time in which the server takes nothing can be too long: since it refused a message (at `refused_at`),
-        to the end of its pause. What is waited beyond that, until a limit begins anew, is waited for nobody's refusal.
+        What can be too long is the time in which the server takes nothing: from `refused_at`, when it refused a
+        message, to `paused_until`. The rest, until a limit begins anew, does not count.
         """
         now = self.policy.clock()
         refused_for = 0.0 if refused_at is None else min(self.elapsed(), now - refused_at)

@@ -156,8 +156,8 @@ class Verdict:
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
     """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL.
 
-    Behind a MAIL that was taken no RCPT is unknown or unexpected, nor is DATA behind a RCPT that was taken: something
-    in between that says so cannot follow several commands at once.
+    A server that has taken MAIL knows and expects RCPT, and one that has taken a RCPT, DATA. What answers otherwise is
+    something in between that cannot follow several commands at once.
     """
     if len(answers) != len(commands):
         return False
@@ -227,8 +227,8 @@ class Judge:
     def lose_step(self, answers: Sequence[Answer]) -> None:
         """Give up a transaction whose answers do not fit. No body was sent: nobody has the message.
 
-        What was said last still counts where it does not matter to which command: it concerns the server, or it was the
-        first answer, and a goodbye.
+        The last reply still counts in two cases: it concerns the server, whichever command it answers; or it is the
+        first one, too, and a goodbye.
         """
         self._begun = True
         for answer in answers[-2:]:  # the last reply, and the silence after it

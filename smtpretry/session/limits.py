@@ -40,7 +40,6 @@ class Limits(ABC):
         self.is_hopeless = False
         self.pace = Pace(longest=min(LONGEST, patience), patience=patience)
         self.refused_at: float | None = None
-        self._patience = patience
         self._lost: str | None = None
         self._widener: asyncio.TimerHandle | None = None
 
@@ -106,7 +105,7 @@ class Limits(ABC):
         self.reason, before = reason, self.paused_until
         self.refused_at = now if self.refused_at is None else self.refused_at
         named = reason.reply.retry_after is not None
-        until = self.pace.too_fast(now, min(wait, self._patience), since, named=named)
+        until = self.pace.too_fast(now, min(wait, self.pace.patience), since, named=named)
         if until > max(now, before):
             self._note_pause(now, until, reason)
         return until

@@ -147,25 +147,25 @@ class Pool(Limits):
         self._serve()
         self.observer.call_hooks()
 
-    @property
-    def shared(self) -> SharedPace:
-        """The pace, as one that several workers keep; it is one from now on."""
+    def _share_pace(self) -> SharedPace:
+        """Keep the pace together with other workers from now on; return it."""
         if not isinstance(self.pace, SharedPace):
             self.pace = SharedPace(self.pace)
         return self.pace
 
     def news(self) -> Callable[[str | None], str | None] | None:
         """What the clients of other workers do not know; None where that is nothing."""
-        return self.shared.take_news(self.reason) if self.shared.has_news else None
+        pace = self._share_pace()
+        return pace.take_news(self.reason) if pace.has_news else None
 
     @property
     def without_turn(self) -> int:
         """How many sends wait for a turn in that pace."""
-        return self.shared.without_turn(self._waiting.sends)
+        return self._share_pace().without_turn(self._waiting.sends)
 
     def follow(self, stored: str | None, turns: Sequence[float]) -> None:
         """Keep the pace that several workers keep, with these turns in it."""
-        said = self.shared.follow(stored, turns, self._clock())
+        said = self._share_pace().follow(stored, turns, self._clock())
         self.reason = self.reason or said
         self._slot = None  # its alarm may be too late now
         self._serve()

@@ -27,7 +27,7 @@ _KEPT: Final = (
 
 
 class SharedPace(Pace):
-    """What is stored is the pace of all; this one follows it, has turns of it, and notes what it has to be told.
+    """One client's copy of the pace that is stored for all: it follows that, has turns in it, and notes its own news.
 
     Args:
         pace: what this client has found out so far.

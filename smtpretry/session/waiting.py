@@ -46,7 +46,7 @@ class Request:
 
 
 class Waiting:
-    """The line. Only who wants a turn waits for the pace; who wants a connection alone passes those by meanwhile.
+    """The line. Only a request to SEND waits for the pace; one for a CONNECTION alone passes it meanwhile.
 
     Args:
         is_stuck: whether there is no connection for anybody now, because all are in use.
@@ -58,7 +58,7 @@ class Waiting:
     def __init__(self, is_stuck: Callable[[], bool]) -> None:
         self.still, self._is_stuck = 0.0, is_stuck
         self._line = deque[Request]()
-        self._unpaced = deque[Request]()  # of the line: who wants a connection alone
+        self._unpaced = deque[Request]()  # those of them for a CONNECTION alone
         self._guard: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
