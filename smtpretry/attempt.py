@@ -89,7 +89,7 @@ class Pass:
         now, ledger = self.policy.clock(), self.ledger
         if not ledger.todo:
             ledger.open(now, self.pool.refused_at)
-        said = Failed.silently(Stage.CONNECT, aiosmtplib.SMTPTimeoutError(_STALLED)).said
+        said = Failed.without_reply(Stage.CONNECT, aiosmtplib.SMTPTimeoutError(_STALLED)).said
         if ledger.todo and not self.position.others_are_ready:
             self.delivery.cure = _MORE
         wait = self.policy.backoff(attempt=1, elapsed=ledger.elapsed())
@@ -256,7 +256,7 @@ class Pass:
         if decision.rule.slower and not said.stage.before_mail:
             decision = decide(attempt=1)  # the pace knows how often that was said
         elif decision.scope is Scope.SERVER:
-            decision = decide(attempt=self.pool.strike(self.policy.clock()))  # the backoff is the client's
+            decision = decide(attempt=self.pool.failure_number(self.policy.clock()))  # the backoff is the client's
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
         if decision.action not in WAITING or said.reply.retry_after is not None:
@@ -304,7 +304,7 @@ class Pass:
         if verdict.batch is not None:
             self._batch = verdict.batch
         if verdict.one_too_many is not None:
-            self.pool.crowd(verdict.one_too_many)
+            self.pool.too_many_connections(verdict.one_too_many)
         if verdict.too_soon:
             connection.credit -= 1
             self.pool.rest(connection, _LINGERS / 2**connection.credit)
@@ -338,10 +338,12 @@ class Pass:
         takes two messages in a row to tell that from a message that the server trips over.
         """
         now, decision = self.policy.clock(), ruling.decision
-        backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
         is_final = decision.action is Action.FAIL
         paced, lost = ruling.is_about_the_pace, ruling.said.reply.code == NO_REPLY and not is_final
-        wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
+        wait = decision.wait
+        if not wait and not paced:
+            attempt = self.ledger.attempts(ruling.recipients)
+            wait = self.policy.backoff(attempt=attempt, elapsed=self.ledger.elapsed())
         moves_on = bool(self._moving(ruling))
         failover = moves_on or (lost and self.position.others_are_ready)
         in_trouble = (moves_on and ruling.is_its_own_trouble) or decision.scope is Scope.SERVER

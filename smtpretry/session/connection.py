@@ -111,7 +111,7 @@ class Connection(Opening):
                 async with self.needs.one_log_in_at_a_time(self.seconds(timeout)):
                     await self._log_in(timeout)
             elif self._must_log_in:
-                raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
+                raise Failed.without_reply(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
         self._prepared = self._state
 
     async def connect(self, timeout: Timeout = Default.token) -> SMTPResponse:
@@ -264,7 +264,7 @@ class Connection(Opening):
         """The log-in of a session that had one does not come back: it takes a new connection."""
         self.abort()
         why = f"the session has lost its log-in: {reply}"
-        raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(why)) from None
+        raise Failed.without_reply(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(why)) from None
 
 
 def _asks_for_log_in(reply: Reply) -> bool:

@@ -118,9 +118,9 @@ class Conversation:
             raise Failed(Said(stage, reply))
         self.abort()
         if reply.code in GOODBYES:
-            raise Failed.silently(stage, aiosmtplib.SMTPServerDisconnected(f"the server hung up: {reply}"))
+            raise Failed.without_reply(stage, aiosmtplib.SMTPServerDisconnected(f"the server hung up: {reply}"))
         why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
-        raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
+        raise Failed.without_reply(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
 
     def _refused(self, stage: Stage, reply: Reply) -> None:
         """Called with each refusal; it may raise another `Failed`."""
@@ -146,4 +146,4 @@ class Conversation:
         final = isinstance(error, aiosmtplib.SMTPNotSupported)
         if not final:
             self.abort()
-        raise Failed.silently(stage, error, final=final) from error
+        raise Failed.without_reply(stage, error, final=final) from error

@@ -74,7 +74,7 @@ class Limits(ABC):
         """Whether the server wants nothing for longer than one waits in line."""
         return now < self.resumes_at or now + _SHORT < self.pace.opens_at
 
-    def strike(self, now: float) -> int:
+    def failure_number(self, now: float) -> int:
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
         return max(1, self.failures + (now >= self.resumes_at))
 
@@ -83,7 +83,7 @@ class Limits(ABC):
         self.is_hopeless = is_final
         if until > max(now, self.resumes_at):
             self._note_pause(now, until, reason)
-        self.failures = self.strike(now)
+        self.failures = self.failure_number(now)
         self.refused_at = now if self.refused_at is None else self.refused_at
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
@@ -121,12 +121,12 @@ class Limits(ABC):
             self._serve()
 
     @property
-    def _bearable(self) -> int:
+    def _allowed(self) -> int:
         """How many connections may be in use now."""
         return 1 if self.failures or self.pace.probing else self.limit
 
-    def crowd(self, seconds: float) -> None:
-        """Make do with those for so long."""
+    def too_many_connections(self, seconds: float) -> None:
+        """This connection is one too many: use no more than the others for so long."""
         self.limit = self.others
         self._widen_in(seconds)
 
@@ -142,7 +142,7 @@ class Limits(ABC):
             self._widen_in(seconds)
         self._serve()
 
-    def _wide(self) -> None:
+    def _reset_limit(self) -> None:
         """Forget that there were too many connections."""
         if self._widener is not None:
             self._widener.cancel()  # or the loop would keep all of this until it is due

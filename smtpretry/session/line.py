@@ -91,7 +91,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._room = memoryview(bytearray(LONGEST_LINE))  # asyncio's own, 256 KB for each read, costs more than reading
         self._waiting: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()  # for the methods that aiosmtplib has
-        self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)), self._has_something)
+        self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)), self._is_woken)
 
     @property
     def beyond(self) -> Beyond:
@@ -134,7 +134,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             self._deadline.set(timeout)
             try:
                 while not ready and self._broken is None:
-                    await self._something()
+                    await self._until_woken()
             finally:
                 self._deadline.set(None)
         if ready:
@@ -151,7 +151,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             for _ in range(_ROUNDS):
                 await asyncio.sleep(0)
             while self._full and not self.has_reply:
-                await self._something()
+                await self._until_woken()
         finally:
             self._deadline.set(None)
         return not self.has_reply
@@ -285,11 +285,11 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             self._out.abort()
         self._wake()
 
-    def _something(self) -> asyncio.Future[None]:
+    def _until_woken(self) -> asyncio.Future[None]:
         self._waiting = asyncio.get_running_loop().create_future()
         return self._waiting
 
-    def _has_something(self) -> bool:
+    def _is_woken(self) -> bool:
         return self._waiting is not None and self._waiting.done()
 
     def _wake(self) -> None:

@@ -49,7 +49,7 @@ async def ask_for(credentials: Credentials, seconds: float | None) -> str | byte
         if limit.expired():
             why = "no token came from oauth_token_generator in time"
         kind = aiosmtplib.SMTPTimeoutError if isinstance(cause, TimeoutError) else aiosmtplib.SMTPServerDisconnected
-        raise Failed.silently(Stage.AUTH, kind(why)) from error
+        raise Failed.without_reply(Stage.AUTH, kind(why)) from error
 
 
 def _no_network(error: Exception) -> OSError | None:

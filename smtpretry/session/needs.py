@@ -59,7 +59,7 @@ class Needs:
                         await stack.enter_async_context(self._trying[1])
                 except TimeoutError as error:
                     why = "another connection is logging in, and gets no answer"
-                    raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
+                    raise Failed.without_reply(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
             if self.proven:
                 await stack.aclose()
             yield

@@ -252,7 +252,7 @@ class Pool(Limits):
         await self._connections.hang_up(politely=politely)
         if self.closed:  # not opened again meanwhile
             self._connections.stop()
-            self._wide()
+            self._reset_limit()
 
     async def acquire(self, wish: Wish, *, first: bool, timeout: Callable[[], float]) -> Connection:
         """Wait in line for a connection; see `lend`."""
@@ -313,7 +313,7 @@ class Pool(Limits):
 
     def _is_full(self) -> bool:
         """Whether all connections that there may be are in use."""
-        return self._connections.in_use >= self._bearable
+        return self._connections.in_use >= self._allowed
 
     def _next(self, now: float) -> Request | None:
         """Who is to be served next. In a pause everybody is: each is told of it, and waits elsewhere."""
@@ -348,7 +348,7 @@ class Pool(Limits):
             raise ValueError(msg)
         self._connections.move(loop)
         self.loop, self._all_back = loop, asyncio.Event()
-        self._wide()
+        self._reset_limit()
         self._resting.clear()
         self._waiting.clear()
         if self._limiter is not None:

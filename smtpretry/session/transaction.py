@@ -105,7 +105,7 @@ class Transaction:
         """MAIL and each RCPT; none where nobody can be offered. What the server cannot do for one is an answer, too."""
         said = commands(self.delivery, judge.case.group, self.connection.client.esmtp_extensions)
         if said.obstacle is not None:
-            raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(said.obstacle), final=True)
+            raise Failed.without_reply(Stage.MAIL, aiosmtplib.SMTPNotSupported(said.obstacle), final=True)
         self.left_out = said.left_out
         for who, why in said.impossible.items():
             unsaid = Said(Stage.RCPT, Reply(NO_REPLY, text=why), aiosmtplib.SMTPNotSupported(why))
