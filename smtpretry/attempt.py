@@ -63,12 +63,12 @@ class Pass:
         self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
         self._repaired: set[Action] = set()  # what was mended; the same is not mended again
-        self._replaced: set[Rule] = set()  # why it went on at once over a new connection; not twice in a row
+        self._reconnected: set[Rule] = set()  # why it went on at once over a new connection; not twice in a row
         self._waits: dict[tuple[Scope, int, float | None], float] = {}  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at = -math.inf
-        self._told_left_out = False
+        self._warned = False
 
     async def run(self, connection: Connection) -> None:
         """Offer the message to everybody who is due, or leave it `unfinished`, to go on over another connection."""
@@ -130,7 +130,7 @@ class Pass:
             if self._is_stale:
                 await self._save()
             await transaction.envelope(judge, ahead=self._ahead)
-            self._tell_left_out(transaction.left_out)
+            self._warn_of_left_out(transaction.left_out)
             if judge.body_is_due:
                 judge.hear(await self._body(transaction, judge.verdict.taken))
         except Failed as failed:
@@ -186,10 +186,10 @@ class Pass:
         """Whether another worker could have it by now."""
         return self.save is not None and self.policy.clock() - self._saved_at > _FENCE
 
-    def _tell_left_out(self, options: Sequence[str]) -> None:
+    def _warn_of_left_out(self, options: Sequence[str]) -> None:
         """Say once which ESMTP parameters the server does not know, and the message went without."""
-        if options and not self._told_left_out:
-            self._told_left_out = True
+        if options and not self._warned:
+            self._warned = True
             why = f"sent without {' '.join(options)}: the server does not offer the extension"
             self.ledger.remark(Said(Stage.MAIL, Reply(NO_REPLY, text=why)))
 
@@ -212,7 +212,7 @@ class Pass:
             reused=lambda: connection.reused,
             others=lambda: self.pool.others > 0,
             on_credit=connection.credit > 0,
-            repaired=self._replaced,
+            reconnected=self._reconnected,
             alone=lambda who: outcomes[who].alone,
             unruly=self._unruly,
         )
@@ -296,7 +296,7 @@ class Pass:
         if verdict.accepted is not None:
             self.ledger.note(verdict.accepted, None, verdict.taken)
             self.pool.took(self.policy.clock())
-            self._replaced.clear()
+            self._reconnected.clear()
         for who in verdict.alone:
             self.delivery.outcomes[who].alone = True
         self._unruly = 0 if verdict.accepted else self._unruly + verdict.unruly
@@ -308,7 +308,7 @@ class Pass:
         if verdict.too_soon:
             connection.credit -= 1
             self.pool.rest(connection, _LINGERS / 2**connection.credit)
-            self._replaced.clear()  # the next one to be lent may be used up, too
+            self._reconnected.clear()  # the next one to be lent may be used up, too
         moving = [ruling._replace(recipients=whom) for ruling in verdict.refused if (whom := self._moving(ruling))]
         for ruling in map(partial(self._paced, connection), (*verdict.waiting, *moving)):
             self._defer(ruling)
@@ -368,7 +368,7 @@ class Pass:
             if not connection.is_open and verdict.suspect is not None:
                 self.delivery.outcomes[verdict.suspect].alone = True  # refused, and hung up on
         if isinstance(verdict.repair, Rule):
-            self._replaced.add(verdict.repair)
+            self._reconnected.add(verdict.repair)
             if connection.carried and verdict.rulings[-1].said.reply.code != NO_REPLY:
                 connection.give_credit()
         elif verdict.repair is not None:

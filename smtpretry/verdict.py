@@ -97,7 +97,7 @@ class Case(NamedTuple):
         reused: whether the connection had been used before: it may have died since.
         others: whether other connections can go on with the work: some may have failed meanwhile.
         on_credit: whether it is no failure of the server's that it does not take this connection yet.
-        repaired: the rules for which this pass has reconnected at once.
+        reconnected: the rules for which this pass has reconnected at once.
         alone: the recipients whose RCPT ended a connection before.
         unruly: how many of them there were in a row.
     """
@@ -109,7 +109,7 @@ class Case(NamedTuple):
     reused: Callable[[], bool] = lambda: False
     others: Callable[[], bool] = lambda: False
     on_credit: bool = False
-    repaired: Collection[object] = ()
+    reconnected: Collection[object] = ()
     alone: Callable[[str], bool] = lambda _: False
     unruly: int = 0
 
@@ -337,7 +337,7 @@ class Judge:
         """Whether a new connection promises something now. It notes who goes alone over it, or how many together."""
         case, verdict, stage = self.case, self.verdict, said.stage
         of_the_server = decision.scope is Scope.SERVER
-        at_once, new = decision.wait == 0 == decision.rule.wait, decision.rule not in case.repaired
+        at_once, new = decision.wait == 0 == decision.rule.wait, decision.rule not in case.reconnected
         at_anybody = who is not None and not of_the_server and case.unruly + (not case.alone(who)) >= _UNRULY
         if not (at_once and new):
             if case.reused() and stage in _FIRST_COMMANDS and not decision.rule.slower:
