@@ -90,7 +90,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._full = False  # what was written waits on this side
         self._room = memoryview(bytearray(LONGEST_LINE))  # asyncio's own, 256 KB for each read, costs more than reading
         self._waiting: asyncio.Future[None] | None = None
-        self._turn = asyncio.Lock()  # for the methods that aiosmtplib has
+        self._lock = asyncio.Lock()  # for the methods that aiosmtplib has
         self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)), self._is_woken)
 
     @property
@@ -239,7 +239,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         if any(map(_FORBIDDEN.search, args)):
             msg = "Command arg contains a prohibited control character"
             raise ValueError(msg)
-        async with self._turn:
+        async with self._lock:
             self.send(b" ".join(args) + b"\r\n")
             return await self.receive(timeout)
 
@@ -247,7 +247,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         """Send a message: DATA, and what follows its 354."""
         lines = _LINE_END.sub(b"\r\n", message).removesuffix(b"\r\n") + b"\r\n"
         for data, expected in ((b"DATA\r\n", 354), (_PERIOD.sub(b"..", lines) + b".\r\n", 250)):
-            async with self._turn:
+            async with self._lock:
                 self.send(data)
                 response = await self.receive(timeout)
             if response.code != expected:
