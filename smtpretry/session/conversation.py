@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NoReturn
 
 import aiosmtplib
+from aiosmtplib.smtp import DEFAULT_TIMEOUT
 from aiosmtplib.typing import Default
 
 from smtpretry.errors import NOT_CONNECTED
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from .line import Line
 
 Timeout = float | Literal[Default.token] | None
-
-_DEFAULT_TIMEOUT = 60.0  # seconds, aiosmtplib's own
 
 
 class Conversation:
@@ -60,7 +59,7 @@ class Conversation:
         """A time-out as the client has it: its own, where none is given."""
         if timeout is not Default.token:
             return timeout
-        return _DEFAULT_TIMEOUT if self._client is None else self._client.timeout
+        return DEFAULT_TIMEOUT if self._client is None else self._client.timeout
 
     async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token) -> SMTPResponse:
         """Send a command, `check` its reply, and return it."""

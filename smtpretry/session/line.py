@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from aiosmtplib import (
     SMTPDataError,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
-_PERIOD = re.compile(rb"(?m)^\.")
+LEADING_DOT: Final = re.compile(rb"(?m)^\.")  # which is doubled in a message (RFC 5321 §4.5.2)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LOST = "Connection lost"
 _ROUNDS = 3  # of the event loop, after which a write that failed is known: one each for the socket, TLS and the line
@@ -246,7 +246,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
     async def execute_data_command(self, message: bytes, timeout: float | None = None) -> SMTPResponse:
         """Send a message: DATA, and what follows its 354."""
         lines = _LINE_END.sub(b"\r\n", message).removesuffix(b"\r\n") + b"\r\n"
-        for data, expected in ((b"DATA\r\n", 354), (_PERIOD.sub(b"..", lines) + b".\r\n", 250)):
+        for data, expected in ((b"DATA\r\n", 354), (LEADING_DOT.sub(b"..", lines) + b".\r\n", 250)):
             async with self._lock:
                 self.send(data)
                 response = await self.receive(timeout)

@@ -41,7 +41,7 @@ _MISMATCHES = 3  # connections in a row after which it is no accident that the t
 
 
 class Opening(Conversation):
-    """A conversation that has been opened, or can be.
+    """Opens a session: connects, says EHLO, begins TLS.
 
     Args:
         client: the client, or a function that makes one for each connection.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiosmtplib
@@ -14,6 +13,7 @@ from smtpretry.replies.stage import Stage
 from smtpretry.verdict import Answer, fits
 
 from .connection import Connection, Failed, Timeout
+from .line import LEADING_DOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,6 @@ DOT_TIMEOUT: Final = 600.0
 
 _AHEAD = 100  # commands in one write: a server takes at least so many recipients (RFC 5321 §4.5.3.1.8)
 _CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, final dot and all
-_PERIOD = re.compile(rb"(?m)^\.")
 
 
 class Command(NamedTuple):
@@ -90,7 +89,7 @@ class Transaction:
         """
         body = self.delivery.message
         if body.startswith(b".") or b"\n." in body:
-            body = _PERIOD.sub(b"..", body)
+            body = LEADING_DOT.sub(b"..", body)
         body += b".\r\n"
         try:
             accepted = await self._send(body)
