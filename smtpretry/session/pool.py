@@ -375,8 +375,10 @@ class _Loan:
         pool, connection = self._pool, self._connection
         if pool.loop is not self._loop:
             return  # its loop ended in the midst of it, and another one has the connection
-        if error is None:
-            connection.reused = True
-        else:
-            connection.abort()
-        pool.release(connection)
+        try:
+            if error is None:
+                connection.reused = True
+            else:
+                connection.abort()
+        finally:
+            pool.release(connection)
