@@ -12,7 +12,7 @@ import aiosmtplib
 from aiosmtplib.typing import Default
 
 from .delivery import Delivery
-from .ledger import Ledger, Turn
+from .ledger import Ledger, Position
 from .outcome import Status
 from .policy import OWN_REFUSAL, Decision, RetryPolicy
 from .replies.reply import NO_REPLY, Reply, Said
@@ -39,40 +39,47 @@ _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engin
 class Pass:
     """One attempt at a delivery.
 
-    Every turn of the loop in `run` settles or defers some of those who are left to be offered, or makes a repair that
-    no later turn of the same pass makes again: so it ends.
+    Each transaction in it settles or defers somebody, or makes a repair that the same pass does not make again. So it
+    ends.
 
     Attributes:
-        unfinished: whether it has to be lent a connection: it has not begun, or this one has done its part.
-        begun: whether it has been lent one.
+        unfinished: whether it needs a connection: its first, or one more.
+        begun: whether it has had one.
     """
 
     def __init__(
-        self, delivery: Delivery, policy: RetryPolicy, pool: Pool, timeout: Timeout, *, save: Save | None, turn: Turn
+        self,
+        delivery: Delivery,
+        policy: RetryPolicy,
+        pool: Pool,
+        timeout: Timeout,
+        *,
+        save: Save | None,
+        position: Position,
     ) -> None:
         self.delivery, self.policy, self.pool, self.timeout, self.save = delivery, policy, pool, timeout, save
-        self.turn, self.ledger = turn, Ledger(delivery, policy, turn, pool.observer)
+        self.position, self.ledger = position, Ledger(delivery, policy, position, pool.observer)
         self.unfinished = self.ledger.has_work(policy.clock())
         self.begun = False
         self._batch: int | None = None  # how many recipients the server takes in one transaction
         self._repaired: set[Action] = set()  # what was mended; the same is not mended again
-        self._replaced: set[Rule] = set()  # why it went on at once over a new connection; not twice in a row
+        self._reconnected: set[Rule] = set()  # why it went on at once over a new connection; not twice in a row
         self._waits: dict[tuple[Scope, int, float | None], float] = {}  # so that those who wait alike go on together
         self._unruly = 0  # recipients in a row whose RCPT ended a connection
         self._ahead = True  # commands may be sent ahead of the answers
         self._saved_at = -math.inf
-        self._told = False
+        self._warned = False
 
     async def run(self, connection: Connection) -> None:
-        """Offer the message to everybody who is due, or leave it `unfinished` where another turn goes on with it."""
+        """Offer the message to everybody who is due, or leave it `unfinished`, to go on over another connection."""
         try:
             await self._run(connection)
         finally:
-            self.ledger.tell()
+            self.ledger.report()
 
-    def patience(self) -> float:
-        """Seconds that it waits for a connection where nobody gets one: no shorter than another may take to fail."""
-        if self.turn.others_are_ready:
+    def pool_timeout(self) -> float:
+        """Seconds that it waits for a connection while nobody gets one: as long as another may take to fail."""
+        if self.position.others_are_ready:
             return 0.0
         limit = max(self.policy.patience - self.ledger.elapsed(), _A_CHANCE) + _LINGERS
         return min(limit, self.delivery.left(self.policy.clock()))
@@ -82,13 +89,13 @@ class Pass:
         now, ledger = self.policy.clock(), self.ledger
         if not ledger.todo:
             ledger.open(now, self.pool.refused_at)
-        said = Failed.silently(Stage.CONNECT, aiosmtplib.SMTPTimeoutError(_STALLED)).said
-        if ledger.todo and not self.turn.others_are_ready:
+        said = Failed.without_reply(Stage.CONNECT, aiosmtplib.SMTPTimeoutError(_STALLED)).said
+        if ledger.todo and not self.position.others_are_ready:
             self.delivery.cure = _MORE
         wait = self.policy.backoff(attempt=1, elapsed=ledger.elapsed())
-        ledger.stand_back(said, wait, ledger.elapsed() if self.turn.others_are_ready else math.inf)
+        ledger.stand_back(said, wait, ledger.elapsed() if self.position.others_are_ready else math.inf)
         ledger.close(now)
-        ledger.tell()
+        ledger.report()
         self.unfinished = False
 
     async def _run(self, connection: Connection) -> None:
@@ -106,7 +113,7 @@ class Pass:
         goes_on = True
         while ledger.todo and goes_on:
             goes_on = await self._transact(connection)
-            ledger.tell()
+            ledger.report()
         self.unfinished = bool(ledger.todo)
         ledger.close(now)
 
@@ -123,7 +130,7 @@ class Pass:
             if self._is_stale:
                 await self._save()
             await transaction.envelope(judge, ahead=self._ahead)
-            self._tell_left_out(transaction.left_out)
+            self._warn_of_left_out(transaction.left_out)
             if judge.body_is_due:
                 judge.hear(await self._body(transaction, judge.verdict.taken))
         except Failed as failed:
@@ -179,10 +186,10 @@ class Pass:
         """Whether another worker could have it by now."""
         return self.save is not None and self.policy.clock() - self._saved_at > _FENCE
 
-    def _tell_left_out(self, options: Sequence[str]) -> None:
+    def _warn_of_left_out(self, options: Sequence[str]) -> None:
         """Say once which ESMTP parameters the server does not know, and the message went without."""
-        if options and not self._told:
-            self._told = True
+        if options and not self._warned:
+            self._warned = True
             why = f"sent without {' '.join(options)}: the server does not offer the extension"
             self.ledger.remark(Said(Stage.MAIL, Reply(NO_REPLY, text=why)))
 
@@ -205,7 +212,7 @@ class Pass:
             reused=lambda: connection.reused,
             others=lambda: self.pool.others > 0,
             on_credit=connection.credit > 0,
-            repaired=self._replaced,
+            reconnected=self._reconnected,
             alone=lambda who: outcomes[who].alone,
             unruly=self._unruly,
         )
@@ -249,7 +256,7 @@ class Pass:
         if decision.rule.slower and not said.stage.before_mail:
             decision = decide(attempt=1)  # the pace knows how often that was said
         elif decision.scope is Scope.SERVER:
-            decision = decide(attempt=self.pool.strike(self.policy.clock()))  # the backoff is the client's
+            decision = decide(attempt=self.pool.failure_number(self.policy.clock()))  # the backoff is the client's
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
         if decision.action not in WAITING or said.reply.retry_after is not None:
@@ -276,10 +283,10 @@ class Pass:
         """Whom another server is to be tried for: the trouble is this one's, not the message's."""
         if not (ruling.is_its_own_trouble or ruling.decision is OWN_REFUSAL):
             return []
-        if self.turn.others_are_ready:
+        if self.position.others_are_ready:
             return ruling.recipients
         is_final = ruling.decision.action is Action.FAIL  # or they may as well wait here
-        return [who for who in ruling.recipients if is_final and self.turn.others_may(who)]
+        return [who for who in ruling.recipients if is_final and self.position.others_may(who)]
 
     def _carry_out(self, connection: Connection, verdict: Verdict) -> None:
         """Do what follows, for the recipients and for the whole client."""
@@ -289,7 +296,7 @@ class Pass:
         if verdict.accepted is not None:
             self.ledger.note(verdict.accepted, None, verdict.taken)
             self.pool.took(self.policy.clock())
-            self._replaced.clear()
+            self._reconnected.clear()
         for who in verdict.alone:
             self.delivery.outcomes[who].alone = True
         self._unruly = 0 if verdict.accepted else self._unruly + verdict.unruly
@@ -297,11 +304,11 @@ class Pass:
         if verdict.batch is not None:
             self._batch = verdict.batch
         if verdict.one_too_many is not None:
-            self.pool.crowd(verdict.one_too_many)
+            self.pool.too_many_connections(verdict.one_too_many)
         if verdict.too_soon:
             connection.credit -= 1
             self.pool.rest(connection, _LINGERS / 2**connection.credit)
-            self._replaced.clear()  # the next one to be lent may be used up, too
+            self._reconnected.clear()  # the next one to be lent may be used up, too
         moving = [ruling._replace(recipients=whom) for ruling in verdict.refused if (whom := self._moving(ruling))]
         for ruling in map(partial(self._paced, connection), (*verdict.waiting, *moving)):
             self._defer(ruling)
@@ -331,18 +338,20 @@ class Pass:
         takes two messages in a row to tell that from a message that the server trips over.
         """
         now, decision = self.policy.clock(), ruling.decision
-        backoff = partial(self.policy.backoff, attempt=self.ledger.attempts(ruling.recipients))
         is_final = decision.action is Action.FAIL
         paced, lost = ruling.is_about_the_pace, ruling.said.reply.code == NO_REPLY and not is_final
-        wait = decision.wait if paced else decision.wait or backoff(elapsed=self.ledger.elapsed())
+        wait = decision.wait
+        if not wait and not paced:
+            attempt = self.ledger.attempts(ruling.recipients)
+            wait = self.policy.backoff(attempt=attempt, elapsed=self.ledger.elapsed())
         moves_on = bool(self._moving(ruling))
-        failover = moves_on or (lost and self.turn.others_are_ready)
+        failover = moves_on or (lost and self.position.others_are_ready)
         in_trouble = (moves_on and ruling.is_its_own_trouble) or decision.scope is Scope.SERVER
         in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))
         if in_trouble and not paced:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
         if is_final:
-            self.turn.refused.update(ruling.recipients)
+            self.position.refused.update(ruling.recipients)
         whom = self.ledger.leave(ruling.recipients, for_good=is_final) if failover else ruling.recipients
         tied = decision.scope is not Scope.SERVER and not lost
         self.ledger.wait(whom, ruling.said, wait, said_to=ruling.said_to, rule=decision.rule, tied=tied)
@@ -359,9 +368,9 @@ class Pass:
             if not connection.is_open and verdict.suspect is not None:
                 self.delivery.outcomes[verdict.suspect].alone = True  # refused, and hung up on
         if isinstance(verdict.repair, Rule):
-            self._replaced.add(verdict.repair)
+            self._reconnected.add(verdict.repair)
             if connection.carried and verdict.rulings[-1].said.reply.code != NO_REPLY:
-                connection.is_used_up()
+                connection.give_credit()
         elif verdict.repair is not None:
             self._repair(connection, verdict.repair)
         if self.ledger.changed:

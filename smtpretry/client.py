@@ -1,4 +1,4 @@
-"""The client that an application calls: `RetryingSMTP`. It joins the rooms below."""
+"""The client that an application calls: `RetryingSMTP`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiosmtplib.typing import Default, SMTPTokenGenerator
 from .attempt import Pass
 from .checks import check_number, check_seconds, check_timeout, current_task
 from .errors import exception_of
-from .ledger import Turn
+from .ledger import Position
 from .observer import hooks_of
 from .outcome import Status
 from .policy import RetryPolicy
@@ -21,7 +21,7 @@ from .session.credentials import Credentials
 from .session.opening import check_client
 from .session.pipelining import Pipelining
 from .session.pool import Pool
-from .session.told import check_pace
+from .session.rate_limiter import check_pace
 from .session.waiting import Stalled, Wish
 from .stats import Stats
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .events import Hook
     from .queues.engine import Engine
 
-_ALONE = Turn()
+_ALONE = Position()
 
 
 class RetryingSMTP(Sends):
@@ -130,7 +130,7 @@ class RetryingSMTP(Sends):
         def connection() -> Connection:
             return Connection(client, credentials, cleartext_auth, needs, max_messages_per_connection)
 
-        self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, told=pace)
+        self._pool = Pool(connection, max_connections, idle_timeout, policy, self._observer, limiter=pace)
         self._site = Site(self._pool, policy)
         self._observer.watch(self.stats)
 
@@ -151,7 +151,7 @@ class RetryingSMTP(Sends):
         check_timeout(timeout)
         with delivery.sent_by(current_task()):
             delivery.take_up(self.policy.clock(), late=True)
-            await self._take_turn(delivery, save, _ALONE, timeout)
+            await self._make_pass(delivery, save, _ALONE, timeout)
         return delivery
 
     def stats(self) -> Stats:
@@ -167,7 +167,7 @@ class RetryingSMTP(Sends):
             waiting=pool.waiting,
             paused_until=pool.opens_at if paused else None,
             reason=f"{paused.stage.value}: {paused.reply}" if paused else "",
-            pace=pool.pace.speed.rate if pool.pace.speed else None,
+            pace=pool.pace.rate if pool.pace.is_known else None,
             accepted=counts[Status.ACCEPTED],
             refused=counts[Status.REFUSED],
             uncertain=counts[Status.UNCERTAIN],
@@ -241,13 +241,13 @@ class RetryingSMTP(Sends):
 
     # What a Failover asks
 
-    async def _take_turn(self, delivery: Delivery, save: Save | None, turn: Turn, timeout: Timeout) -> None:
+    async def _make_pass(self, delivery: Delivery, save: Save | None, position: Position, timeout: Timeout) -> None:
         """Make a pass, alone or as one of several servers."""
-        one = Pass(delivery, self.policy, self._pool, timeout, save=save, turn=turn)
+        one = Pass(delivery, self.policy, self._pool, timeout, save=save, position=position)
         while one.unfinished:
             has_asked_before = one.begun or (bool(delivery.attempts) and self._pool.is_paced)
             try:
-                async with self._pool.lend(Wish.TURN, first=has_asked_before, patience=one.patience) as connection:
+                async with self._pool.lend(Wish.SEND, first=has_asked_before, timeout=one.pool_timeout) as connection:
                     await one.run(connection)
             except Stalled:
                 one.stand_back()

@@ -130,7 +130,7 @@ class Delivery:
             self.expires_at = now + self.expires_in
 
     def excuse(self, until: float) -> None:
-        """Until then the server took others: what this one has waited for its first attempt is not its own time."""
+        """Count no time before then, if it was not tried yet: the server took others, and it waited in line."""
         if not self.attempts and self.began_at is not None and until > self.began_at:
             self.excused += until - self.began_at
             self.began_at = until
@@ -159,7 +159,7 @@ class Delivery:
         return None
 
     def take_up(self, now: float, *, late: bool = False) -> None:
-        """Correct its times where they were written by a clock that was wrong, for nothing can have happened after now.
+        """Correct times that lie in the future: the clock that wrote them was wrong.
 
         Args:
             now: in seconds since the epoch.

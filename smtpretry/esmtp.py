@@ -12,12 +12,14 @@ What becomes of a parameter whose extension is not offered:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from .addresses import mailbox_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from .delivery import Delivery
 
 _EXTENSIONS = {  # parameter → the extension that has it, as EHLO names it
     "AUTH": "auth",  # RFC 4954 §5
@@ -40,26 +42,6 @@ _INDISPENSABLE = ("HOLDFOR", "HOLDUNTIL", "REQUIRETLS", "RRVS")
 _NO_SMTPUTF8 = "the address is not ASCII, and the server does not offer SMTPUTF8 (RFC 6531)"
 
 
-class Envelope(Protocol):
-    """What is to be sent, as a `Delivery` has it."""
-
-    @property
-    def sender(self) -> str:
-        """The reverse-path, as given."""
-
-    @property
-    def message(self) -> bytes:
-        """The bytes, with CRLF line ends."""
-
-    @property
-    def mail_options(self) -> tuple[str, ...]:
-        """ESMTP parameters of MAIL."""
-
-    @property
-    def rcpt_options(self) -> tuple[str, ...]:
-        """ESMTP parameters of each RCPT."""
-
-
 class Commands(NamedTuple):
     """What to say for one transaction.
 
@@ -78,7 +60,7 @@ class Commands(NamedTuple):
     obstacle: str | None
 
 
-def commands(delivery: Envelope, recipients: Iterable[str], offers: Mapping[str, str]) -> Commands:
+def commands(delivery: Delivery, recipients: Iterable[str], offers: Mapping[str, str]) -> Commands:
     """The commands of a transaction with these recipients. It raises nothing.
 
     BODY=8BITMIME and SIZE are added where they are due and offered, SMTPUTF8 where an address needs it; an address

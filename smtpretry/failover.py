@@ -12,7 +12,7 @@ from aiosmtplib.typing import Default
 
 from .checks import check_timeout, current_task
 from .client import RetryingSMTP
-from .ledger import Turn
+from .ledger import Position
 from .outcome import Status
 from .sending import Sends
 from .stats import Stats
@@ -83,21 +83,21 @@ class Failover(Sends):
             began = self.policy.clock()
             delivery.take_up(began, late=True)
             self._forget_servers(delivery)
-            turns = self._turns()
+            positions = self._positions()
             ready = [number for number, server in enumerate(self.servers) if server._is_ready]
             for place, number in enumerate(ready, start=1):
-                turn = turns[number]._replace(others_are_ready=place < len(ready))
-                await self.servers[number]._take_turn(delivery, save, turn, timeout)
+                position = positions[number]._replace(others_are_ready=place < len(ready))
+                await self.servers[number]._make_pass(delivery, save, position, timeout)
             for number in sorted(range(len(self.servers)), key=self._promise):
                 left = any(delivery.outcomes[who].server is None for who in delivery.due(began))
                 if left or number not in ready:  # who waits for that one waits on
-                    turn = turns[number]._replace(only_its_own=not left)
-                    await self.servers[number]._take_turn(delivery, save, turn, timeout)
+                    position = positions[number]._replace(only_its_own=not left)
+                    await self.servers[number]._make_pass(delivery, save, position, timeout)
             self._come_back(delivery)
         return delivery
 
-    def _turns(self) -> list[Turn]:
-        """A turn for each server, with what all of them need to know of each other."""
+    def _positions(self) -> list[Position]:
+        """The position of each server, with what all of them need to know of each other."""
         refused = [set[str]() for _ in self.servers]
 
         def others_may(number: int, who: str) -> bool:
@@ -105,7 +105,7 @@ class Failover(Sends):
             return any(who not in refused[one] and not self.servers[one]._is_hopeless for one in others)
 
         return [
-            Turn(
+            Position(
                 number,
                 is_followed=number + 1 < len(self.servers),
                 patience=self.policy.patience,

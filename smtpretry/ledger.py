@@ -28,14 +28,14 @@ _RESENDS = 2  # times that a message is sent again after an end in doubt, in the
 _AT_ONCE, _ALIKE = 1.0, 0.05  # seconds, and share of the wait: those whose waits end within it go on together
 
 
-class Turn(NamedTuple):
-    """Which server's turn a pass is, where there are several.
+class Position(NamedTuple):
+    """Where a server stands among several, for one pass.
 
     Attributes:
         number: which of them; None where there is one.
-        is_followed: whether another one comes after it, for whom its patience is over.
+        is_followed: whether another one comes after it. That one gets whom this one's policy gives up.
         others_are_ready: whether another one can take over at once.
-        only_its_own: whether it gets only those who wait for it.
+        only_its_own: whether it gets only recipients that wait for this very server.
         patience: seconds for which a delivery is tried in all; None where the server's own policy says that.
         refused: whom it can do nothing for, and leaves to the others; the pass adds to them.
         others_may: whether another one may take the message for that recipient later.
@@ -64,8 +64,8 @@ class Ledger:
         changed: whether something has become known that is to be stored.
     """
 
-    def __init__(self, delivery: Delivery, policy: RetryPolicy, turn: Turn, observer: Observer) -> None:
-        self.delivery, self.policy, self.turn, self.observer = delivery, policy, turn, observer
+    def __init__(self, delivery: Delivery, policy: RetryPolicy, position: Position, observer: Observer) -> None:
+        self.delivery, self.policy, self.position, self.observer = delivery, policy, position, observer
         self.todo: dict[str, None] = {}
         self.changed = False
         self._counted = False
@@ -79,15 +79,15 @@ class Ledger:
         return bool(self.delivery.pending) and self._overdue(now) is not None
 
     def _overdue(self, now: float) -> str | None:
-        patience = self.policy.patience if self.turn.patience is None else self.turn.patience
+        patience = self.policy.patience if self.position.patience is None else self.position.patience
         return self.delivery.overdue(now, patience)
 
     def _due(self, now: float) -> list[str]:
-        """Who is due, and may be offered in this turn."""
+        """Who is due, and may be offered to this server."""
         due = self.delivery.due(now)
-        if self.turn.number is None:
+        if self.position.number is None:
             return due
-        return [who for who in due if self.turn.takes(who, self.delivery.outcomes[who])]
+        return [who for who in due if self.position.takes(who, self.delivery.outcomes[who])]
 
     def open(self, now: float, refused_at: float | None) -> None:
         """Begin with everybody who is due; refuse them where no attempt may begin any more.
@@ -150,12 +150,12 @@ class Ledger:
         log.decided(self.delivery.id, step, attempt.server)
         self.observer.note(self.delivery, step)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Let the observer know what has been written down."""
         if self._ended:
             ended, self._ended = self._ended, []
             self.observer.ended(self.delivery, ended)
-        self.observer.tell()
+        self.observer.call_hooks()
 
     def remark(self, said: Said) -> None:
         """Write down what the caller should know of, and warn."""
@@ -171,7 +171,7 @@ class Ledger:
             self.todo.pop(who, None)
 
     def doubt(self, recipients: Collection[str], said: Said) -> None:
-        """They may have it: only an acceptance makes that certain again. Few ends in doubt are worth another copy."""
+        """They may have it: only an acceptance makes that certain. It is sent again at most `_RESENDS` times."""
         outcomes = self.delivery.outcomes
         self.mark(recipients, uncertain=True)
         for who in recipients:
@@ -187,14 +187,14 @@ class Ledger:
             self.delivery.outcomes[who].uncertain = uncertain
 
     def leave(self, recipients: Iterable[str], *, for_good: bool = False) -> list[str]:
-        """Leave them to another server, now; return those who wait for this one, and may not be left.
+        """Leave them to another server, now; return those who stay, for they wait for this one.
 
-        Where it can do nothing for them, there is nothing to wait for: they are the next one's.
+        With `for_good` these do not stay either: this server can do nothing for them, and they are the next one's.
         """
         its_own = [who for who in recipients if self.delivery.outcomes[who].server is not None]
-        if for_good and self.turn.is_followed:
+        if for_good and self.position.is_followed:
             for who in its_own:
-                self.delivery.outcomes[who].server = (self.turn.number or 0) + 1
+                self.delivery.outcomes[who].server = (self.position.number or 0) + 1
             its_own = []
         for who in set(recipients).difference(its_own):
             self.todo.pop(who, None)
@@ -231,8 +231,8 @@ class Ledger:
             why = self.policy._limit(  # noqa: SLF001 - `gives_up`, in words
                 attempt=outcome.attempts, elapsed=elapsed, wait=seconds, left=left, rule=rule
             )
-            if why is not None and self.turn.is_followed:
-                outcome.server = (self.turn.number or 0) + 1
+            if why is not None and self.position.is_followed:
+                outcome.server = (self.position.number or 0) + 1
                 del self.todo[who]
             elif why is not None:
                 self.delivery.cure = self.delivery.cure or (rule and rule.cure) or f"gave up: {why}"
@@ -241,15 +241,15 @@ class Ledger:
             else:
                 outcome.stage, outcome.reply, outcome.error = last.stage, last.reply, last.error
                 outcome.next_at = now + seconds
-                outcome.server = self.turn.number if tied else outcome.server
+                outcome.server = self.position.number if tied else outcome.server
                 del self.todo[who]
                 self._deferred.append(outcome)
 
     def pause(self, said: Said, until: float, paused_until: float, refused_at: float | None) -> None:
         """Let all wait for the server, which has refused others, or leave them to another one. That is no attempt.
 
-        Only the time in which the server takes nothing can be too long: since it refused a message (at `refused_at`),
-        to the end of its pause. What is waited beyond that, until a limit begins anew, is waited for nobody's refusal.
+        What can be too long is the time in which the server takes nothing: from `refused_at`, when it refused a
+        message, to `paused_until`. The rest, until a limit begins anew, does not count.
         """
         now = self.policy.clock()
         refused_for = 0.0 if refused_at is None else min(self.elapsed(), now - refused_at)
@@ -260,7 +260,7 @@ class Ledger:
         whom = list(self.todo)
         for who in whom:
             self.delivery.outcomes[who].attempts -= self._counted
-        whom = self.leave(whom) if self.turn.others_are_ready else whom
+        whom = self.leave(whom) if self.position.others_are_ready else whom
         self.wait(whom, said, seconds, elapsed=elapsed)
 
     def close(self, now: float) -> None:

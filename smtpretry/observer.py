@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Observer:
     """Who is told, and what was counted.
 
-    An event is noted where it happens, and told when what goes with it has been written down: `note`, then `tell`. A
-    hook runs in the context (contextvars) of the send that it is about. What it raises is logged once, and goes no
+    `note` keeps an event where it happens. `call_hooks` tells it, when what goes with it has been written down. A hook
+    runs in the context (contextvars) of the send that it is about. What it raises is logged once, and goes no
     further; a KeyboardInterrupt and a SystemExit are not its own, and do.
 
     Attributes:
@@ -45,7 +45,7 @@ class Observer:
         if self.hooks:
             self._notes.append((copy_context(), delivery, event))
 
-    def tell(self) -> None:
+    def call_hooks(self) -> None:
         """Call the hooks."""
         while self._notes:
             context, delivery, event = self._notes.popleft()
@@ -80,7 +80,7 @@ class Observer:
         if not isinstance(error, Exception):
             log.broken_off(delivery.id, delivery.pending, type(error).__name__)
         self.note(delivery, BrokenOff(self.clock(), tuple(delivery.pending), type(error).__name__))
-        self.tell()
+        self.call_hooks()
 
     def paused(self, server: str, now: float, until: float, said: Said, *, for_the_first: bool) -> None:
         """The client leaves the server alone: for the first connection that it never had, or after it had one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import aiosmtplib
+from aiosmtplib.smtp import DEFAULT_TIMEOUT
 from aiosmtplib.typing import Default, SMTPTokenGenerator, SocketPathType
 
 from .client import RetryingSMTP
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aiosmtplib import SMTPResponse
-
-
-_TIMEOUT = 60  # seconds: aiosmtplib's own
 
 
 async def send(
@@ -38,7 +36,7 @@ async def send(
     oauth_token_generator: SMTPTokenGenerator | None = None,
     local_hostname: str | None = None,
     source_address: tuple[str, int] | None = None,
-    timeout: float | None = _TIMEOUT,
+    timeout: float | None = DEFAULT_TIMEOUT,
     use_tls: bool = False,
     start_tls: bool | None = None,
     validate_certs: bool = True,
@@ -85,7 +83,7 @@ async def send(
     smtp = RetryingSMTP(client, policy)
     try:
         async with smtp:
-            await smtp._deliver(delivery, Default.token if timeout == _TIMEOUT else timeout)  # noqa: SLF001 - next door
+            await smtp._deliver(delivery, Default.token if timeout == DEFAULT_TIMEOUT else timeout)  # noqa: SLF001 - next door
     except BaseException as error:
         if not hasattr(error, "delivery"):  # it came in closing
             tell(error, delivery, policy.clock())

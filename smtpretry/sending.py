@@ -329,7 +329,7 @@ class Sends(ABC):
             delivery.outcomes[who].status = Status.DEFERRED
         log.handed_over(delivery.id, rest)
         self._observer.ended(delivery, rest)
-        self._observer.tell()
+        self._observer.call_hooks()
 
 
 def _prepared(message: Message | str | bytes | Delivery, **given: Any) -> Delivery:  # noqa: ANN401 - what `prepare` takes

@@ -97,7 +97,7 @@ class Case(NamedTuple):
         reused: whether the connection had been used before: it may have died since.
         others: whether other connections can go on with the work: some may have failed meanwhile.
         on_credit: whether it is no failure of the server's that it does not take this connection yet.
-        repaired: the rules for which this pass has reconnected at once.
+        reconnected: the rules for which this pass has reconnected at once.
         alone: the recipients whose RCPT ended a connection before.
         unruly: how many of them there were in a row.
     """
@@ -109,7 +109,7 @@ class Case(NamedTuple):
     reused: Callable[[], bool] = lambda: False
     others: Callable[[], bool] = lambda: False
     on_credit: bool = False
-    repaired: Collection[object] = ()
+    reconnected: Collection[object] = ()
     alone: Callable[[str], bool] = lambda _: False
     unruly: int = 0
 
@@ -153,19 +153,11 @@ class Verdict:
     out_of_step: bool = False
 
 
-def judge(answers: Sequence[Answer], case: Case) -> Verdict:
-    """What follows from all answers to a transaction, in the order of the commands."""
-    one = Judge(case)
-    for answer in answers:
-        one.hear(answer)
-    return one.conclude()
-
-
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
     """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL.
 
-    Behind a MAIL that was taken no RCPT is unknown or unexpected, nor is DATA behind a RCPT that was taken: something
-    in between that says so cannot follow several commands at once.
+    A server that has taken MAIL knows and expects RCPT, and one that has taken a RCPT, DATA. What answers otherwise is
+    something in between that cannot follow several commands at once.
     """
     if len(answers) != len(commands):
         return False
@@ -235,8 +227,8 @@ class Judge:
     def lose_step(self, answers: Sequence[Answer]) -> None:
         """Give up a transaction whose answers do not fit. No body was sent: nobody has the message.
 
-        What was said last still counts where it does not matter to which command: it concerns the server, or it was the
-        first answer, and a goodbye.
+        The last reply still counts in two cases: it concerns the server, whichever command it answers; or it is the
+        first one, too, and a goodbye.
         """
         self._begun = True
         for answer in answers[-2:]:  # the last reply, and the silence after it
@@ -315,16 +307,15 @@ class Judge:
         verdict.after = _after(stage, decision)
         if decision.wait > 0 and case.on_credit and stage in _ON_ARRIVAL:
             verdict.too_soon, verdict.after = True, After.CLOSE
-            verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         elif decision.wait > 0 and case.others() and (decision.rule.fewer or stage is Stage.CONNECT):
             verdict.one_too_many, verdict.after = decision.wait, After.CLOSE
-            verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
-        elif decision.action is Action.RECONNECT and self._may_go_on(said, decision, answer.recipient):
+        elif decision.action is Action.RECONNECT and self._goes_on_at_once(said, decision, answer.recipient):
             verdict.repair = decision.rule
-            verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))
         else:
             verdict.rulings.append(ruling)
             self._carry_on(ruling)
+            return
+        verdict.rulings.append(ruling._replace(decision=replace(decision, wait=0.0)))  # nobody waits for it
 
     def _carry_on(self, ruling: Ruling) -> None:
         case, verdict, decision = self.case, self.verdict, ruling.decision
@@ -335,20 +326,20 @@ class Judge:
             case Action.RETRY:
                 verdict.waiting.append(ruling if one_alone else ruling._replace(recipients=list(case.todo)))
             case Action.RECONNECT:
-                to_blame = ruling.said_to is not None and self._is_to_blame(ruling.said_to, decision)
+                to_blame = ruling.said_to is not None and self._blame(ruling.said_to, decision)
                 verdict.waiting.append(ruling if to_blame else ruling._replace(recipients=list(case.todo)))
             case Action.SPLIT:
                 verdict.batch = len(ruling.recipients) // 2
             case repair:
                 verdict.repair = repair
 
-    def _may_go_on(self, said: Said, decision: Decision, who: str | None) -> bool:
-        """Whether a new connection promises something now: nothing is to be waited for, or nobody is left to blame."""
+    def _goes_on_at_once(self, said: Said, decision: Decision, who: str | None) -> bool:
+        """Whether a new connection promises something now. It notes who goes alone over it, or how many together."""
         case, verdict, stage = self.case, self.verdict, said.stage
         of_the_server = decision.scope is Scope.SERVER
-        used_up, new = decision.wait == 0 == decision.rule.wait, decision.rule not in case.repaired
+        at_once, new = decision.wait == 0 == decision.rule.wait, decision.rule not in case.reconnected
         at_anybody = who is not None and not of_the_server and case.unruly + (not case.alone(who)) >= _UNRULY
-        if not (used_up and new):
+        if not (at_once and new):
             if case.reused() and stage in _FIRST_COMMANDS and not decision.rule.slower:
                 return True  # it had died since it was last used
             if verdict.suspect is not None and stage.in_transaction and not of_the_server:
@@ -360,8 +351,8 @@ class Judge:
             verdict.batch = len(verdict.taken)  # whoever comes next ends it: it may be their number
         return True
 
-    def _is_to_blame(self, who: str, decision: Decision) -> bool:
-        """Whether it was one recipient, not the server: who ends a connection is offered alone from now on."""
+    def _blame(self, who: str, decision: Decision) -> bool:
+        """Offer who ended a connection alone from now on. Return whether that one is to blame, and not the server."""
         if decision.scope is Scope.SERVER:
             return False
         known = self.case.alone(who)

@@ -60,14 +60,14 @@ class OpenTelemetryHook:
                 f"smtpretry.{stem}", [partial(self._observe, name)], "s" if seconds else "", about
             )
 
-    def __call__(self, delivery: Delivery | None, step: Event) -> None:
+    def __call__(self, delivery: Delivery | None, event: Event) -> None:
         """Count it; with the last end of a delivery, or where it is broken off, make the span."""
-        for name, labels in counts(delivery, step):
+        for name, labels in counts(delivery, event):
             self._counters[name].add(1, dict(zip(COUNTERS[name][1], labels, strict=True)))
-        if (taken := acceptance(step)) is not None:
+        if (taken := acceptance(event)) is not None:
             self._acceptance.record(taken.elapsed, {"server": taken.server})
-        if delivery is not None and (isinstance(step, BrokenOff) or (isinstance(step, Ended) and not step.left)):
-            self._trace(delivery, step)
+        if delivery is not None and (isinstance(event, BrokenOff) or (isinstance(event, Ended) and not event.left)):
+            self._trace(delivery, event)
 
     def watch(self, stats: Callable[[], Stats]) -> None:
         """Show a client's stats, too."""

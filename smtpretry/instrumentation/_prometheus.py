@@ -46,12 +46,12 @@ class PrometheusHook:
         self._gauges = _Gauges()
         registry.register(self._gauges)
 
-    def __call__(self, delivery: Delivery | None, step: Event) -> None:
+    def __call__(self, delivery: Delivery | None, event: Event) -> None:
         """Count it."""
-        for name, labels in counts(delivery, step):
+        for name, labels in counts(delivery, event):
             counter = self._counters[name]
             (counter.labels(*labels) if labels else counter).inc()
-        if (taken := acceptance(step)) is not None:
+        if (taken := acceptance(event)) is not None:
             self._acceptance.labels(taken.server).observe(taken.elapsed)
 
     def watch(self, stats: Callable[[], Stats]) -> None:

@@ -38,14 +38,14 @@ class StructlogHook:
     def __init__(self, logger: Any = None) -> None:  # noqa: ANN401 - any of structlog's, which have no common type
         self._logger = structlog.get_logger("smtpretry") if logger is None else logger
 
-    def __call__(self, delivery: Delivery | None, step: Event) -> None:
+    def __call__(self, delivery: Delivery | None, event: Event) -> None:
         """Write it."""
         about = {"delivery_id": delivery.id} if delivery is not None else {}
-        self._logger.log(_level(step), _MESSAGES[type(step)], **about, **_fields(step))
+        self._logger.log(_level(event), _MESSAGES[type(event)], **about, **_fields(event))
 
 
-def _level(step: Event) -> int:
-    match step:
+def _level(event: Event) -> int:
+    match event:
         case Step(action=Action.FAIL) | Ended(status=Status.REFUSED | Status.UNCERTAIN) | BrokenOff() | Paused():
             return logging.WARNING
         case Opened() | Closed():
@@ -53,11 +53,11 @@ def _level(step: Event) -> int:
     return logging.INFO
 
 
-def _fields(step: Event) -> dict[str, Any]:
+def _fields(event: Event) -> dict[str, Any]:
     """The fields of an event, as JSON has them; what the server said as in the log of the standard library."""
     found: dict[str, Any] = {}
-    for field in fields(step):
-        value = getattr(step, field.name)
+    for field in fields(event):
+        value = getattr(event, field.name)
         if field.name == "at":  # structlog has its own
             continue
         if isinstance(value, Reply):

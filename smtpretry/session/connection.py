@@ -26,7 +26,8 @@ from .codes import LOG_IN_FIRST, MECHANISM_FAILS
 from .conversation import Timeout
 from .credentials import Credentials
 from .failed import Failed
-from .login import Needs, ask_for, is_logged_in, log_in
+from .login import ask_for, is_logged_in, log_in
+from .needs import Needs
 from .opening import MakeClient, Opening
 
 __all__ = ["CleartextAuth", "Connection", "Failed", "MakeClient", "Needs", "Timeout"]
@@ -96,7 +97,7 @@ class Connection(Opening):
         """Bring the session to where a transaction can begin. Raises `Failed`."""
         if self.carried >= self.max_messages:
             await self.hang_up()
-            self.is_used_up()
+            self.give_credit()
         if self.is_open:
             self._adopt()
             await self._secure(timeout)
@@ -107,10 +108,10 @@ class Connection(Opening):
                 await self._encrypt(timeout)
             obstacle = self.obstacle_to_auth()
             if obstacle is None:
-                async with self.needs.trying(self.seconds(timeout)):
+                async with self.needs.one_log_in_at_a_time(self.seconds(timeout)):
                     await self._log_in(timeout)
             elif self._must_log_in:
-                raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
+                raise Failed.without_reply(Stage.AUTH, aiosmtplib.SMTPNotSupported(obstacle), final=True)
         self._prepared = self._state
 
     async def connect(self, timeout: Timeout = Default.token) -> SMTPResponse:
@@ -150,8 +151,8 @@ class Connection(Opening):
             return "no oauth_token_generator is configured"
         return "the server refused a fresh token, too" if self._refreshed else None
 
-    def is_used_up(self) -> None:
-        """It has carried as much as it may. The server may count it for a moment longer, when the next one comes."""
+    def give_credit(self) -> None:
+        """Forgive the next failures to connect: the server may count the connection that ends for a moment longer."""
         self.credit = _CREDIT
 
     def remember(self, refusal: Reply, *, final: bool) -> None:
@@ -245,7 +246,7 @@ class Connection(Opening):
         if refused and refused[0] == secret and (since or self.credentials.token):
             what = "token that the generator gave" if self.credentials.token else "password"
             raise Failed(Said(Stage.AUTH, refused[1]), f"the {what} is the one that the server refused before")
-        self._sent, self._veil = secret, self.credentials.veil(secret)
+        self._sent, self._redactor = secret, self.credentials.redactor(secret)
         mechanisms = self._mechanisms[:1] if self.carried else self._mechanisms  # again: what worked before, or nothing
         try:
             accepted = await log_in(self, partial(self.credentials.dialogue, secret), mechanisms, self.needs, timeout)
@@ -263,7 +264,7 @@ class Connection(Opening):
         """The log-in of a session that had one does not come back: it takes a new connection."""
         self.abort()
         why = f"the session has lost its log-in: {reply}"
-        raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(why)) from None
+        raise Failed.without_reply(Stage.AUTH, aiosmtplib.SMTPServerDisconnected(why)) from None
 
 
 def _asks_for_log_in(reply: Reply) -> bool:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import aiosmtplib
+from aiosmtplib.smtp import DEFAULT_TIMEOUT
 from aiosmtplib.typing import Default
 
 from smtpretry.errors import NOT_CONNECTED
@@ -16,9 +16,10 @@ from smtpretry.replies.stage import Stage
 from .codes import CLOSING, GOODBYES, accepts, agree
 from .failed import Failed
 from .reader import NOTHING
-from .veil import Veil
+from .redactor import Redactor
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
 
     from aiosmtplib import SMTPResponse
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 Timeout = float | Literal[Default.token] | None
 
-_DEFAULT_TIMEOUT = 60.0  # seconds, aiosmtplib's own
-
 
 class Conversation:
     """A client of aiosmtplib's, and the line under it."""
@@ -36,9 +35,7 @@ class Conversation:
     def __init__(self) -> None:
         self._client: aiosmtplib.SMTP | None = None
         self._line: Line | None = None
-        self._veil = Veil()  # over what was sent to log in
-        self._task: asyncio.Task[Any] | None = None
-        self._cancelling = 0
+        self._redactor = Redactor()  # hides what was sent to log in
 
     @property
     def client(self) -> aiosmtplib.SMTP:
@@ -62,30 +59,17 @@ class Conversation:
         """A time-out as the client has it: its own, where none is given."""
         if timeout is not Default.token:
             return timeout
-        return _DEFAULT_TIMEOUT if self._client is None else self._client.timeout
+        return DEFAULT_TIMEOUT if self._client is None else self._client.timeout
 
-    def watch(self) -> None:
-        """Remember who uses the connection now, for `heed`."""
-        self._task = asyncio.current_task()
-        self._cancelling = self._task.cancelling() if self._task else 0
-
-    def heed(self) -> None:
-        """Raise the cancellation that asyncio.wait_for swallowed, as Python 3.11's does when a result comes with it."""
-        if self._task is not None and self._task.cancelling() > self._cancelling:
-            raise asyncio.CancelledError
-
-    async def command(
-        self, stage: Stage, *words: bytes, timeout: Timeout = Default.token, expect: int = 2
-    ) -> SMTPResponse:
-        """Send a command, `judge` its reply, and return it."""
+    async def command(self, stage: Stage, *words: bytes, timeout: Timeout = Default.token) -> SMTPResponse:
+        """Send a command, `check` its reply, and return it."""
         self.send(b" ".join(words) + b"\r\n")
         response = await self.receive(stage, timeout)
-        self.judge(stage, *response, expect)
+        self.check(stage, *response)
         return response
 
     def send(self, data: bytes, replies: int = 1) -> bool:
         """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
-        self.heed()
         return self._line is not None and self._line.send(data, replies)
 
     def take(self) -> SMTPResponse | None:
@@ -107,21 +91,21 @@ class Conversation:
 
     def hide(self, *sent: bytes) -> None:
         """Show none of it where the server repeats it."""
-        self._veil.add(*(part.decode(errors="replace") for part in sent))
+        self._redactor.add(*(part.decode(errors="replace") for part in sent))
 
     def reply(self, code: int, message: str) -> Reply:
         """What the server said, without the credentials that some servers repeat."""
-        return Reply.of(code, self._veil.over(message))
+        return Reply.of(code, self._redactor.redact(message))
 
-    def judge(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
-        """Take a reply whose first digit is the expected one (RFC 5321 §4.2.1; None: none); else raise `Failed`.
+    def check(self, stage: Stage, code: int, message: str, expect: int | None = 2) -> None:
+        """Raise `Failed` unless the reply's first digit is the expected one (RFC 5321 §4.2.1); with None, always.
 
-        A connection on which a goodbye or another reply has come is closed, whatever the first reply was.
+        If a goodbye or another reply has come behind it, the connection is closed in any case.
         """
         line = None if stage is Stage.STARTTLS else self._line  # where what came in the clear is thrown away
         beyond = NOTHING if line is None else line.beyond
         in_step = not beyond.further or agree(stage, code, beyond.further)
-        if code == CLOSING or (beyond is not NOTHING and beyond.ends_it):
+        if code == CLOSING or beyond is not NOTHING:
             self.abort()
         if in_step and code // 100 == expect and (expect != 2 or accepts(stage, code)):  # noqa: PLR2004
             return
@@ -133,9 +117,9 @@ class Conversation:
             raise Failed(Said(stage, reply))
         self.abort()
         if reply.code in GOODBYES:
-            raise Failed.silently(stage, aiosmtplib.SMTPServerDisconnected(f"the server hung up: {reply}"))
+            raise Failed.without_reply(stage, aiosmtplib.SMTPServerDisconnected(f"the server hung up: {reply}"))
         why = reply.text if reply.code == NO_REPLY else f"unexpected reply: {reply}"
-        raise Failed.silently(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
+        raise Failed.without_reply(stage, aiosmtplib.SMTPResponseException(NO_REPLY, why))
 
     def _refused(self, stage: Stage, reply: Reply) -> None:
         """Called with each refusal; it may raise another `Failed`."""
@@ -150,7 +134,6 @@ class Conversation:
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:
         """Turn what is raised into `Failed`; close a connection on which no valid reply came."""
-        self.heed()
         try:
             yield
         except (aiosmtplib.SMTPException, OSError) as error:
@@ -158,8 +141,8 @@ class Conversation:
 
     def _fail(self, stage: Stage, error: aiosmtplib.SMTPException | OSError) -> NoReturn:
         if isinstance(error, aiosmtplib.SMTPResponseException):
-            self.judge(stage, error.code, error.message, expect=None)
+            self.check(stage, error.code, error.message, expect=None)
         final = isinstance(error, aiosmtplib.SMTPNotSupported)
         if not final:
             self.abort()
-        raise Failed.silently(stage, error, final=final) from error
+        raise Failed.without_reply(stage, error, final=final) from error

@@ -1,4 +1,4 @@
-"""What to log in with, and what is said to do it (RFC 4954). The only room that knows credentials."""
+"""What to log in with, and what is said to do it (RFC 4954). No other module knows credentials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from smtpretry.replies.patterns import compiled
 
-from .veil import Veil
+from .redactor import Redactor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -98,14 +98,14 @@ class Credentials:
             raise TypeError(msg)
         return token
 
-    def veil(self, secret: str | bytes) -> Veil:
+    def redactor(self, secret: str | bytes) -> Redactor:
         """What hides the secret, in every form in which it goes over the line."""
         name, key = _bytes(self.username or ""), _bytes(secret)
         sent = (
             *(key, key.hex().encode(), *_in_base64(key)),
             *(base64.b64encode(_initial(way, name, key)) for way in _INITIAL),
         )
-        return Veil(
+        return Redactor(
             (form.decode(errors="replace") for form in sent),
             (form.decode(errors="replace") for form in (name, base64.b64encode(name))),
         )

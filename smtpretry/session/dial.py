@@ -101,9 +101,6 @@ class Dial(NamedTuple):
             msg = f"Error connecting to {self._where}: {error}"
             raise SMTPConnectError(msg) from error
         addresses = list(dict.fromkeys(_address(family, where) for family, _, _, _, where in found))
-        if not addresses:
-            msg = f"Error connecting to {self._where}: the name has no address"
-            raise SMTPConnectError(msg)
         return sorted(_in_turn(addresses), key=lambda address: address != favourite)
 
     async def _open(self, address: Address, seconds: float | None) -> tuple[Line, SMTPResponse]:
@@ -131,9 +128,9 @@ class Dial(NamedTuple):
         return line, banner
 
     async def _hear_in_clear(self, line: Line) -> None:
-        """Fail with what is said where TLS is due: some refuse a connection before they begin with TLS.
+        """Fail with what the server says in the clear: some refuse a connection before TLS begins.
 
-        A handshake would lose it. So the next time it waits for a while.
+        A handshake would lose those words. If the last one failed, this waits a while for them.
         """
         if self.wary or line.has_reply:
             with suppress(TimeoutError):

@@ -23,7 +23,7 @@ class Failed(Exception):  # noqa: N818 - not an error of the caller's: it never 
         self.said, self.final = said, final
 
     @classmethod
-    def silently(
+    def without_reply(
         cls, stage: Stage, error: Exception, *, final: bool = False, cure: str | None = None, hint: str = ""
     ) -> Failed:
         """No reply came; the error says what did, and a hint what to check. A cure makes it final, too."""

@@ -40,7 +40,6 @@ class Limits(ABC):
         self.is_hopeless = False
         self.pace = Pace(longest=min(LONGEST, patience), patience=patience)
         self.refused_at: float | None = None
-        self._patience = patience
         self._lost: str | None = None
         self._widener: asyncio.TimerHandle | None = None
 
@@ -54,11 +53,11 @@ class Limits(ABC):
         """Use what is allowed again."""
 
     @abstractmethod
-    def _tell_paused(self, now: float, until: float, reason: Said) -> None:
+    def _note_pause(self, now: float, until: float, reason: Said) -> None:
         """Let the hooks know."""
 
     @abstractmethod
-    def _tell_resumed(self) -> None:
+    def _note_end_of_pause(self) -> None:
         """Let the hooks know."""
 
     @property
@@ -75,7 +74,7 @@ class Limits(ABC):
         """Whether the server wants nothing for longer than one waits in line."""
         return now < self.resumes_at or now + _SHORT < self.pace.opens_at
 
-    def strike(self, now: float) -> int:
+    def failure_number(self, now: float) -> int:
         """Which failure of the server in a row this is. What comes during a pause belongs to the one that began it."""
         return max(1, self.failures + (now >= self.resumes_at))
 
@@ -83,8 +82,8 @@ class Limits(ABC):
         """Let nothing be tried until then."""
         self.is_hopeless = is_final
         if until > max(now, self.resumes_at):
-            self._tell_paused(now, until, reason)
-        self.failures = self.strike(now)
+            self._note_pause(now, until, reason)
+        self.failures = self.failure_number(now)
         self.refused_at = now if self.refused_at is None else self.refused_at
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
@@ -96,7 +95,7 @@ class Limits(ABC):
     def resume(self, now: float) -> None:
         """The server works: the next pause begins from a short one again. An answer during a pause ends none."""
         if self.failures and now >= self.resumes_at:
-            self._tell_resumed()
+            self._note_end_of_pause()
             self.is_hopeless = False
             self.failures, self.limit = 0, self.size  # what was taken for too many connections was an outage
             self._serve()
@@ -106,9 +105,9 @@ class Limits(ABC):
         self.reason, before = reason, self.paused_until
         self.refused_at = now if self.refused_at is None else self.refused_at
         named = reason.reply.retry_after is not None
-        until = self.pace.too_fast(now, min(wait, self._patience), since, named=named)
+        until = self.pace.too_fast(now, min(wait, self.pace.patience), since, named=named)
         if until > max(now, before):
-            self._tell_paused(now, until, reason)
+            self._note_pause(now, until, reason)
         return until
 
     def took(self, now: float) -> None:
@@ -118,16 +117,16 @@ class Limits(ABC):
         self.pace.taken(now)
         self.resume(now)
         if alone and not self.pace.probing:
-            self._tell_resumed()
+            self._note_end_of_pause()
             self._serve()
 
     @property
-    def _bearable(self) -> int:
+    def _allowed(self) -> int:
         """How many connections may be in use now."""
         return 1 if self.failures or self.pace.probing else self.limit
 
-    def crowd(self, seconds: float) -> None:
-        """Make do with those for so long."""
+    def too_many_connections(self, seconds: float) -> None:
+        """This connection is one too many: use no more than the others for so long."""
         self.limit = self.others
         self._widen_in(seconds)
 
@@ -143,7 +142,7 @@ class Limits(ABC):
             self._widen_in(seconds)
         self._serve()
 
-    def _wide(self) -> None:
+    def _reset_limit(self) -> None:
         """Forget that there were too many connections."""
         if self._widener is not None:
             self._widener.cancel()  # or the loop would keep all of this until it is due

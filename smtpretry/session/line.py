@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from aiosmtplib import (
     SMTPDataError,
@@ -22,13 +22,13 @@ from aiosmtplib.protocol import SMTPProtocol
 
 from smtpretry.replies.reply import NO_REPLY
 
-from .reader import LONGEST_LINE, Beyond, Replies
+from .reader import LONGEST_LINE, NOTHING, Beyond, Replies
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _FORBIDDEN = re.compile(rb"[\x00-\x1f\x7f]")
-_PERIOD = re.compile(rb"(?m)^\.")
+LEADING_DOT: Final = re.compile(rb"(?m)^\.")  # which is doubled in a message (RFC 5321 §4.5.2)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LOST = "Connection lost"
 _ROUNDS = 3  # of the event loop, after which a write that failed is known: one each for the socket, TLS and the line
@@ -90,8 +90,8 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._full = False  # what was written waits on this side
         self._room = memoryview(bytearray(LONGEST_LINE))  # asyncio's own, 256 KB for each read, costs more than reading
         self._waiting: asyncio.Future[None] | None = None
-        self._turn = asyncio.Lock()  # for the methods that aiosmtplib has
-        self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)), self._has_something)
+        self._lock = asyncio.Lock()  # for the methods that aiosmtplib has
+        self._deadline = _Deadline(lambda: self._break(SMTPReadTimeoutError(_TOO_LATE)), self._is_woken)
 
     @property
     def beyond(self) -> Beyond:
@@ -105,7 +105,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     def send(self, data: bytes, replies: int = 1) -> bool:
         """Write, and wait for so many more replies. Return False where the line is broken: `receive` says why."""
-        if self._replies.beyond.ends_it:
+        if self._replies.beyond is not NOTHING:
             self._end_out_of_step()
         if replies:
             self._replies.expect(replies)
@@ -134,7 +134,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             self._deadline.set(timeout)
             try:
                 while not ready and self._broken is None:
-                    await self._something()
+                    await self._until_woken()
             finally:
                 self._deadline.set(None)
         if ready:
@@ -151,7 +151,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             for _ in range(_ROUNDS):
                 await asyncio.sleep(0)
             while self._full and not self.has_reply:
-                await self._something()
+                await self._until_woken()
         finally:
             self._deadline.set(None)
         return not self.has_reply
@@ -203,7 +203,7 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         self._replies.feed(data)
         if self._replies.fault is not None:
             self._break(self._replies.fault)
-        elif not self._replies.ready and self.beyond.ends_it:
+        elif not self._replies.ready and self.beyond is not NOTHING:
             self._end_out_of_step()
         self._wake()
 
@@ -230,12 +230,6 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
 
     # aiosmtplib's side
 
-    async def read_response(self, timeout: float | None = None) -> SMTPResponse:
-        """As `receive`."""
-        if not self._replies.due and not self.has_reply:
-            self._replies.expect(1)
-        return await self.receive(timeout)
-
     async def execute_command(self, *args: bytes, timeout: float | None = None) -> SMTPResponse:
         """Send a command and return the reply to it.
 
@@ -245,15 +239,15 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
         if any(map(_FORBIDDEN.search, args)):
             msg = "Command arg contains a prohibited control character"
             raise ValueError(msg)
-        async with self._turn:
+        async with self._lock:
             self.send(b" ".join(args) + b"\r\n")
             return await self.receive(timeout)
 
     async def execute_data_command(self, message: bytes, timeout: float | None = None) -> SMTPResponse:
         """Send a message: DATA, and what follows its 354."""
         lines = _LINE_END.sub(b"\r\n", message).removesuffix(b"\r\n") + b"\r\n"
-        for data, expected in ((b"DATA\r\n", 354), (_PERIOD.sub(b"..", lines) + b".\r\n", 250)):
-            async with self._turn:
+        for data, expected in ((b"DATA\r\n", 354), (LEADING_DOT.sub(b"..", lines) + b".\r\n", 250)):
+            async with self._lock:
                 self.send(data)
                 response = await self.receive(timeout)
             if response.code != expected:
@@ -291,11 +285,11 @@ class Line(SMTPProtocol, asyncio.BufferedProtocol):
             self._out.abort()
         self._wake()
 
-    def _something(self) -> asyncio.Future[None]:
+    def _until_woken(self) -> asyncio.Future[None]:
         self._waiting = asyncio.get_running_loop().create_future()
         return self._waiting
 
-    def _has_something(self) -> bool:
+    def _is_woken(self) -> bool:
         return self._waiting is not None and self._waiting.done()
 
     def _wake(self) -> None:

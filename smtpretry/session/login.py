@@ -1,4 +1,4 @@
-"""AUTH over a conversation, one mechanism after the other, and what all sessions of a client know about it."""
+"""AUTH over a conversation, one mechanism after the other."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import asyncio
 import base64
 import errno
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
-from weakref import WeakSet
 
 import aiosmtplib
 from aiosmtplib import SMTPResponse
@@ -23,59 +20,16 @@ from smtpretry.replies.words import LOGGED_IN
 from .codes import CHALLENGE, MECHANISM_FAILS, WRONG_PASSWORD
 from .credentials import challenge_of
 from .failed import Failed
-from .pipelining import Pipelining
-from .tls import Contexts
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from .conversation import Conversation, Timeout
     from .credentials import Credentials, Dialogue
-    from .dial import Address
+    from .needs import Needs
 
 _CANCEL = b"*"
 _NO_NETWORK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN, errno.EADDRNOTAVAIL)
-
-
-@dataclass(slots=True)
-class Needs:
-    """What the sessions with a server turned out to need, what works there, and what it refused last."""
-
-    tls: bool = False
-    auth: bool = False
-    refused: tuple[str | bytes, Reply] | None = None
-    refusals: int = 0  # how many passwords were refused
-    proven: bool = False  # somebody has logged in
-    useless: set[str] = field(default_factory=set)  # mechanisms that failed where another one worked
-    address: Address | None = None  # which one worked last
-    hostname: str | None = None  # of this side
-    in_use: WeakSet[aiosmtplib.SMTP] = field(default_factory=WeakSet)  # clients that a function has made
-    mismatches: int = 0  # connections in a row on which one side spoke TLS and the other did not
-    opened: bool = False  # a session has been opened with these settings
-    contexts: Contexts = field(default_factory=Contexts)
-    pipelining: Pipelining = field(default_factory=Pipelining)
-    _trying: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-
-    @asynccontextmanager
-    async def trying(self, seconds: float | None) -> AsyncIterator[None]:
-        """Let one connection log in at a time until one has: a wrong password is not to be sent by all of them.
-
-        Raises `Failed` where its turn does not come in so many seconds.
-        """
-        loop = asyncio.get_running_loop()
-        if self._trying is None or self._trying[0] is not loop:
-            self._trying = loop, asyncio.Lock()
-        async with AsyncExitStack() as stack:
-            if not self.proven:
-                try:
-                    async with asyncio.timeout(seconds):
-                        await stack.enter_async_context(self._trying[1])
-                except TimeoutError as error:
-                    why = "another connection is logging in, and gets no answer"
-                    raise Failed.silently(Stage.AUTH, aiosmtplib.SMTPTimeoutError(why)) from error
-            if self.proven:
-                await stack.aclose()
-            yield
 
 
 async def ask_for(credentials: Credentials, seconds: float | None) -> str | bytes:
@@ -95,7 +49,7 @@ async def ask_for(credentials: Credentials, seconds: float | None) -> str | byte
         if limit.expired():
             why = "no token came from oauth_token_generator in time"
         kind = aiosmtplib.SMTPTimeoutError if isinstance(cause, TimeoutError) else aiosmtplib.SMTPServerDisconnected
-        raise Failed.silently(Stage.AUTH, kind(why)) from error
+        raise Failed.without_reply(Stage.AUTH, kind(why)) from error
 
 
 def _no_network(error: Exception) -> OSError | None:
@@ -147,14 +101,14 @@ async def _say(conversation: Conversation, mechanism: str, dialogue: Dialogue, t
     command = b"AUTH " + mechanism.upper().encode()
     code, text = await _exchange(conversation, command if initial is None else command + b" " + _wire(initial), timeout)
     while code == CHALLENGE:
-        conversation.judge(Stage.AUTH, code, text, expect=3)
+        conversation.check(Stage.AUTH, code, text, expect=3)
         try:
             answer = dialogue.send(challenge_of(text)) or b""
         except StopIteration:
             return await _cancel(conversation, text, timeout)
         conversation.hide(_wire(answer), answer.rpartition(b" ")[2] if mechanism == "cram-md5" else b"")
         code, text = await _exchange(conversation, _wire(answer), timeout)
-    conversation.judge(Stage.AUTH, code, text)
+    conversation.check(Stage.AUTH, code, text)
     return SMTPResponse(code, text)
 
 
@@ -163,7 +117,7 @@ async def _cancel(conversation: Conversation, challenge: str, timeout: Timeout) 
     code, text = await _exchange(conversation, _CANCEL, timeout)
     reply = conversation.reply(code, text)
     if reply.is_transient or reply.is_permanent:
-        conversation.judge(Stage.AUTH, code, text)
+        conversation.check(Stage.AUTH, code, text)
     conversation.abort()
     asked = challenge_of(challenge).decode(errors="replace")
     why = f"the server asks for what the credentials do not hold: {conversation.reply(CHALLENGE, asked).text!r}"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from aiosmtplib.protocol import SMTPProtocol
 
-    from .login import Needs
+    from .needs import Needs
 
 MakeClient = Callable[[], SMTP | Awaitable[SMTP]]
 
@@ -41,7 +41,7 @@ _MISMATCHES = 3  # connections in a row after which it is no accident that the t
 
 
 class Opening(Conversation):
-    """A conversation that has been opened, or can be.
+    """Opens a session: connects, says EHLO, begins TLS.
 
     Args:
         client: the client, or a function that makes one for each connection.
@@ -135,7 +135,7 @@ class Opening(Conversation):
                 "the socket that was given carries one connection, which is over: "
                 "give a function that makes a client with a new socket"
             )
-            raise Failed.silently(Stage.CONNECT, aiosmtplib.SMTPConnectError(msg), final=True)
+            raise Failed.without_reply(Stage.CONNECT, aiosmtplib.SMTPConnectError(msg), final=True)
         context = await self._context(Stage.CONNECT, timeout) if client.use_tls else None
         with self.at(Stage.CONNECT):
             try:
@@ -168,7 +168,7 @@ class Opening(Conversation):
         hint = mismatch or cure or (unreachable(error) if stage is Stage.CONNECT else None)
         if hint is not None:
             self.abort()
-            raise Failed.silently(stage, error, cure=cure, hint="" if cure else hint) from error
+            raise Failed.without_reply(stage, error, cure=cure, hint="" if cure else hint) from error
 
     @property
     def _port(self) -> int:
@@ -237,7 +237,7 @@ class Opening(Conversation):
         """STARTTLS, and EHLO anew: what was offered before counts no more (RFC 3207 §4.2)."""
         if not self._can_encrypt:
             msg = "SMTP STARTTLS extension not supported by server."
-            raise Failed.silently(Stage.STARTTLS, aiosmtplib.SMTPNotSupported(msg), cure=NOT_OFFERED)
+            raise Failed.without_reply(Stage.STARTTLS, aiosmtplib.SMTPNotSupported(msg), cure=NOT_OFFERED)
         context = await self._context(Stage.STARTTLS, timeout)
         await self.command(Stage.STARTTLS, b"STARTTLS", timeout=timeout)
         self._greeted = False
@@ -268,8 +268,8 @@ class Opening(Conversation):
         except (OSError, ValueError) as error:
             self.abort()
             if limit.expired():
-                raise Failed.silently(stage, aiosmtplib.SMTPTimeoutError(_NO_THREAD)) from error
-            raise Failed.silently(stage, error, cure=SETTINGS) from error
+                raise Failed.without_reply(stage, aiosmtplib.SMTPTimeoutError(_NO_THREAD)) from error
+            raise Failed.without_reply(stage, error, cure=SETTINGS) from error
 
 
 def check_client(client: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import NamedTuple
 
 _LONG = 10.0  # seconds; a wait from there on is the period of the limit ("100 a minute"), a shorter one says little
 _MARGIN = 0.95  # of what was measured: messages do not arrive as evenly as they are sent
@@ -18,13 +17,6 @@ _SEARCH = 1.5  # times the speed, after each message, where it was told from few
 _LATE = 0.5  # of the distance between two messages: what the next one makes up for
 LONGEST = 900.0  # seconds that a wait may grow to
 _RECENT = 1000  # messages that are remembered until the first refusal
-
-
-class Speed(NamedTuple):
-    """What has been found out, for another process to begin with: messages a second, and the seconds of the period."""
-
-    rate: float
-    period: float
 
 
 class Pace:
@@ -44,7 +36,6 @@ class Pace:
     All times are seconds on one clock. `next_slot` asks; `let_through`, `taken` and `too_fast` tell.
 
     Args:
-        speed: what another process has found out; None to begin without a pace.
         longest: seconds that a wait may grow to.
         patience: seconds after the first refusal in which the last message is tried.
 
@@ -54,9 +45,9 @@ class Pace:
         resumes_at: until when nothing goes, since the last refusal.
     """
 
-    def __init__(self, speed: Speed | None = None, longest: float = LONGEST, patience: float = math.inf) -> None:
+    def __init__(self, longest: float = LONGEST, patience: float = math.inf) -> None:
         self.longest, self.patience = longest, patience
-        self.rate, self.period = speed or Speed(math.inf, 1.0)
+        self.rate, self.period = math.inf, 1.0
         self.resumes_at = -math.inf
         self._measured, self._progress, self._climb = self.rate, 1.0, _CLIMB  # the climb, in seconds
         self._searching = False
@@ -67,11 +58,6 @@ class Pace:
         self._run, self._began_at = 0, -math.inf  # messages that were taken without a refusal between them
         self._refusals, self._refused_at = 0, -math.inf  # in a row, and the first of them
         self._recent = deque[float](maxlen=_RECENT)  # when messages were taken
-
-    @property
-    def speed(self) -> Speed | None:
-        """What another process may begin with; None while nothing is paced."""
-        return Speed(self.rate, self.period) if self.is_known else None
 
     @property
     def is_known(self) -> bool:

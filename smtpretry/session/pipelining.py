@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-_ENOUGH = 3  # transactions in a row that lost step, after which no more is sent ahead
+_ENOUGH = 3  # transactions in a row whose answers did not fit, after which no more is sent ahead
 
 
 class Pipelining:
-    """Allowed, until a transaction that was sent ahead is not answered as it should be; again after one that goes well.
+    """Allowed, until the answers to a transaction do not fit its commands. One that goes well allows it again.
 
-    A line that breaks is no reason to give it up, a server or a proxy that cannot do it is: after some in a row.
+    When several in a row have not fit, it is given up: the server, or a proxy before it, cannot do it.
     """
 
     def __init__(self, *, wanted: bool = True) -> None:

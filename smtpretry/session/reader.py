@@ -26,22 +26,15 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")  # an alert, a handshake (RFC 8446 §5
 
 
 class Beyond(NamedTuple):
-    """What came beyond the replies that were due.
+    """What came beyond the replies that were due: the next one could be taken for the answer to something else.
 
     Attributes:
         goodbye: the server's word that it closes.
         further: the codes of the other replies.
-        noise: whether something came that is no reply.
     """
 
     goodbye: SMTPResponse | None = None
     further: frozenset[int] = frozenset()
-    noise: bool = False
-
-    @property
-    def ends_it(self) -> bool:
-        """Whether the next reply could be taken for the answer to something else."""
-        return self.goodbye is not None or bool(self.further)
 
 
 NOTHING: Final = Beyond()
@@ -51,7 +44,7 @@ class Replies:
     """Replies out of bytes, however they are cut. No I/O.
 
     Blank lines between replies are skipped. Within a multi-line reply a line without a code is text of it. A line that
-    is no reply is a fault where a reply is due, and noise after the last reply that was.
+    is no reply is a fault where a reply is due, and skipped after the last reply that was.
 
     Attributes:
         due: how many replies are waited for.
@@ -148,13 +141,10 @@ class Replies:
             self.beyond = self.beyond._replace(goodbye=self.beyond.goodbye or reply)
         elif reply.code in CODES:
             self.beyond = self.beyond._replace(further=self.beyond.further | {reply.code})
-        else:
-            self.beyond = self.beyond._replace(noise=True)
 
     def _no_reply(self, line: bytes) -> None:
         if not self._is_due:
             self._stray = False
-            self.beyond = self.beyond._replace(noise=True)
         elif line.startswith(_TLS_RECORDS):
             self._fail(SPEAKS_TLS)
         else:
@@ -169,7 +159,6 @@ class Replies:
                 self._complete(SMTPResponse(int(begin[1]), line[4:LONGEST_LINE].decode(errors="surrogateescape")))
             self._fail("Response too long")
         self._lines.clear()
-        self.beyond = self.beyond._replace(noise=True)
 
     def _fail(self, why: str) -> None:
         self._buffer.clear()

@@ -27,7 +27,7 @@ _KEPT: Final = (
 
 
 class SharedPace(Pace):
-    """What is stored is the pace of all; this one follows it, has turns of it, and notes what it has to be told.
+    """One client's copy of the pace that is stored for all: it follows that, has turns in it, and notes its own news.
 
     Args:
         pace: what this client has found out so far.
@@ -80,8 +80,10 @@ class SharedPace(Pace):
         self._note(lambda pace: pace.too_fast(now, wait, since, named=named))
         return until
 
-    def tell(self, said: Said | None) -> Callable[[str | None], str | None]:
-        """Give what makes of the stored pace one that knows the news, and take them as told; None stands for no pace.
+    def take_news(self, said: Said | None) -> Callable[[str | None], str | None]:
+        """Hand over the news: as a function that takes the stored pace, and returns it with the news in it.
+
+        Both are None where there is no pace.
 
         Args:
             said: what the server said when it last refused a message.

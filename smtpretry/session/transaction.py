@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiosmtplib
@@ -14,6 +13,7 @@ from smtpretry.replies.stage import Stage
 from smtpretry.verdict import Answer, fits
 
 from .connection import Connection, Failed, Timeout
+from .line import LEADING_DOT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,7 +26,6 @@ DOT_TIMEOUT: Final = 600.0
 
 _AHEAD = 100  # commands in one write: a server takes at least so many recipients (RFC 5321 §4.5.3.1.8)
 _CHUNK = 64 * 1024  # bytes; what is no longer than this goes out in one write, final dot and all
-_PERIOD = re.compile(rb"(?m)^\.")
 
 
 class Command(NamedTuple):
@@ -90,7 +89,7 @@ class Transaction:
         """
         body = self.delivery.message
         if body.startswith(b".") or b"\n." in body:
-            body = _PERIOD.sub(b"..", body)
+            body = LEADING_DOT.sub(b"..", body)
         body += b".\r\n"
         try:
             accepted = await self._send(body)
@@ -105,7 +104,7 @@ class Transaction:
         """MAIL and each RCPT; none where nobody can be offered. What the server cannot do for one is an answer, too."""
         said = commands(self.delivery, judge.case.group, self.connection.client.esmtp_extensions)
         if said.obstacle is not None:
-            raise Failed.silently(Stage.MAIL, aiosmtplib.SMTPNotSupported(said.obstacle), final=True)
+            raise Failed.without_reply(Stage.MAIL, aiosmtplib.SMTPNotSupported(said.obstacle), final=True)
         self.left_out = said.left_out
         for who, why in said.impossible.items():
             unsaid = Said(Stage.RCPT, Reply(NO_REPLY, text=why), aiosmtplib.SMTPNotSupported(why))
@@ -140,7 +139,7 @@ class Transaction:
 
     def _answer(self, command: Command, code: int, message: str) -> Answer:
         try:
-            self.connection.judge(command.stage, code, message, 3 if command.stage is Stage.DATA else 2)
+            self.connection.check(command.stage, code, message, 3 if command.stage is Stage.DATA else 2)
         except Failed as failed:
             if failed.said.reply.code == NO_REPLY:
                 raise
@@ -162,7 +161,7 @@ class Transaction:
         code, message = await self.connection.receive(self._stage, timeout)
         if not self.in_doubt:
             self.connection.abort()  # refused in the middle of the body, and all that follows is body to the server
-        self.connection.judge(self._stage, code, message, expect=2 if self.in_doubt else None)
+        self.connection.check(self._stage, code, message, expect=2 if self.in_doubt else None)
         return self.connection.reply(code, message)
 
     @property

@@ -25,20 +25,20 @@ class Stalled(Exception):  # noqa: N818 - nobody outside sees it
 class Wish(Enum):
     """What is waited for."""
 
-    TURN = "TURN"  # a connection, when the pace lets the next message through
+    SEND = "SEND"  # a connection to send a message over, when the pace lets the next one through
     CONNECTION = "CONNECTION"  # a connection: no message is sent
-    PLACE = "PLACE"  # that those who asked before have got what they wanted
+    ROOM = "ROOM"  # that those who asked before have got what they wanted
 
 
 @dataclass(eq=False, slots=True)
-class Asked:
+class Request:
     """One who waits: `granted` is the connection, or None where there is none to come.
 
-    It waits so many seconds, from `since` on (by the loop's time), and longer where the line has moved in those.
+    It waits `timeout` seconds from `since` on (the loop's time), and on as long as others still get connections.
     """
 
     wish: Wish
-    patience: float = math.inf
+    timeout: float = math.inf
     since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
     granted: asyncio.Future[Connection | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -46,7 +46,7 @@ class Asked:
 
 
 class Waiting:
-    """The line. Only who wants a turn waits for the pace; who wants a connection alone passes those by meanwhile.
+    """The line. Only a request to SEND waits for the pace; one for a CONNECTION alone passes it meanwhile.
 
     Args:
         is_stuck: whether there is no connection for anybody now, because all are in use.
@@ -57,8 +57,8 @@ class Waiting:
 
     def __init__(self, is_stuck: Callable[[], bool]) -> None:
         self.still, self._is_stuck = 0.0, is_stuck
-        self._line = deque[Asked]()
-        self._unpaced = deque[Asked]()  # of the line: who wants a connection alone
+        self._line = deque[Request]()
+        self._unpaced = deque[Request]()  # those of them for a CONNECTION alone
         self._guard: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -73,36 +73,36 @@ class Waiting:
     @property
     def sends(self) -> int:
         """How many of them wait for a connection still."""
-        return sum(asked.wish is not Wish.PLACE and not asked.granted.done() for asked in tuple(self._line))
+        return sum(request.wish is not Wish.ROOM and not request.granted.done() for request in tuple(self._line))
 
-    def ask(self, wish: Wish, *, first: bool = False, patience: float = math.inf) -> Asked:
+    def ask(self, wish: Wish, *, first: bool = False, timeout: float = math.inf) -> Request:
         """Join the line: at its end, or before all others; for so many seconds where it does not move."""
-        asked = Asked(wish, patience)
-        (self._line.appendleft if first else self._line.append)(asked)
+        request = Request(wish, timeout)
+        (self._line.appendleft if first else self._line.append)(request)
         if wish is Wish.CONNECTION:
             _head(self._unpaced)  # or those who were served from `_line` would stay there
-            self._unpaced.append(asked)
+            self._unpaced.append(request)
         if self._guard is None:
             self._watch()
-        return asked
+        return request
 
-    def next(self) -> Asked | None:
+    def next(self) -> Request | None:
         """Whose turn it is; None where nobody waits."""
         return _head(self._line)
 
-    def next_unpaced(self) -> Asked | None:
+    def next_unpaced(self) -> Request | None:
         """Whose turn it is where the pace lets no message through."""
         return _head(self._unpaced)
 
-    def clear(self) -> list[Asked]:
+    def clear(self) -> list[Request]:
         """Send all of them away; return who they were."""
-        asked = [one for one in self._line if not one.granted.done()]
+        waiting = [request for request in self._line if not request.granted.done()]
         self._line.clear()
         self._unpaced.clear()
         if self._guard is not None:
             self._guard.cancel()
             self._guard = None
-        return asked
+        return waiting
 
     def _watch(self) -> None:
         self._guard = asyncio.get_running_loop().call_later(_LOOK, self._look)
@@ -112,14 +112,14 @@ class Waiting:
         self._guard = None
         self.still = self.still + _LOOK if self._is_stuck() else 0.0
         now = asyncio.get_running_loop().time()
-        for asked in self._line if self.still >= _STILL else ():
-            if asked.patience <= min(self.still, now - asked.since) and not asked.granted.done():
-                asked.granted.set_exception(Stalled)
+        for request in self._line if self.still >= _STILL else ():
+            if request.timeout <= min(self.still, now - request.since) and not request.granted.done():
+                request.granted.set_exception(Stalled)
         if _head(self._line):
             self._watch()
 
 
-def _head(line: deque[Asked]) -> Asked | None:
+def _head(line: deque[Request]) -> Request | None:
     """The first who still waits: who has been served or cancelled leaves."""
     while line and line[0].granted.done():
         line.popleft()

@@ -23,7 +23,7 @@ from support import ANN, APP, BOB, BODY, LOG_IN, PASSWORD, USER, once, patient, 
 from test_login import everything_of
 
 from smtpretry import RetryingSMTP
-from smtpretry.session.veil import Veil
+from smtpretry.session.redactor import Redactor
 from smtpretry.testing import no_wait
 
 if TYPE_CHECKING:
@@ -453,19 +453,19 @@ def test_nothing_that_was_sent_is_shown(code: int, form: str, way: str, caplog: 
 )
 def test_only_what_repeats_the_secret_is_hidden(text: str, shown: str) -> None:
     """The rest of a refusal says what it said."""
-    assert Veil(["hunter-22-x"], ["ann@example.com"]).over(text) == shown
+    assert Redactor(["hunter-22-x"], ["ann@example.com"]).redact(text) == shown
 
 
 @pytest.mark.parametrize("secret", ["ab", "", "!!", "\u00e9"])
 def test_a_secret_that_is_in_any_text_hides_none(secret: str) -> None:
     """What is too short to be known by changes nothing."""
-    assert Veil([secret]).over("a refusal, ab and \u00e9!!") == "a refusal, ab and \u00e9!!"
+    assert Redactor([secret]).redact("a refusal, ab and \u00e9!!") == "a refusal, ab and \u00e9!!"
 
 
 @pytest.mark.parametrize("secret", ["a%41b%42c%43d", "x=41y=42z=43", "\\x41\\x42\\x43\\x44"])
 def test_a_secret_that_looks_encoded_is_hidden(secret: str) -> None:
     """A password may have in it what stands for another character elsewhere."""
-    assert Veil([secret]).over(f"not {secret}, please") == "not [...], please"
+    assert Redactor([secret]).redact(f"not {secret}, please") == "not [...], please"
 
 
 @virtually
@@ -495,4 +495,4 @@ async def test_a_password_of_other_bytes_than_utf_8() -> None:
 
 def test_a_secret_of_punctuation_is_hidden() -> None:
     """A password without a letter or digit is hidden as it is."""
-    assert Veil(["?!?!+"]).over("not ?!?!+, please") == "not [...], please"
+    assert Redactor(["?!?!+"]).redact("not ?!?!+, please") == "not [...], please"

@@ -12,7 +12,7 @@ from support import ANN, APP, BOB, BODY, once, patient, talk, virtually
 
 from smtpretry import Status
 from smtpretry.session.line import Line
-from smtpretry.session.reader import LONGEST_REPLY, Beyond, Replies
+from smtpretry.session.reader import LONGEST_REPLY, NOTHING, Beyond, Replies
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
@@ -59,17 +59,17 @@ def test_replies_are_what_they_are_however_they_are_cut(
 @pytest.mark.parametrize(
     ("more", "beyond"),
     [
-        (b"", Beyond()),
-        (b"\r\n\r\n", Beyond()),
-        (b"what is this?\r\n", Beyond(noise=True)),
-        (b"150 wait\r\n", Beyond(noise=True)),
+        (b"", NOTHING),
+        (b"\r\n\r\n", NOTHING),
+        (b"what is this?\r\n", NOTHING),
+        (b"150 wait\r\n", NOTHING),
         (b"421 4.3.2 Bye\r\n", Beyond(SMTPResponse(421, "4.3.2 Bye"))),
         (b"\r\n221 Bye\r\n250 ok\r\n", Beyond(SMTPResponse(221, "Bye"), frozenset({250}))),
         (b"250-ok\r\n250 id\r\n451 no\r\n", Beyond(further=frozenset({250, 451}))),
     ],
 )
 def test_what_comes_beyond(more: bytes, beyond: Beyond, size: int | None) -> None:
-    """What comes beyond the replies that are due is told apart: nothing, a goodbye, noise, a further reply."""
+    """What comes beyond the replies that are due is told apart: nothing that matters, a goodbye, a further reply."""
     replies = read(b"250 first\r\n" + more, 1, size)
     assert (list(replies.ready), replies.beyond) == ([SMTPResponse(250, "first")], beyond)
 
@@ -90,7 +90,7 @@ def test_what_pads_a_reply_is_not_the_beginning_of_the_next(padding: bytes) -> N
     replies.expect(1)
     replies.feed(b"550 the answer\r\n")
     assert list(replies.ready) == [(250, "first"), (550, "the answer")]
-    assert not replies.beyond.ends_it
+    assert replies.beyond is NOTHING
 
 
 @pytest.mark.parametrize("size", [1, None])

@@ -275,7 +275,7 @@ async def test_cancelled_while_it_waits_for_its_turn() -> None:
         ends = await asyncio.gather(*sends, return_exceptions=True)
         assert sum(isinstance(end, Delivery) for end in ends) >= 3
         assert now() - began < 3
-        assert smtp._pool._stock.out == 0
+        assert smtp._pool._connections.in_use == 0
 
 
 @virtually

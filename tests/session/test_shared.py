@@ -26,7 +26,7 @@ def found(taken: int = 20) -> SharedPace:
 
 def stored(pace: SharedPace, before: str | None = None) -> str:
     """Return what is stored when it has told its news."""
-    after = pace.tell(SAID)(before)
+    after = pace.take_news(SAID)(before)
     assert after is not None
     return after
 
@@ -37,7 +37,7 @@ def test_nothing_is_told_before_a_refusal() -> None:
     pace.let_through(1.0)
     pace.taken(1.0)
     assert not pace.has_news
-    assert pace.tell(None)(None) is None
+    assert pace.take_news(None)(None) is None
 
 
 def test_what_several_have_seen_is_what_one_would_have() -> None:
@@ -120,4 +120,4 @@ def test_the_end_of_a_pause_is_told_where_no_speed_is_known() -> None:
     follower.let_through(102.0)
     follower.taken(102.0)
     assert follower.has_news
-    assert follower.tell(SAID)(pace) is None
+    assert follower.take_news(SAID)(pace) is None

@@ -1,4 +1,4 @@
-"""Which connections were opened and closed since they were last looked at."""
+"""Events of the connections of a client: which were opened and closed since they were last looked at."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 
-class Register:
-    """What is known of the connections of a client. It notes what has changed, at each look.
+class ConnectionEvents:
+    """Looks at connections, and notes for the hooks which were opened and closed meanwhile.
 
     Attributes:
         server: whom a connection was last made to.

@@ -1,4 +1,4 @@
-"""A veil over what was sent to log in: what a server repeats of it reaches no log, exception, note or queue."""
+"""Hides what was sent to log in: what a server repeats of it reaches no log, exception, note or queue."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECES = re.compile(rf"()(?:{_PIECE})", re.DOTALL), re.compile(rf"{_ESCAPED}|{_
 _COUNTED: Final[tuple[Callable[[str], bool], ...]] = (str.isalnum, lambda char: not char.isspace())
 
 
-class Veil:
+class Redactor:
     """Hides each stretch of a text that repeats a secret: in any case, wrapped, spaced out or %-encoded.
 
     Args:
@@ -39,7 +39,7 @@ class Veil:
             for length, stretches in _stretches(((part, _IN_A_ROW) for part in parts), counts).items():
                 by_length.setdefault(length, set()).update(stretches)
 
-    def over(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """The text without what it repeats."""
         if not any(self._stretches):
             return text

@@ -1,4 +1,4 @@
-"""The pace that the caller tells, `pace=`: a context manager of somebody else's, entered once for each message."""
+"""The rate limiter that the caller gives, `pace=`: a context manager, entered once for each message."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 Manager = AbstractAsyncContextManager[Any]
 
 
-class Told:
-    """Lets messages through, and lets them go again where there is nothing to wait for any more."""
+class RateLimiter:
+    """Waits for the caller's limiter, until nobody needs to wait any more."""
 
     def __init__(self, manager: Manager) -> None:
         self._manager = manager

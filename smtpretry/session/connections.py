@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _LATE = 1.0  # seconds that the sweeper may be late on an event loop that is merely busy
 
 
-class Stock:
-    """Connections to be taken and put back: the open one that was used last, before one that has to be opened.
+class Connections:
+    """Connections to take and to put back. An open one is taken first, and of those the one that was used last.
 
     Args:
         make: makes one, not open yet.
@@ -25,7 +25,7 @@ class Stock:
         on_put: called after that.
 
     Attributes:
-        connections: all of them, in use or not.
+        all: the connections, in use or not.
     """
 
     def __init__(
@@ -37,39 +37,34 @@ class Stock:
     ) -> None:
         self.idle_timeout = idle_timeout
         self._make, self._look, self._on_put = make, look, on_put
-        self.connections = [make()]
-        self._free = deque(self.connections)  # closed ones, then the open ones, last used last
+        self.all = [make()]
+        self._free = deque(self.all)  # closed ones, then the open ones, last used last
         self._retiring = set[asyncio.Task[None]]()
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
-    def out(self) -> int:
+    def in_use(self) -> int:
         """How many are in use, or being closed."""
-        return len(self.connections) - len(self._free)
+        return len(self.all) - len(self._free)
 
     @property
-    def open_and_free(self) -> int:
+    def idle(self) -> int:
         """How many are open, and used by nobody."""
         return sum(connection.is_open for connection in self._free)
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether one is open."""
-        return any(connection.is_open for connection in self.connections)
-
     def take(self) -> Connection:
-        """The open one that was used last, or one to open. What the function that makes them raises comes out.
+        """The open one that was used last, or one to open.
 
         Where the event loop stood still for longer than `idle_timeout`, the sweeper comes too late. A NAT on the way
         may have forgotten the connection, and nothing would ever be answered on it.
         """
         if not self._free:
-            self.connections.append(self._make())
-            return self.connections[-1]
+            self.all.append(self._make())
+            return self.all[-1]
         connection = self._free.pop()
         if connection.is_open and self._is_overdue(connection, asyncio.get_running_loop().time() - _LATE):
             connection.abort()
-            connection.is_used_up()
+            connection.give_credit()
         return connection
 
     def put(self, connection: Connection) -> None:
@@ -98,7 +93,7 @@ class Stock:
 
     def forget(self) -> None:
         """Let go of what was left open in an event loop that has ended."""
-        for connection in self.connections:
+        for connection in self.all:
             connection.forget()
 
     def move(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -107,10 +102,10 @@ class Stock:
         Raises:
             ValueError: one is open in another loop.
         """
-        if any(connection.is_open and connection.client.loop is not loop for connection in self.connections):
+        if any(connection.is_open and connection.client.loop is not loop for connection in self.all):
             msg = "the client is connected in another event loop: close it there, or make one client for each loop"
             raise ValueError(msg)
-        self._free, self._sweeper = deque(self.connections), None
+        self._free, self._sweeper = deque(self.all), None
 
     def _retire(self, connection: Connection, *, politely: bool = True) -> asyncio.Task[None]:
         """Close one that was taken out of `_free`. It comes back even where the task is cancelled before it begins."""
