@@ -153,6 +153,14 @@ class Verdict:
     out_of_step: bool = False
 
 
+def judge(answers: Sequence[Answer], case: Case) -> Verdict:
+    """What follows from all answers to a transaction, in the order of the commands."""
+    one = Judge(case)
+    for answer in answers:
+        one.hear(answer)
+    return one.conclude()
+
+
 def fits(commands: Sequence[Stage], answers: Sequence[Answer]) -> bool:
     """Whether these can be the answers to commands that were sent ahead: one for each, and no success after no MAIL.
 

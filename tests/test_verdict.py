@@ -10,10 +10,10 @@ from support import ANN, BOB, CAT
 
 from smtpretry import NO_REPLY, Action, Decision, Reply, RetryPolicy, Rule, Scope, Stage
 from smtpretry.replies.reply import Said
-from smtpretry.verdict import After, Answer, Case, Judge, Verdict, fits
+from smtpretry.verdict import After, Answer, Case, Judge, Verdict, fits, judge
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
 GROUP = [ANN, BOB, CAT]
 SILENCE = "silence"
@@ -51,13 +51,6 @@ def answers(
     said = [rcpts] * len(GROUP) if isinstance(rcpts, str) else rcpts
     all_of_them = [answer(MAIL, mail), *(answer(RCPT, one, who) for one, who in zip(said, GROUP, strict=False))]
     return [*all_of_them, *(answer(stage, one) for stage, one in ((DATA, data), (DOT, dot)) if one is not None)]
-
-
-def judge(answers: Sequence[Answer], case: Case) -> Verdict:
-    one = Judge(case)
-    for each in answers:
-        one.hear(each)
-    return one.conclude()
 
 
 def verdict_of(*args: Any, case: dict[str, Any] | None = None, **kwargs: Any) -> Verdict:
