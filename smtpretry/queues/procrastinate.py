@@ -17,6 +17,7 @@ try:
     import psycopg
     from procrastinate.exceptions import ConnectorException, ProcrastinateException
     from psycopg.rows import tuple_row
+    from psycopg_pool import PoolTimeout
 
     from . import legacy, postgres
 except ImportError as error:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
 
+_SOON: Final = 0.5  # seconds in which a pool lends a connection, unless it has none, or none that works
 _TAKE_OVER: Final = 60.0  # seconds between two looks for what smtpretry 0.1 has queued
 
 
@@ -159,7 +161,7 @@ class ProcrastinateEngine:
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        async with self._connector.pool.connection() as own:
+        async with self._lent() as own:
             before = own.row_factory, own.prepare_threshold
             own.row_factory = tuple_row
             if not self._is_direct:  # behind a PgBouncer, another session has what this one has prepared
@@ -174,6 +176,24 @@ class ProcrastinateEngine:
                 raise
             finally:
                 own.row_factory, own.prepare_threshold = before
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection of the pool. Where it finds dead ones, it waits before the next: have all replaced at once.
+
+        After a restart of the database, or a night of idleness behind a firewall, all of them are dead.
+        """
+        pool = self._connector.pool
+        try:
+            own = await pool.getconn(min(_SOON, pool.timeout))
+        except PoolTimeout:
+            await pool.check()
+            own = await pool.getconn()
+        try:
+            async with own:
+                yield own
+        finally:
+            await pool.putconn(own)
 
     @asynccontextmanager
     async def _storing(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -397,6 +397,21 @@ async def test_signals_while_the_database_is_away(database: str, server: Postgre
 
 
 @at_once
+async def test_connections_that_all_died_while_idle(database: str) -> None:
+    """After a restart, or by a time-out of the database or of a firewall: the next submission does not wait for each."""
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
+    async with engine_in(database, timeout=5.0) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        await engine.app.connector.pool.wait()  # type: ignore[attr-defined]
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(kill, [connection.info.backend_pid])
+        began = time.monotonic()
+        await engine.submit(smtpretry.prepare(letter(BOB)))
+        assert time.monotonic() - began < 3
+        assert (await engine.progress()).due == 2
+
+
+@at_once
 async def test_a_database_without_an_encoding(server: Postgres) -> None:
     """In SQL_ASCII, where psycopg gives bytes for texts, a mail is sent once, too."""
     database = server.create("ascii", "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
