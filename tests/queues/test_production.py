@@ -1,5 +1,7 @@
 """A queue as it lives in production: what operators meet at night."""
 
+# ruff: noqa: SIM117 - an engine is open in a context of its own
+
 from __future__ import annotations
 
 import asyncio
@@ -39,6 +41,10 @@ def for_a_queue() -> RetryPolicy:
     return RetryPolicy(
         wait=RetryPolicy.queue().wait, give_up_after=RetryPolicy.queue().give_up_after, clock=virtual.clock
     )
+
+
+def with_the_secret(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if b"secret of the house" in path.read_bytes()]
 
 
 async def never(delivery: Delivery) -> None:
@@ -130,3 +136,62 @@ async def test_with_two_servers_a_wrong_password_for_both_ends_nothing(tmp_path:
         async with Failover(*clients) as smtp, working(engine, smtp, on_end=never):
             await asyncio.sleep(3.5 * 3600)
         assert len(first.messages) == 1
+
+
+@virtually
+async def test_a_message_that_kills_its_worker(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """After the third worker it waits, longer and longer; the log names it. An attempt that is survived clears it."""
+    tries, deadly = list[float](), True
+
+    class Mortal(RetryingSMTP):
+        async def attempt(self, delivery: Delivery, *args: Any, **options: Any) -> Delivery:
+            if deadly:
+                tries.append(virtual.clock())
+                killed = "UPDATE smtpretry_deliveries SET taken = taken + 1, due = ?"  # as another worker sees it
+                over = virtual.clock() + 30
+                await engine.file.transact(lambda own: own.execute(killed, [over]))
+                await asyncio.Event().wait()
+            return await super().attempt(delivery, *args, **options)
+
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db", concurrency=100, lease=60) as engine:
+        async with Mortal(server.client(), for_a_queue(), defer=engine) as smtp, working(engine, smtp):
+            await smtp.enqueue(letter(ANN), id="deadly")
+            await asyncio.sleep(86400)
+            assert 8 < len(tries) < 20
+            assert tries[2] - tries[0] < 200
+            assert tries[3] - tries[2] > 900
+            assert "smtp job deadly: 3 workers in a row died that had it; comes again in" in caplog.text
+            deadly = False
+            await asyncio.sleep(4 * 3600)
+        assert len(server.messages) == 1
+        [(state,)] = await engine.file.look(
+            lambda own: own.execute("SELECT state FROM smtpretry_deliveries").fetchall()
+        )
+        assert "deaths" not in state
+
+
+@virtually
+async def test_no_body_is_left_in_the_files(tmp_path: Path) -> None:
+    """A minute after a message has ended, neither the file nor its log has it."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        async with RetryingSMTP(server.client(), for_a_queue(), defer=engine) as smtp, working(engine, smtp):
+            for number in (1, 1000):
+                message = letter(ANN)
+                message.set_content("the secret of the house\n" * number)
+                await smtp.enqueue(message)
+            assert with_the_secret(tmp_path)
+            await asyncio.sleep(130)
+            assert (await engine.progress()).ended == 2
+            assert with_the_secret(tmp_path) == []
+
+
+@virtually
+async def test_an_idle_worker_forgets_what_ended_long_ago(tmp_path: Path) -> None:
+    """Whom a mail went to is kept for a week, also where no other mail comes."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db", lease=600) as engine:
+        async with RetryingSMTP(server.client(), for_a_queue(), defer=engine) as smtp, working(engine, smtp):
+            await smtp.enqueue(letter(ANN))
+            await asyncio.sleep(6.9 * 86400)
+            assert (await engine.progress()).ended == 1
+            await asyncio.sleep(0.2 * 86400)
+            assert (await engine.progress()).ended == 0
