@@ -138,7 +138,12 @@ async def prepare(connection: psycopg.AsyncConnection[Any]) -> None:
         except psycopg.Error as error:
             error.add_note("smtpretry: start one worker alone, with a role that may make tables here")
             raise
-    row = await (await connection.execute("SELECT max(version) FROM smtpretry_schema")).fetchone()
+    try:
+        row = await (await connection.execute("SELECT max(version) FROM smtpretry_schema")).fetchone()
+    except psycopg.errors.InsufficientPrivilege as error:
+        tables = "smtpretry_deliveries, smtpretry_servers, smtpretry_schema"
+        error.add_note(f"smtpretry: GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} to this role")
+        raise
     if row is not None and row[0] > VERSION:
         msg = f"the queue is of version {row[0]}, this smtpretry knows {VERSION}: upgrade smtpretry here, too"
         raise ValueError(msg)

@@ -215,7 +215,8 @@ class ProcrastinateEngine:
                 await self._make_tables()
                 own = await stack.enter_async_context(postgres.statement(self._answering))
             except (psycopg.Error, ProcrastinateException) as error:
-                told = QueueError(f"the queue cannot be used: {type(error).__name__}: {str(error).strip()}")
+                said = "; ".join([str(error).strip(), *getattr(error, "__notes__", ())])
+                told = QueueError(f"the queue cannot be used: {type(error).__name__}: {said}")
                 told.untouched = True
                 raise told from error
             yield own

@@ -397,6 +397,32 @@ async def test_signals_while_the_database_is_away(database: str, server: Postgre
 
 
 @at_once
+async def test_a_role_without_rights(database: str) -> None:
+    """Where it may not make the tables, or not use them, the error says what to do."""
+    change(database, "CREATE ROLE poor LOGIN")
+    try:
+        address = database.replace("user=postgres", "user=poor")
+        async with engine_in(address) as engine:
+            with pytest.raises(QueueError, match="start one worker alone, with a role that may make tables here"):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            async with engine_in(database) as owner:
+                await owner.submit(smtpretry.prepare(letter(ANN)))
+            with pytest.raises(QueueError, match="GRANT SELECT, INSERT, UPDATE, DELETE ON smtpretry_deliveries"):
+                await engine.submit(smtpretry.prepare(letter(BOB)))
+            tables = "smtpretry_deliveries, smtpretry_servers, smtpretry_schema"
+            change(database, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO poor")
+            async with (
+                ScriptedServer() as server,
+                RetryingSMTP(server.client(), POLICY) as smtp,
+                working(engine, smtp),
+            ):
+                await engine.submit(smtpretry.prepare(letter(BOB)))
+                await programs.until(lambda: len(server.messages) == 2)
+    finally:
+        change(database, "DROP OWNED BY poor; DROP ROLE poor")
+
+
+@at_once
 async def test_connections_that_all_died_while_idle(database: str) -> None:
     """After a restart, or by a time-out of the database or of a firewall: the next submission does not wait for each."""
     kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
