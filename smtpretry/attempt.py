@@ -33,6 +33,7 @@ _LINGERS = 1.0  # seconds for which a server may go on counting a connection tha
 _A_CHANCE = 10.0  # seconds that a server gets to answer, also in the last attempt
 _STALLED = "no connection came free: the server does not answer the messages before this one"
 _MORE = "for more connections at a time, give RetryingSMTP a function that makes clients, and max_connections="
+_HELD = 900.0  # seconds between two tries, at most, where a queue waits until somebody has mended this client
 _FENCE = 1.0  # seconds that a `save` before a transaction is good for: no engine gives a delivery away sooner
 
 
@@ -232,7 +233,7 @@ class Pass:
         if final is not None:
             if final != said.reply.text:
                 self.delivery.cure = final
-            return OWN_REFUSAL
+            return self._held(said, OWN_REFUSAL, concerned)
         obstacles = {
             Action.AUTHENTICATE: connection.obstacle_to_auth(),
             Action.STARTTLS: connection.obstacle_to_tls(),
@@ -259,10 +260,26 @@ class Pass:
             decision = decide(attempt=self.pool.failure_number(self.policy.clock()))  # the backoff is the client's
         if decision.action is not decision.rule.action:
             self.delivery.cure = obstacles.get(decision.rule.action)
+        decision = self._held(said, decision, concerned)
         if decision.action not in WAITING or said.reply.retry_after is not None:
             return decision
         wait = self._waits.setdefault((decision.scope, attempt, decision.rule.wait), decision.wait)
         return replace(decision, wait=wait)  # one jitter for all
+
+    def _held(self, said: Said, decision: Decision, concerned: Collection[str]) -> Decision:
+        """What a queue makes of a final refusal that no message is to blame for: it waits until that is mended.
+
+        Else a wrong password, a certificate or a block list would end all that is in the queue within minutes.
+        """
+        rule, scope = decision.rule, decision.scope
+        of_the_client = scope is Scope.SERVER or said.stage.before_mail
+        of_the_client |= rule.action in (Action.AUTHENTICATE, Action.STARTTLS) and scope is Scope.MESSAGE
+        is_the_last = not (self.turn.others_are_ready or any(map(self.turn.others_may, concerned)))
+        if self.save is None or decision.action is not Action.FAIL or not (of_the_client and is_the_last):
+            return decision
+        strike = self.pool.strike(self.policy.clock())
+        wait = min(self.policy.backoff(attempt=strike, elapsed=self.ledger.elapsed()), _HELD)
+        return Decision(Action.RETRY, Scope.SERVER, wait, replace(rule, patience=None))
 
     # What follows
 
@@ -329,7 +346,8 @@ class Pass:
             self.pool.resume(self.policy.clock())
         about_log_ins = rule.stages is not None and rule.action in (Action.FAIL, Action.REFRESH_TOKEN)
         if said.stage is Stage.AUTH and about_log_ins:
-            connection.remember(said.reply, final=ruling.decision.action is Action.FAIL)
+            is_final = said.reply.is_permanent and ruling.decision.action is not Action.REFRESH_TOKEN
+            connection.remember(said.reply, final=is_final)
 
     def _defer(self, ruling: Ruling) -> None:
         """Let them wait; let the whole client wait where the reply concerns the server.

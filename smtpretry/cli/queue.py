@@ -41,17 +41,19 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     listing = what.add_parser("list", help="the deliveries, those that are due first")
     listing.add_argument("--state", choices=_STATES, help="only those")
     listing.add_argument("--limit", type=_number, default=100, metavar="N", help="at most so many; 100")
+    listing.add_argument("--to", metavar="PATTERN", help="only those to such an address, as '*@example.com'")
     listing.set_defaults(act=_list)
     show = what.add_parser("show", help="the story of one")
     show.add_argument("--message", action="store_true", help="with the message")
     show.set_defaults(act=_show)
-    retry = what.add_parser("retry", help="have one that waits tried now, also where its server is left alone")
+    retry = what.add_parser("retry", help="have some that wait tried now, also where its server is left alone")
     retry.set_defaults(act=_retry)
-    drop = what.add_parser("drop", help="take one that waits out of the queue, for good")
+    drop = what.add_parser("drop", help="take some that wait out of the queue, for good")
     drop.set_defaults(act=_drop)
-    for one in (show, retry, drop):
-        one.add_argument("id", metavar="ID", help="the name of the delivery")
-    stats = what.add_parser("stats", help="how many there are")
+    show.add_argument("id", metavar="ID", help="the name of the delivery")
+    for one in (retry, drop):
+        one.add_argument("ids", metavar="ID", nargs="+", help="the names of the deliveries")
+    stats = what.add_parser("stats", help="how many there are, since when they are due, and what their servers said")
     stats.set_defaults(act=_stats)
     for one in (listing, show, retry, drop, stats):
         one.add_argument("--json", action="store_true", help="for machines")
@@ -82,7 +84,7 @@ def _queue(options: argparse.Namespace) -> int:
 
 
 async def _list(shelf: Shelf, options: argparse.Namespace) -> int:
-    for one in await shelf.find(state=options.state, limit=options.limit):
+    for one in await shelf.find(state=options.state, limit=options.limit, to=options.to):
         facts = _facts(one)
         print(json.dumps(facts) if options.json else "  ".join(_columns(facts)))
     return 0
@@ -91,7 +93,7 @@ async def _list(shelf: Shelf, options: argparse.Namespace) -> int:
 async def _show(shelf: Shelf, options: argparse.Namespace) -> int:
     one = await shelf.get(options.id)
     if one is None:
-        return _missing(options)
+        return _missing(options.id)
     if options.json:
         facts = _facts(one) | {"delivery": one.delivery.to_dict()}
         if not options.message:
@@ -106,27 +108,39 @@ async def _show(shelf: Shelf, options: argparse.Namespace) -> int:
 
 
 async def _retry(shelf: Shelf, options: argparse.Namespace) -> int:
-    return _done(options, "to be tried now") if await shelf.retry(options.id) else _missing(options, "waits")
+    return await _act(shelf.retry, options, "to be tried now")
 
 
 async def _drop(shelf: Shelf, options: argparse.Namespace) -> int:
-    return _done(options, "dropped") if await shelf.drop(options.id) else _missing(options, "waits")
+    return await _act(shelf.drop, options, "dropped")
+
+
+async def _act(act: Callable[[str], Awaitable[bool]], options: argparse.Namespace, what: str) -> int:
+    """Do it to each; the code of the worst."""
+    code = 0
+    for name in options.ids:
+        if await act(name):
+            print(json.dumps({"id": name, "done": what}) if options.json else f"{name}: {what}")
+        else:
+            code = _missing(name, "waits")
+    return code
 
 
 async def _stats(shelf: Shelf, options: argparse.Namespace) -> int:
-    progress = await shelf.progress()
-    counts = {state: getattr(progress, state) for state in _STATES}
-    print(json.dumps(counts) if options.json else progress)
+    progress, servers = await shelf.progress(), await shelf.left_alone()
+    counts = {state: getattr(progress, state) for state in (*_STATES, "late")}
+    said = {name: f"{pause.stage.value}: {pause.reply}" if pause.stage else "" for name, pause in servers.items()}
+    if options.json:
+        print(json.dumps(counts | {"left_alone": said}))
+        return 0
+    print(progress)
+    for name, pause in servers.items():
+        print(f"{name} is left alone until {_iso(pause.until)}: {said[name]}")
     return 0
 
 
-def _done(options: argparse.Namespace, what: str) -> int:
-    print(json.dumps({"id": options.id, "done": what}) if options.json else f"{options.id}: {what}")
-    return 0
-
-
-def _missing(options: argparse.Namespace, what: str = "is in the queue") -> int:
-    print(f"{options.id}: no delivery of that name {what}", file=sys.stderr)
+def _missing(name: str, what: str = "is in the queue") -> int:
+    print(f"{name}: no delivery of that name {what}", file=sys.stderr)
     return NOT_THERE
 
 
@@ -141,6 +155,7 @@ def _facts(one: Stored) -> dict[str, Any]:
         "refused": len(delivery.refused),
         "uncertain": len(delivery.uncertain),
         "pending": len(delivery.pending),
+        "to": [*delivery.outcomes],
         "attempts": max((outcome.attempts for outcome in delivery.outcomes.values()), default=0),
         "next_at": None if one.due is None else _iso(one.due),
         "last": _last(delivery),

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from smtpretry.delivery import Delivery
+from smtpretry.replies.delays import duration
 
 if TYPE_CHECKING:
     from smtpretry.policy import RetryPolicy
     from smtpretry.replies.reply import Reply
     from smtpretry.replies.stage import Stage
+
+_LATE = 60.0  # seconds, from which on it is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,20 @@ class Progress:
         due: their time has come, and no worker has them yet.
         working: a worker has them.
         ended: everybody in them has got an end.
+        late: the seconds for which the one that is due has been due, of several the longest: what an alert goes by. It
+            grows while no worker works, or the server wants nothing. Two that differ in it alone are equal.
     """
 
     waiting: int
     due: int
     working: int
     ended: int
+    late: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         """One line."""
-        return f"{self.waiting} waiting, {self.due} due, {self.working} under way, {self.ended} ended"
+        late = f" (for up to {duration(self.late)})" if self.late >= _LATE else ""
+        return f"{self.waiting} waiting, {self.due} due{late}, {self.working} under way, {self.ended} ended"
 
 
 class QueueError(OSError):

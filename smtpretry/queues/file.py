@@ -99,6 +99,15 @@ class File:
         """Do what changes nothing."""
         return await asyncio.get_running_loop().run_in_executor(self._worker(), self._told, self._look, work)
 
+    async def empty_log(self) -> None:
+        """Write the log into the file now, unless somebody reads: what was deleted is in neither then."""
+
+        def work(own: sqlite3.Connection) -> None:
+            with contextlib.suppress(OSError):
+                self._checkpoint(own, 0)
+
+        await self.look(work)
+
     async def close(self) -> None:
         """Close the file; what uses it next opens it again."""
         if self._process == os.getpid():
@@ -227,12 +236,12 @@ class File:
         cure = "it is part of the queue; end all that use the queue before anything else"
         _check_same(self._log, self._log_inode, cure)
 
-    def _checkpoint(self, connection: sqlite3.Connection) -> None:
+    def _checkpoint(self, connection: sqlite3.Connection, longest: int | None = None) -> None:
         """Write the log into the file, and empty it, before it becomes long; where that fails, at another time.
 
         What was committed is in the log, and who reads meanwhile may take long: this waits for nobody.
         """
-        if self._log.stat().st_size > _CHECKPOINT:
+        if self._log.stat().st_size > (_CHECKPOINT if longest is None else longest):
             with contextlib.suppress(sqlite3.Error):
                 connection.execute("PRAGMA busy_timeout = 0")
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -254,6 +263,7 @@ def _configure(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # macOS: to the disk, not to its cache
     connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute("PRAGMA secure_delete = ON")  # some builds leave what was deleted in the file
 
 
 def _mode(connection: sqlite3.Connection, deadline: float) -> str | None:

@@ -114,9 +114,12 @@ _WRITE: Final = """UPDATE smtpretry_deliveries AS one SET
     WHERE one.id = new.id AND one.taken = new.taken AND one.holder = %(holder)s RETURNING one.id"""
 _FORGET: Final = """DELETE FROM smtpretry_deliveries WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM smtpretry_deliveries WHERE ended < now() - %(keep)s::interval ORDER BY ended LIMIT 1000))"""
-_COUNT: Final = """SELECT count(*) FILTER (WHERE due > now() AND holder IS NULL),
-    count(*) FILTER (WHERE due <= now() AND holder IS NULL), count(*) FILTER (WHERE holder IS NOT NULL),
-    count(*) FILTER (WHERE ended IS NOT NULL) FROM smtpretry_deliveries WHERE queue = coalesce(%(queue)s, queue)"""
+_FREE: Final = "(lease IS NULL OR lease <= now())"  # no worker has it, or a dead one
+_COUNT: Final = f"""SELECT
+    count(*) FILTER (WHERE due > now() AND {_FREE}), count(*) FILTER (WHERE due <= now() AND {_FREE}),
+    count(*) FILTER (WHERE lease > now()), count(*) FILTER (WHERE ended IS NOT NULL),
+    coalesce(extract(epoch FROM now() - min(due) FILTER (WHERE due <= now() AND {_FREE})), 0)::float8
+    FROM smtpretry_deliveries WHERE queue = coalesce(%(queue)s, queue)"""
 
 _PASSING: Final = psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction
 
@@ -135,7 +138,12 @@ async def prepare(connection: psycopg.AsyncConnection[Any]) -> None:
         except psycopg.Error as error:
             error.add_note("smtpretry: start one worker alone, with a role that may make tables here")
             raise
-    row = await (await connection.execute("SELECT max(version) FROM smtpretry_schema")).fetchone()
+    try:
+        row = await (await connection.execute("SELECT max(version) FROM smtpretry_schema")).fetchone()
+    except psycopg.errors.InsufficientPrivilege as error:
+        tables = "smtpretry_deliveries, smtpretry_servers, smtpretry_schema"
+        error.add_note(f"smtpretry: GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} to this role")
+        raise
     if row is not None and row[0] > VERSION:
         msg = f"the queue is of version {row[0]}, this smtpretry knows {VERSION}: upgrade smtpretry here, too"
         raise ValueError(msg)

@@ -17,6 +17,7 @@ try:
     import psycopg
     from procrastinate.exceptions import ConnectorException, ProcrastinateException
     from psycopg.rows import tuple_row
+    from psycopg_pool import PoolTimeout
 
     from . import legacy, postgres
 except ImportError as error:
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
     from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
 
+_ANSWER: Final = 10.0  # seconds that the database gets at least
+_SOON: Final = 0.5  # seconds in which a pool lends a connection, unless it has none, or none that works
 _TAKE_OVER: Final = 60.0  # seconds between two looks for what smtpretry 0.1 has queued
 
 
@@ -141,7 +144,7 @@ class ProcrastinateEngine:
         """
         await self._make_tables()
         store = postgres.Store(
-            self._connect,
+            self._answering,
             self._listen,
             queue=self._queue,
             lease=self._stalled_after,
@@ -159,7 +162,7 @@ class ProcrastinateEngine:
 
     @asynccontextmanager
     async def _connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        async with self._connector.pool.connection() as own:
+        async with self._lent() as own:
             before = own.row_factory, own.prepare_threshold
             own.row_factory = tuple_row
             if not self._is_direct:  # behind a PgBouncer, another session has what this one has prepared
@@ -176,14 +179,44 @@ class ProcrastinateEngine:
                 own.row_factory, own.prepare_threshold = before
 
     @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection on which silence is an error: a firewall forgets connections, and tells nobody."""
+        limit = max(self._stalled_after, _ANSWER)
+        try:
+            async with asyncio.timeout(limit), self._connect() as own:
+                yield own
+        except TimeoutError as error:
+            msg = f"no answer in {limit:.0f} s: the connection is dead, or somebody has locked the table"
+            raise psycopg.OperationalError(msg) from error
+
+    @asynccontextmanager
+    async def _lent(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A connection of the pool. Where it finds dead ones, it waits before the next: have all replaced at once.
+
+        After a restart of the database, or a night of idleness behind a firewall, all of them are dead.
+        """
+        pool = self._connector.pool
+        try:
+            own = await pool.getconn(min(_SOON, pool.timeout))
+        except PoolTimeout:
+            await pool.check()
+            own = await pool.getconn()
+        try:
+            async with own:
+                yield own
+        finally:
+            await pool.putconn(own)
+
+    @asynccontextmanager
     async def _storing(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection to store with. If there is none, nothing was stored."""
         async with AsyncExitStack() as stack:
             try:
                 await self._make_tables()
-                own = await stack.enter_async_context(postgres.statement(self._connect))
+                own = await stack.enter_async_context(postgres.statement(self._answering))
             except (psycopg.Error, ProcrastinateException) as error:
-                told = QueueError(f"the queue cannot be used: {type(error).__name__}: {str(error).strip()}")
+                said = "; ".join([str(error).strip(), *getattr(error, "__notes__", ())])
+                told = QueueError(f"the queue cannot be used: {type(error).__name__}: {said}")
                 told.untouched = True
                 raise told from error
             yield own

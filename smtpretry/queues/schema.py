@@ -171,12 +171,14 @@ def forget(connection: sqlite3.Connection, ended_before: float) -> None:
 def count(connection: sqlite3.Connection, now: float) -> Progress:
     """How many deliveries there are."""
     waiting = connection.execute(
-        "SELECT count(CASE WHEN due > ? AND holder IS NULL THEN 1 END), count(CASE WHEN due <= ? AND holder IS NULL "
-        "THEN 1 END), count(holder) FROM smtpretry_deliveries WHERE due IS NOT NULL",
-        (now, now),
+        "SELECT count(CASE WHEN due > :now AND holder IS NULL THEN 1 END), count(CASE WHEN due <= :now THEN 1 END), "
+        "count(CASE WHEN due > :now THEN holder END) FROM smtpretry_deliveries WHERE due IS NOT NULL",
+        {"now": now},
     ).fetchone()
     ended = connection.execute("SELECT count(*) FROM smtpretry_deliveries WHERE ended IS NOT NULL").fetchone()
-    return Progress(*waiting, *ended)
+    query = "SELECT min(due) FROM smtpretry_deliveries WHERE due > 0"  # what is to be tried now is due at 0
+    (due,) = connection.execute(query).fetchone()
+    return Progress(*(*waiting, *ended, 0.0 if due is None else max(0.0, now - due)))
 
 
 # What a server has asked for

@@ -159,8 +159,8 @@ def leave(row: Sequence[Any] | None, now: float, room: int, want: Wants) -> Leav
     """
     if row is None or _was_wrong(row, now):
         return Leave(Pause(), room)
-    until, failures, stage, reply, pace, probe = row
-    pause = Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
+    until, failures, _, _, pace, probe = row
+    pause = _pause(row)
     if want.is_exempt(pause):
         pause, failures = Pause(), 0
     waiting = 0 if pace is None else want.waiting
@@ -183,6 +183,16 @@ def leave(row: Sequence[Any] | None, now: float, room: int, want: Wants) -> Leav
         pace,
         turns,
     )
+
+
+def left_alone(rows: Iterable[Sequence[Any]], now: float) -> dict[str, Pause]:
+    """The servers that want nothing now, of rows that begin with the name."""
+    return {name: pause for name, *row in rows if (pause := _pause(row)).failures and now < pause.until <= now + FAR}
+
+
+def _pause(row: Sequence[Any]) -> Pause:
+    until, failures, stage, reply, *_ = row
+    return Pause(until, failures, stage and Stage(stage), reply and Reply(*json.loads(reply)))
 
 
 def _was_wrong(row: Sequence[Any], now: float) -> bool:

@@ -8,29 +8,33 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .stored import Stored, delivery_of, due_now
+from .servers import COLUMNS, left_alone
+from .stored import Stored, delivery_of, due_now, like
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .engine import Progress
+    from .engine import Pause, Progress
     from .sqlite import SQLiteEngine
 
 _QUERY = "SELECT envelope, state, due, holder FROM smtpretry_deliveries"
 _WHERE = {
     None: "TRUE",
     "waiting": "due > :now AND holder IS NULL",
-    "due": "due <= :now AND holder IS NULL",
-    "working": "holder IS NOT NULL",
+    "due": "due <= :now",  # a holder whose lease is over is dead
+    "working": "due > :now AND holder IS NOT NULL",
     "ended": "due IS NULL",
 }
+_TO = """(:to IS NULL OR EXISTS (
+    SELECT 1 FROM json_each(state, '$.outcomes') AS one WHERE one.key LIKE :to ESCAPE '!'))"""
+_FREE = "id = :name AND due IS NOT NULL AND (holder IS NULL OR due <= :now)"
 
 
 class Shelf(Protocol):
     """What can be done with a queue from outside."""
 
-    async def find(self, *, state: str | None, limit: int) -> list[Stored]:
-        """The deliveries, without their messages: those that are due first."""
+    async def find(self, *, state: str | None, limit: int, to: str | None = None) -> list[Stored]:
+        """The deliveries, without their messages: those that are due first; `to` is a pattern with `*`."""
 
     async def get(self, name: str) -> Stored | None:
         """One, with its message where it has one still."""
@@ -43,6 +47,9 @@ class Shelf(Protocol):
 
     async def progress(self) -> Progress:
         """How many there are."""
+
+    async def left_alone(self) -> dict[str, Pause]:
+        """The servers that want nothing now, by their names."""
 
 
 @contextlib.asynccontextmanager
@@ -96,10 +103,10 @@ class FileShelf:
     def __init__(self, engine: SQLiteEngine) -> None:
         self._engine = engine
 
-    async def find(self, *, state: str | None, limit: int) -> list[Stored]:
+    async def find(self, *, state: str | None, limit: int, to: str | None = None) -> list[Stored]:
         """See `Shelf`."""
-        query = f"{_QUERY} WHERE {_WHERE[state]} ORDER BY due IS NULL, due, number DESC LIMIT :limit"
-        values = {"now": time.time(), "limit": limit}
+        query = f"{_QUERY} WHERE {_WHERE[state]} AND {_TO} ORDER BY due IS NULL, due, number DESC LIMIT :limit"
+        values = {"now": time.time(), "limit": limit, "to": to and like(to)}
         rows = await self._engine.file.look(lambda own: own.execute(query, values).fetchall())
         return [_stored(row) for row in rows]
 
@@ -120,7 +127,7 @@ class FileShelf:
         """See `Shelf`."""
 
         def work(own: sqlite3.Connection) -> bool:
-            row = own.execute(f"{_QUERY} WHERE id = ? AND due IS NOT NULL AND holder IS NULL", (name,)).fetchone()
+            row = own.execute(f"{_QUERY} WHERE {_FREE}", {"name": name, "now": time.time()}).fetchone()
             if row is None:
                 return False
             own.execute(
@@ -135,9 +142,9 @@ class FileShelf:
         """See `Shelf`."""
 
         def work(own: sqlite3.Connection) -> bool:
-            free = "FROM smtpretry_deliveries WHERE id = ? AND due IS NOT NULL AND holder IS NULL"
-            own.execute(f"DELETE FROM smtpretry_messages WHERE number IN (SELECT number {free})", (name,))  # noqa: S608 - ours
-            return bool(own.execute(f"DELETE {free}", (name,)).rowcount)
+            free, values = f"FROM smtpretry_deliveries WHERE {_FREE}", {"name": name, "now": time.time()}
+            own.execute(f"DELETE FROM smtpretry_messages WHERE number IN (SELECT number {free})", values)  # noqa: S608 - ours
+            return bool(own.execute(f"DELETE {free}", values).rowcount)
 
         return await self._engine.file.transact(work)
 
@@ -145,8 +152,14 @@ class FileShelf:
         """See `Shelf`."""
         return await self._engine.progress()
 
+    async def left_alone(self) -> dict[str, Pause]:
+        """See `Shelf`."""
+        query = f"SELECT name, {COLUMNS} FROM smtpretry_servers ORDER BY name"  # noqa: S608 - ours
+        rows = await self._engine.file.look(lambda own: own.execute(query).fetchall())
+        return left_alone(rows, time.time())
+
 
 def _stored(row: tuple[Any, ...], message: bytes = b"") -> Stored:
     envelope, state, due, holder = row
-    named = "ended" if due is None else "working" if holder else "due" if due <= time.time() else "waiting"
+    named = "ended" if due is None else "due" if due <= time.time() else "working" if holder else "waiting"
     return Stored(delivery_of(envelope, state, message), named, due)

@@ -303,7 +303,8 @@ class _Store:
         await self._file.transact(lambda own: schema.tell(own, server, pause, paced))
 
     async def progress(self) -> Progress:
-        """See `Store`."""
+        """See `Store`. It is asked for after a minute in which something has moved: no message is in the log then."""
+        await self._file.empty_log()
         return await self._engine.progress(self._now())
 
 

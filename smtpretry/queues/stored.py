@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +60,11 @@ def check_is_same(delivery: Delivery, envelope: str, state: str) -> None:
     has, new = (f"from {one.sender} to {', '.join(one.outcomes)}" for one in (there, delivery))
     msg = f"the id {delivery.id!r} is taken by a message {has}: name the one {new} otherwise"
     raise TakenIdError(msg)
+
+
+def like(pattern: str) -> str:
+    """A pattern with `*`, as SQL's LIKE with "!" as its escape takes it."""
+    return re.sub("[!%_]", r"!\g<0>", pattern).replace("*", "%")
 
 
 def due_now(envelope: str, state: str) -> str:

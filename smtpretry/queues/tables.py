@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
 from . import postgres
-from .stored import Stored, delivery_of, due_now
+from .servers import COLUMNS, left_alone
+from .stored import Stored, delivery_of, due_now, like
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from .engine import Progress
+    from .engine import Pause, Progress
 
 # ruff: noqa: S608 - the statements are put together from texts of this module
-_NAMED: Final = """CASE WHEN ended IS NOT NULL THEN 'ended' WHEN holder IS NOT NULL THEN 'working'
+_NAMED: Final = """CASE WHEN ended IS NOT NULL THEN 'ended' WHEN lease > now() THEN 'working'
     WHEN due <= now() THEN 'due' ELSE 'waiting' END"""
 _QUERY: Final = f"""SELECT envelope::text, state::text, {_NAMED},
     extract(epoch FROM due)::float8 FROM smtpretry_deliveries"""
-_FIND: Final = f"""{_QUERY} WHERE %(state)s::text IS NULL OR {_NAMED} = %(state)s
+_FIND: Final = f"""{_QUERY} WHERE (%(state)s::text IS NULL OR {_NAMED} = %(state)s)
+    AND (%(to)s::text IS NULL OR EXISTS (
+        SELECT 1 FROM json_object_keys(state -> 'outcomes') AS who WHERE who ILIKE %(to)s ESCAPE '!'))
     ORDER BY due NULLS LAST, ended DESC, id LIMIT %(limit)s"""
 _GET: Final = f"{_QUERY.replace(' FROM smtpretry', ', message FROM smtpretry')} WHERE id = %s"
-_FREE: Final = "WHERE id = %s AND ended IS NULL AND holder IS NULL"
+_FREE: Final = "WHERE id = %s AND ended IS NULL AND (lease IS NULL OR lease <= now())"  # its holder is dead
 _LOCK: Final = f"SELECT envelope::text, state::text FROM smtpretry_deliveries {_FREE} FOR UPDATE"
 _RETRY: Final = f"""WITH one AS (UPDATE smtpretry_deliveries SET due = now(), state = %s WHERE id = %s RETURNING queue)
     SELECT pg_notify('{postgres.CHANNEL}', queue) FROM one"""
@@ -60,9 +64,9 @@ class TableShelf:
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
 
-    async def find(self, *, state: str | None, limit: int) -> list[Stored]:
+    async def find(self, *, state: str | None, limit: int, to: str | None = None) -> list[Stored]:
         """See `Shelf`."""
-        found = await self._connection.execute(_FIND, {"state": state, "limit": limit})
+        found = await self._connection.execute(_FIND, {"state": state, "limit": limit, "to": to and like(to)})
         return [Stored(delivery_of(*row[:2]), *row[2:]) for row in await found.fetchall()]
 
     async def get(self, name: str) -> Stored | None:
@@ -89,3 +93,8 @@ class TableShelf:
     async def progress(self) -> Progress:
         """See `Shelf`."""
         return await postgres.count(self._connection, None)
+
+    async def left_alone(self) -> dict[str, Pause]:
+        """See `Shelf`."""
+        found = await self._connection.execute(f"SELECT name, {COLUMNS} FROM smtpretry_servers ORDER BY name")
+        return left_alone(await found.fetchall(), time.time())

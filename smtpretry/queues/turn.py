@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .engine import OnEnd, SupportsAttempt
 
 _PACKAGE = str(Path(log.__file__).parent)
+_DEADLY = 3  # workers in a row that died with a delivery, after which it is taken for what kills them
 _FRESH = 0.5  # seconds after a worker has taken a delivery in which it need not ask whether it has it still
 
 
@@ -27,6 +28,7 @@ class Hold(Protocol):
 
     name: str
     number: int  # how many times it has been taken
+    deaths: int  # how many workers in a row have died that had it
     taken_at: float  # when its worker asked for it, by `time.monotonic`
 
     def load(self) -> Delivery:
@@ -37,6 +39,9 @@ class Hold(Protocol):
 
     async def again(self, delivery: Delivery | None, wait: float) -> None:
         """Store its state, and let it be taken again after so many seconds. Nothing happens where another has it."""
+
+    async def count_death(self, delivery: Delivery, wait: float | None) -> bool:
+        """Store the number of these; where there is a wait, let it be taken again only then. As `save`."""
 
 
 class Turn:
@@ -57,7 +62,8 @@ class Turn:
         delivery: Delivery | None = None
         try:
             delivery = self._hold.load()
-            await self._attempt(delivery)
+            if not (self._hold.deaths and await self._spares_workers(delivery)):
+                await self._attempt(delivery)
         except NotOurs:
             log.say(logging.WARNING, "smtp %s: another worker has it now", self._hold.name, job=self._hold.name)
         except asyncio.CancelledError:
@@ -73,6 +79,17 @@ class Turn:
             message = "smtp job %s: %s; comes again in %.0f s"
             log.say(logging.ERROR, message, job, told, wait, error=own, job=job, wait=wait)
             await self._hold.again(delivery, wait)
+
+    async def _spares_workers(self, delivery: Delivery) -> bool:
+        """Whether it has to wait: else a message that kills its worker would kill one after another, all day long."""
+        job, deaths, wait = self._hold.name, self._hold.deaths, None
+        if deaths >= _DEADLY:
+            wait = self._smtp.policy.backoff(attempt=deaths - _DEADLY + 1, elapsed=0.0)
+            message = "smtp job %s: %d workers in a row died that had it; comes again in %.0f s, if nobody drops it"
+            log.say(logging.ERROR, message, job, deaths, wait, job=job, wait=wait)
+        if not await self._hold.count_death(delivery, wait):
+            raise NotOurs
+        return wait is not None
 
     async def _attempt(self, delivery: Delivery) -> None:
         self._stored = _ends(delivery)

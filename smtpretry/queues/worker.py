@@ -34,9 +34,11 @@ T = TypeVar("T")
 
 _AGAIN: Final = 1.0  # seconds between two tries where the queue cannot be written now
 _ASK: Final = 1.0  # seconds between two questions of a worker that has deliveries without a turn
+_IDLE: Final = 3600.0  # seconds after which a worker forgets what ended long ago, also where it has nothing to do
 _REPORT: Final = 60.0  # seconds between two reports
 _TWICE: Final = 0.5  # seconds after a signal in which a second one is the same
 _LAST: Final = 5.0  # seconds in which a queue takes back what a worker that ends has not finished
+_DEATHS: Final = "deaths"  # in the stored state, beside what a delivery knows of itself; its next state is without
 _SHORTEST_LEASE: Final = 2.0  # seconds: an attempt relies on what it knew a second ago
 
 
@@ -51,6 +53,11 @@ class Taken:
     taken: int  # how many times
     died: bool  # the worker that had it before
     number: int = 0  # of its row, where it has one
+
+    @property
+    def deaths(self) -> int:
+        """How many workers in a row have died that had it."""
+        return int(json.loads(self.state).get(_DEATHS, 0)) + 1 if self.died else 0
 
     def load(self, now: float) -> Delivery:
         """The delivery. An attempt that its worker did not survive counts as one."""
@@ -303,7 +310,9 @@ class Worker:
     async def _beat(self) -> None:
         """Renew the leases, and forget what has ended long ago."""
         while True:
-            await self._busy.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_IDLE):
+                    await self._busy.wait()
             await asyncio.sleep(self.store.lease / 3)
             await self.insist(lambda: self.store.beat(list(self._turns.values())))
 
@@ -368,7 +377,7 @@ class _Hold:
 
     def __init__(self, worker: Worker, one: Taken, taken_at: float) -> None:
         self._worker, self._one = worker, one
-        self.name, self.number, self.taken_at = one.name, one.taken, taken_at
+        self.name, self.number, self.deaths, self.taken_at = one.name, one.taken, one.deaths, taken_at
 
     def load(self) -> Delivery:
         ahead = self._worker.ahead
@@ -383,6 +392,9 @@ class _Hold:
         state = self._state(delivery) if delivery else None
         await self._worker.write(self._one, Change(state, wait))
 
-    def _state(self, delivery: Delivery) -> str:
+    async def count_death(self, delivery: Delivery, wait: float | None) -> bool:
+        return await self._worker.write(self._one, Change(self._state(delivery, {_DEATHS: self.deaths}), wait))
+
+    def _state(self, delivery: Delivery, more: Mapping[str, int] = {}) -> str:
         told = by_the_time_of_day(delivery) if self._worker.clock is clock.now else delivery
-        return json.dumps(told.state())
+        return json.dumps({**told.state(), **more})

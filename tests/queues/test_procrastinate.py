@@ -397,6 +397,97 @@ async def test_signals_while_the_database_is_away(database: str, server: Postgre
 
 
 @at_once
+async def test_a_role_without_rights(database: str) -> None:
+    """Where it may not make the tables, or not use them, the error says what to do."""
+    change(database, "CREATE ROLE poor LOGIN")
+    try:
+        address = database.replace("user=postgres", "user=poor")
+        async with engine_in(address) as engine:
+            with pytest.raises(QueueError, match="start one worker alone, with a role that may make tables here"):
+                await engine.submit(smtpretry.prepare(letter(ANN)))
+            async with engine_in(database) as owner:
+                await owner.submit(smtpretry.prepare(letter(ANN)))
+            with pytest.raises(QueueError, match="GRANT SELECT, INSERT, UPDATE, DELETE ON smtpretry_deliveries"):
+                await engine.submit(smtpretry.prepare(letter(BOB)))
+            tables = "smtpretry_deliveries, smtpretry_servers, smtpretry_schema"
+            change(database, f"GRANT SELECT, INSERT, UPDATE, DELETE ON {tables} TO poor")
+            async with (
+                ScriptedServer() as server,
+                RetryingSMTP(server.client(), POLICY) as smtp,
+                working(engine, smtp),
+            ):
+                await engine.submit(smtpretry.prepare(letter(BOB)))
+                await programs.until(lambda: len(server.messages) == 2)
+    finally:
+        change(database, "DROP OWNED BY poor; DROP ROLE poor")
+
+
+@at_once
+async def test_connections_that_all_died_while_idle(database: str) -> None:
+    """After a restart, or by a time-out of the database or of a firewall: the next submission does not wait for each."""
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
+    async with engine_in(database, timeout=5.0) as engine:
+        await engine.submit(smtpretry.prepare(letter(ANN)))
+        await engine.app.connector.pool.wait()  # type: ignore[attr-defined]
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(kill, [connection.info.backend_pid])
+        began = time.monotonic()
+        await engine.submit(smtpretry.prepare(letter(BOB)))
+        assert time.monotonic() - began < 3
+        assert (await engine.progress()).due == 2
+
+
+@asynccontextmanager
+async def behind_a_firewall(database: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """The address of the database behind one, and what makes it forget the connections that there are, in silence."""
+    known = psycopg.conninfo.conninfo_to_dict(database)
+    carried, forgotten = set[asyncio.Task[Any]](), set[asyncio.Task[Any]]()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            if asyncio.current_task() not in forgotten:
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        inner = await asyncio.open_unix_connection(f"{known['host']}/.s.PGSQL.5432")
+        both = [asyncio.ensure_future(carry(*way)) for way in ((reader, inner[1]), (inner[0], writer))]
+        carried.update(both)
+        await asyncio.gather(*both, return_exceptions=True)
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield (
+            f"host=127.0.0.1 port={port} user=postgres dbname={known['dbname']}",
+            lambda: forgotten.update(carried),
+        )
+        for one in carried:
+            one.cancel()
+
+
+@at_once
+async def test_a_firewall_that_forgets_connections(
+    database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker to whom nothing answers any more says so, and connects anew."""
+    monkeypatch.setattr("smtpretry.queues.procrastinate._ANSWER", 1.0)
+    async with (
+        behind_a_firewall(database) as (address, forget),
+        ScriptedServer() as server,
+        engine_in(database) as application,
+        engine_in(address) as engine,
+        RetryingSMTP(server.client(), POLICY) as smtp,
+        working(engine, smtp),
+    ):
+        await application.submit(smtpretry.prepare(letter(ANN)))
+        await programs.until(lambda: server.received(ANN))
+        forget()
+        await application.submit(smtpretry.prepare(letter(BOB)))
+        await programs.until(lambda: server.received(BOB))
+    assert "no answer in 2 s: the connection is dead, or somebody has locked the table" in caplog.text
+
+
+@at_once
 async def test_a_database_without_an_encoding(server: Postgres) -> None:
     """In SQL_ASCII, where psycopg gives bytes for texts, a mail is sent once, too."""
     database = server.create("ascii", "ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
