@@ -267,18 +267,19 @@ class Pass:
         return replace(decision, wait=wait)  # one jitter for all
 
     def _held(self, said: Said, decision: Decision, concerned: Collection[str]) -> Decision:
-        """What a queue makes of a final refusal that no message is to blame for: it waits until that is mended.
+        """What a queue makes of a final refusal of this client: it waits until that is mended, as Postfix does.
 
-        Else a wrong password, a certificate or a block list would end all that is in the queue within minutes.
+        Else a wrong password, a certificate or a suspended account would end all that is in the queue within minutes.
+        What is said to a recipient ends that one alone.
         """
         rule, scope = decision.rule, decision.scope
-        of_the_client = scope is Scope.SERVER or said.stage.before_mail
+        of_the_client = said.stage.before_mail or (scope is Scope.SERVER and said.stage is not Stage.RCPT)
         of_the_client |= rule.action in (Action.AUTHENTICATE, Action.STARTTLS) and scope is Scope.MESSAGE
-        is_the_last = not (self.turn.others_are_ready or any(map(self.turn.others_may, concerned)))
+        is_the_last = not (self.position.others_are_ready or any(map(self.position.others_may, concerned)))
         if self.save is None or decision.action is not Action.FAIL or not (of_the_client and is_the_last):
             return decision
-        strike = self.pool.strike(self.policy.clock())
-        wait = min(self.policy.backoff(attempt=strike, elapsed=self.ledger.elapsed()), _HELD)
+        number = self.pool.failure_number(self.policy.clock())
+        wait = min(self.policy.backoff(attempt=number, elapsed=self.ledger.elapsed()), _HELD)
         return Decision(Action.RETRY, Scope.SERVER, wait, replace(rule, patience=None))
 
     # What follows
@@ -352,8 +353,10 @@ class Pass:
     def _defer(self, ruling: Ruling) -> None:
         """Let them wait; let the whole client wait where the reply concerns the server.
 
-        Where another server is ready they go there at once, if it is this one's trouble. A lost connection is, too; it
-        takes two messages in a row to tell that from a message that the server trips over.
+        Where another server is ready they go there at once, if it is this one's trouble. A lost connection is, too.
+
+        For a lost connection, and for a refusal of the client in the midst of a message, it takes two messages in a row
+        to tell the server's trouble from a message that it trips over.
         """
         now, decision = self.policy.clock(), ruling.decision
         is_final = decision.action is Action.FAIL
@@ -364,8 +367,11 @@ class Pass:
             wait = self.policy.backoff(attempt=attempt, elapsed=self.ledger.elapsed())
         moves_on = bool(self._moving(ruling))
         failover = moves_on or (lost and self.position.others_are_ready)
-        in_trouble = (moves_on and ruling.is_its_own_trouble) or decision.scope is Scope.SERVER
-        in_trouble = in_trouble or (lost and failover and self.pool.loses(self.delivery.id))
+        is_held = decision.action is Action.RETRY and decision.rule.action not in WAITING
+        is_held = is_held and not ruling.said.stage.before_mail
+        in_trouble = (moves_on and ruling.is_its_own_trouble) or (decision.scope is Scope.SERVER and not is_held)
+        if not in_trouble and (is_held or (lost and failover)):
+            in_trouble = self.pool.is_second_in_a_row(self.delivery.id)
         if in_trouble and not paced:
             self.pool.pause(now, now + min(wait, self.policy.patience), ruling.said, is_final=is_final)
         if is_final:

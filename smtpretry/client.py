@@ -145,7 +145,8 @@ class RetryingSMTP(Sends):
             delivery: the delivery; it is changed, and returned.
             save: a coroutine function that stores the delivery. It is awaited before each transaction, and after each
                 one in which a recipient got its end. If it raises, nothing more is sent, and the exception comes out;
-                an engine raises `NotOurs` if another worker has the delivery now.
+                an engine raises `NotOurs` if another worker has the delivery now. What has a `save` lies in a queue: a
+                final refusal of the client itself, such as of its log-in, lets it wait, as in Postfix.
             timeout: seconds for each command, in place of the client's own.
         """
         check_timeout(timeout)

@@ -40,7 +40,7 @@ class Limits(ABC):
         self.is_hopeless = False
         self.pace = Pace(longest=min(LONGEST, patience), patience=patience)
         self.refused_at: float | None = None
-        self._lost: str | None = None
+        self._failed: str | None = None
         self._widener: asyncio.TimerHandle | None = None
 
     @property
@@ -87,9 +87,9 @@ class Limits(ABC):
         self.refused_at = now if self.refused_at is None else self.refused_at
         self.resumes_at, self.reason = max(self.resumes_at, until), reason
 
-    def loses(self, delivery: str) -> bool:
-        """Its connection was lost; return whether another delivery's was before, with no message taken in between."""
-        before, self._lost = self._lost, delivery
+    def is_second_in_a_row(self, delivery: str) -> bool:
+        """It failed; return whether another delivery did so before, with no message taken in between."""
+        before, self._failed = self._failed, delivery
         return before not in (None, delivery)
 
     def resume(self, now: float) -> None:
@@ -112,7 +112,7 @@ class Limits(ABC):
 
     def took(self, now: float) -> None:
         """The server has taken a message."""
-        self._lost = self.refused_at = None
+        self._failed = self.refused_at = None
         alone = self.pace.probing and not self.failures
         self.pace.taken(now)
         self.resume(now)

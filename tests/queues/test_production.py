@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import virtual
-from support import ANN, BOB, letter, virtually
+from support import ANN, BOB, EVE, letter, virtually
 
 from smtpretry import Failover, RetryingSMTP, RetryPolicy
 from smtpretry.queues.sqlite import SQLiteEngine
@@ -99,6 +99,31 @@ async def test_what_a_server_has_against_the_client_ends_nothing(tmp_path: Path,
                 await asyncio.sleep(6 * 86400)
             server.clear()
     assert [list(delivery.refused) for delivery in ended] == [[BOB]]
+
+
+@virtually
+async def test_a_message_that_is_refused_as_if_it_were_the_client_stops_no_other(tmp_path: Path) -> None:
+    """One after whose body the server speaks of the client waits alone; what is said to a recipient ends that one."""
+    async with ScriptedServer() as server, SQLiteEngine(tmp_path / "mail.db") as engine:
+        server.on("END_OF_DATA", ANN, "554 5.7.1 Sending suspended for this account")
+        server.on("RCPT", EVE, "554 5.7.1 Service unavailable; Client host [192.0.2.1] blocked")
+        async with RetryingSMTP(server.client(), for_a_queue(), defer=engine) as smtp:
+            ended = list["Delivery"]()
+
+            async def on_end(delivery: Delivery) -> None:
+                ended.append(delivery)
+
+            async with working(engine, smtp, on_end=on_end):
+                await smtp.enqueue(letter(ANN))
+                await asyncio.sleep(1)
+                for hour in range(1, 25):
+                    await smtp.enqueue(letter(EVE, BOB))
+                    await asyncio.sleep(3600)
+                    assert len(server.received(BOB)) == hour
+                assert len(ended) == 24
+                server.clear()
+                await asyncio.sleep(2 * 3600)
+                assert server.received(ANN)
 
 
 @virtually
