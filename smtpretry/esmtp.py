@@ -148,7 +148,7 @@ def _too_much(message: bytes, offers: Mapping[str, str]) -> str | None:
             )
         return (
             "the message has 8-bit bytes, and the server does not offer 8BITMIME (RFC 6152): "
-            "give send_message an EmailMessage, which it writes as 7-bit MIME"
+            "give send_message an EmailMessage, which it writes as 7-bit MIME, except for what is signed"
         )
     limit = offers.get("size", "").strip()
     if limit.isdecimal() and 0 < int(limit) < len(message):  # 0: no limit is known (RFC 1870 §4)

@@ -90,6 +90,14 @@ class _Generator(BytesGenerator):
                 raise ValueError(why)
         super()._write_headers(msg)  # type: ignore[misc]
 
+    def _handle_multipart_signed(self, msg: Message) -> None:
+        policy: Any = self.policy
+        self.policy = policy.clone(cte_type="8bit")  # what is signed are the bytes, these 8 bits too (RFC 1847 §2.1)
+        try:
+            super()._handle_multipart_signed(msg)  # type: ignore[misc]
+        finally:
+            self.policy = policy
+
 
 def _write(
     message: Message, policy: EmailPolicy | Compat32, written: list[bytes], *, unseen: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ import email.message
 import email.policy
 from email.errors import MessageError
 from email.header import Header
+from email.policy import EmailPolicy
 from typing import TYPE_CHECKING, Any
 
 from .addresses import show_in_ascii
@@ -17,7 +18,7 @@ from .flatten import flatten
 
 if TYPE_CHECKING:
     from email.message import Message
-    from email.policy import Compat32, EmailPolicy
+    from email.policy import Compat32
 
 _LONGEST = 998  # octets in a line, without its CRLF
 _DEEPEST = 100  # parts within parts
@@ -34,7 +35,8 @@ def as_bytes(message: Message) -> tuple[bytes, bool]:
     """The message without its Bcc, and whether its headers are in UTF-8, for they show an address outside ASCII.
 
     Text is written as 7-bit MIME. The exceptions are a message with a DKIM-Signature, which goes as it writes itself,
-    and a parsed body of 8 bits whose charset is not said, or is not true: its bytes are kept. A body with a line of
+    or as it was parsed; what is within multipart/signed; and a parsed body of 8 bits whose charset is not said, or is
+    not true: the bytes of these are kept. A body with a line of
     more than 998 octets is encoded (quoted-printable, or base64), and so is one with a NUL, or one of 8 bits that is no
     text.
 
@@ -98,6 +100,8 @@ def _write(message: Message, *, utf8: bool, signed: bool) -> bytes:
     try:
         if signed:  # what is signed are the bytes that the message itself writes
             own: Any = message.policy.clone(linesep="\r\n", mangle_from_=False)
+            if isinstance(own, EmailPolicy) and not _is_signed_here(message):
+                own = own.clone(refold_source="none")
             return flatten(message, own)
         if isinstance(message, email.message.EmailMessage):
             return _in_7_bits(message, *_POLICIES[utf8])
@@ -108,6 +112,11 @@ def _write(message: Message, *, utf8: bool, signed: bool) -> bytes:
     except UnicodeEncodeError as error:
         msg = f"the message has text outside ASCII without a charset ({error}): use set_content, or a MIMEText in UTF-8"
         raise ValueError(msg) from error
+
+
+def _is_signed_here(message: Message) -> bool:
+    """Whether the signature was set on this object: then it is of what that writes; else, of what was parsed."""
+    return any(name.lower() == _SIGNATURE.lower() and hasattr(value, "name") for name, value in message.raw_items())
 
 
 def _in_7_bits(message: Message, policy: EmailPolicy | Compat32, in_8_bits: EmailPolicy | Compat32) -> bytes:
