@@ -132,7 +132,7 @@ def _sender(address: str, *, utf8_offered: bool) -> tuple[str, str | None]:
 
 def _describe(message: bytes, options: dict[str, str], offers: Mapping[str, str]) -> None:
     """Say what the message is like, where the server wants to know."""
-    if "8bitmime" in offers and not message.isascii():
+    if "8bitmime" in offers and (not message.isascii() or options.get("BODY", "").upper() == "BODY=BINARYMIME"):
         options["BODY"] = "BODY=8BITMIME"  # whatever was said: 7BIT is not true, and BINARYMIME is for BDAT (RFC 3030)
     if "size" in offers:
         options.setdefault("SIZE", f"SIZE={len(message)}")

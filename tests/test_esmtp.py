@@ -82,6 +82,12 @@ def test_a_parameter_that_is_unknown_here_goes_as_it_is() -> None:
     assert said(mail_options=["X-NEW=1"], offers={}).mail.endswith(b" X-NEW=1")
 
 
+def test_binary_is_not_announced() -> None:
+    """A message goes by DATA, which a server refuses after BODY=BINARYMIME (RFC 3030 §3)."""
+    offers = {"binarymime": "", "8bitmime": ""}
+    assert b"BINARYMIME" not in said(mail_options=["body=binarymime"], offers=offers).mail.upper()
+
+
 def test_the_message_is_described_where_that_is_offered() -> None:
     """SIZE and BODY are true: whatever the caller said of the body, 8 bits are declared."""
     umlauts = TEXT + "Grüße\r\n".encode()
