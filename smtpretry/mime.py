@@ -36,9 +36,8 @@ def as_bytes(message: Message) -> tuple[bytes, bool]:
 
     Text is written as 7-bit MIME. The exceptions are a message with a DKIM-Signature, which goes as it writes itself,
     or as it was parsed; what is within multipart/signed; and a parsed body of 8 bits whose charset is not said, or is
-    not true: the bytes of these are kept. A body with a line of
-    more than 998 octets is encoded (quoted-printable, or base64), and so is one with a NUL, or one of 8 bits that is no
-    text.
+    not true: the bytes of these are kept. A body with a line of more than 998 octets is encoded (quoted-printable, or
+    base64), and so is one with a NUL, or one of 8 bits that is no text.
 
     Raises:
         ValueError: it is no message that can be written; text outside ASCII without a charset; a header with a line

@@ -48,7 +48,7 @@ def modern() -> EmailMessage:
 
 def old() -> MIMEMultipart:
     message = MIMEMultipart()
-    message["From"], message["To"] = f"Jörg <{SENDER}>", ANN
+    message["From"], message["To"] = SENDER, ANN
     message.attach(MIMEText("Grüße\r.\r\n" + "x" * 2000, "plain", "iso-8859-1"))
     return message
 
