@@ -312,7 +312,7 @@ class Judge:
             splittable = len(group) > 1 and not stage.before_mail
             decision = case.decide(said, concerned, final=answer.final, splittable=splittable)
         ruling = Ruling(said, decision, concerned, answer.recipient)
-        verdict.after = _after(stage, decision)
+        verdict.after = _after(stage, decision, fresh=not case.reused())
         if decision.wait > 0 and case.on_credit and stage in _ON_ARRIVAL:
             verdict.too_soon, verdict.after = True, After.CLOSE
         elif decision.wait > 0 and case.others() and (decision.rule.fewer or stage is Stage.CONNECT):
@@ -369,8 +369,10 @@ class Judge:
         return self.case.unruly + (not known) < _UNRULY
 
 
-def _after(stage: Stage, decision: Decision) -> After:
+def _after(stage: Stage, decision: Decision, *, fresh: bool) -> After:
     """What a session needs that refused something: it is known to be clean before the next MAIL (RFC 5321 §4.1.1.5)."""
+    if fresh and stage is Stage.MAIL and decision.action is Action.RETRY and decision.scope is Scope.SERVER:
+        return After.CLOSE  # it may be the connection that the server took so: Sendmail then refuses each MAIL on it
     if Action.RECONNECT in (decision.action, decision.rule.otherwise):
         return After.CLOSE
     if stage.before_mail or (stage is Stage.MAIL and decision.action is Action.STARTTLS):

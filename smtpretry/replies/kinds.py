@@ -234,6 +234,7 @@ KINDS: Final = (
         "The certificate does not verify, or the server does not take the command or the bytes",
         (
             "bad-certificate",
+            "not-smtp",
             "unknown-command",
             "bad-client",
             "bad-smtp",

@@ -117,7 +117,7 @@ SESSION_LIMIT = either(
     r"\b(?:messages?|e?mails?|msgs?|transactions?|deliver\w+) (?:per|in|on|for|during|over) "
     + _THIS_SESSION
     + r".{0,12}\b(?:limit|max\w*|exceed\w*|reach\w*)\b",
-    r"\btoo many non-?mail commands\b",
+    r"\btoo many (?:non-?mail commands|recipient attempts)\b",  # the latter: Haraka, of all RCPTs of a connection
     r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",
@@ -222,8 +222,9 @@ REPUTATION = either(
     r"\breputation\b|\bcomplaints?\b|\bunusual (?:rate|volume)|\bunexpected volume|\bunsolicited\b",
 )
 CROWD = either(
-    r"\b(?:concurrent|simultaneous|many|maximum|number of)\b.{0,30}\b(?:connections?|sessions?)\b|\btrop de connexions",
-    r"\bconnections? (?:limit|count)\b|\bsender thread limit|\bHL:ICC\b",
+    r"\b(?:concurrent|simultaneous|many|maximum|number of)\b[^;]{0,30}\b(?:connections?|sessions?)\b"
+    r"|\btrop de connexions",
+    r"\bconnections? (?:limit|count)\b|\bsender thread limit|\bHL:ICC\b|\btoo many (?:connected )?clients\b",
     r"\bzu ?viele (?:gleichzeitige )?verbindungen|\bdemasiadas conexiones|\btroppe connessioni",
 )
 PER_TIME = either(r"\brate\b|\b(?:hour|day|minute|second|sec|min)s?\b")

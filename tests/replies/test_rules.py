@@ -399,6 +399,7 @@ def test_a_server_in_trouble_is_left_alone_by_all(line):
         ("450 Message limit reached for this connection", MAIL),
         ("451 4.7.0 Messages per session limit reached", MAIL),
         ("450 Too many messages on this connection", RCPT),
+        ("450 Too many recipient attempts", RCPT),
         ("451 4.7.0 Timeout waiting for client input", DATA),
         ("451 4.4.2 Timed out waiting for data from the client", RCPT),
         ("502 Timeout from client", MAIL),
@@ -428,6 +429,33 @@ def test_a_name_that_the_server_hangs_up_on_names_the_cure():
     decision = decide("421 4.7.0 Try again later, closing connection. (EHLO) v6-20020a - gsmtp", Stage.EHLO)
     assert (decision.action, decision.scope) == (Action.RECONNECT, Scope.SERVER)
     assert "local_hostname=" in decision.rule.cure
+
+
+def test_a_server_that_speaks_lmtp_is_said_to():
+    """It objects to EHLO, which is no objection to the client's name."""
+    decision = decide("500 Error: EHLO not allowed in LMTP server", Stage.EHLO)
+    assert (decision.action, decision.scope, decision.rule.name) == (Action.FAIL, Scope.SERVER, "not-smtp")
+    assert "port=" in decision.rule.cure
+
+
+@pytest.mark.parametrize(
+    ("line", "stage", "row"),
+    [
+        ("421 mx.example.com Too many connected clients, try again in a moment", Stage.CONNECT, "closing-crowded"),
+        ("421 4.3.2 Too many open connections.", Stage.CONNECT, "closing-crowded"),
+        ("421 4.7.0 mx.example.com Too many bad recipients; closing connection", RCPT, "closing"),
+        ("421 4.7.0 mx.example.com Too many bad commands; closing connection", MAIL, "closing-out-of-service"),
+    ],
+)
+def test_too_many_connections_are_not_too_many_of_something_else(line, stage, row):
+    """Which is why the connection closes: Sendmail says so in one line."""
+    assert decide(line, stage).rule.name == row
+
+
+def test_403_about_tls_is_not_about_the_sender():
+    """Sendmail says 403 where TLS failed or is too weak, SendGrid where the account may not send as that sender."""
+    assert decide("403 4.7.0 TLS handshake failed.", MAIL).rule.name == "transient"
+    assert decide("403 4.7.0 encryption too weak 0 less than 56", MAIL).rule.name == "transient"
 
 
 @pytest.mark.parametrize("line", ["501 5.0.0 Invalid domain name", "501 Syntactically invalid EHLO argument(s)"])

@@ -165,6 +165,17 @@ async def test_a_server_that_retires_a_connection_gets_another() -> None:
 
 
 @virtually
+async def test_a_connection_that_began_with_a_refusal_is_not_used_again() -> None:
+    """Sendmail over its connection rate takes the connection, and refuses each MAIL on it, however long one waits."""
+    async with ScriptedServer() as server, several(server, 1, idle_timeout=None) as smtp:
+        server.on("MAIL", "452 4.3.2 Connection rate limit exceeded.", times=1)
+        await smtp.sendmail(APP, [ANN], BODY)
+        server.on("MAIL", "450 4.7.1 Error: too much mail from 192.0.2.1", times=1)
+        await smtp.sendmail(APP, [BOB], BODY)
+        assert [message.connection for message in server.messages] == [2, 2]  # one that has carried mail is kept
+
+
+@virtually
 async def test_too_many_connections_are_made_fewer() -> None:
     """A server that takes two connections of eight has all of the mail without a wait, and two connections."""
     async with ScriptedServer(max_connections=2) as server, several(server, 8) as smtp:
