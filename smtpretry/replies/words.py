@@ -117,7 +117,7 @@ SESSION_LIMIT = either(
     r"\b(?:messages?|e?mails?|msgs?|transactions?|deliver\w+) (?:per|in|on|for|during|over) "
     + _THIS_SESSION
     + r".{0,12}\b(?:limit|max\w*|exceed\w*|reach\w*)\b",
-    r"\btoo many (?:non-?mail commands|recipient attempts)\b",  # the latter: Haraka, of all RCPTs of a connection
+    r"\btoo many non-?mail commands\b",
     r"\bsession exceeded|\bsession limit|\b(?:limit|quota) (?:is )?(?:reached|exceeded) (?:for|on|in) " + _THIS_SESSION,
     r"\b(?:session|connection) (?:message|mail|transaction|recipient)s? (?:limit|count)",
     r"\b(?:a new|a new smtp|another|another new) (?:session|connection)\b|(?<!not )\breconnect",

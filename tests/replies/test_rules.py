@@ -399,7 +399,6 @@ def test_a_server_in_trouble_is_left_alone_by_all(line):
         ("450 Message limit reached for this connection", MAIL),
         ("451 4.7.0 Messages per session limit reached", MAIL),
         ("450 Too many messages on this connection", RCPT),
-        ("450 Too many recipient attempts", RCPT),
         ("451 4.7.0 Timeout waiting for client input", DATA),
         ("451 4.4.2 Timed out waiting for data from the client", RCPT),
         ("502 Timeout from client", MAIL),
