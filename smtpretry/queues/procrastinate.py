@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
     from .engine import OnEnd, OnProgress, Progress, SupportsAttempt
 
-_ANSWER: Final = 10.0  # seconds that the database gets at least
 _SOON: Final = 0.5  # seconds in which a pool lends a connection, unless it has none, or none that works
 _TAKE_OVER: Final = 60.0  # seconds between two looks for what smtpretry 0.1 has queued
 
@@ -144,7 +143,7 @@ class ProcrastinateEngine:
         """
         await self._make_tables()
         store = postgres.Store(
-            self._answering,
+            self._connect,
             self._listen,
             queue=self._queue,
             lease=self._stalled_after,
@@ -179,17 +178,6 @@ class ProcrastinateEngine:
                 own.row_factory, own.prepare_threshold = before
 
     @asynccontextmanager
-    async def _answering(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-        """A connection on which silence is an error: a firewall forgets connections, and tells nobody."""
-        limit = max(self._stalled_after, _ANSWER)
-        try:
-            async with asyncio.timeout(limit), self._connect() as own:
-                yield own
-        except TimeoutError as error:
-            msg = f"no answer in {limit:.0f} s: the connection is dead, or somebody has locked the table"
-            raise psycopg.OperationalError(msg) from error
-
-    @asynccontextmanager
     async def _lent(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """A connection of the pool. Where it finds dead ones, it waits before the next: have all replaced at once.
 
@@ -213,7 +201,7 @@ class ProcrastinateEngine:
         async with AsyncExitStack() as stack:
             try:
                 await self._make_tables()
-                own = await stack.enter_async_context(postgres.statement(self._answering))
+                own = await stack.enter_async_context(postgres.statement(self._connect))
             except (psycopg.Error, ProcrastinateException) as error:
                 said = "; ".join([str(error).strip(), *getattr(error, "__notes__", ())])
                 told = QueueError(f"the queue cannot be used: {type(error).__name__}: {said}")

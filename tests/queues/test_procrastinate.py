@@ -437,56 +437,6 @@ async def test_connections_that_all_died_while_idle(database: str) -> None:
         assert (await engine.progress()).due == 2
 
 
-@asynccontextmanager
-async def behind_a_firewall(database: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """The address of the database behind one, and what makes it forget the connections that there are, in silence."""
-    known = psycopg.conninfo.conninfo_to_dict(database)
-    carried, forgotten = set[asyncio.Task[Any]](), set[asyncio.Task[Any]]()
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            if asyncio.current_task() not in forgotten:
-                writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        inner = await asyncio.open_unix_connection(f"{known['host']}/.s.PGSQL.5432")
-        both = [asyncio.ensure_future(carry(*way)) for way in ((reader, inner[1]), (inner[0], writer))]
-        carried.update(both)
-        await asyncio.gather(*both, return_exceptions=True)
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        yield (
-            f"host=127.0.0.1 port={port} user=postgres dbname={known['dbname']}",
-            lambda: forgotten.update(carried),
-        )
-        for one in carried:
-            one.cancel()
-
-
-@at_once
-async def test_a_firewall_that_forgets_connections(
-    database: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A worker to whom nothing answers any more says so, and connects anew."""
-    monkeypatch.setattr("smtpretry.queues.procrastinate._ANSWER", 1.0)
-    async with (
-        behind_a_firewall(database) as (address, forget),
-        ScriptedServer() as server,
-        engine_in(database) as application,
-        engine_in(address) as engine,
-        RetryingSMTP(server.client(), POLICY) as smtp,
-        working(engine, smtp),
-    ):
-        await application.submit(smtpretry.prepare(letter(ANN)))
-        await programs.until(lambda: server.received(ANN))
-        forget()
-        await application.submit(smtpretry.prepare(letter(BOB)))
-        await programs.until(lambda: server.received(BOB))
-    assert "no answer in 2 s: the connection is dead, or somebody has locked the table" in caplog.text
-
-
 @at_once
 async def test_a_database_without_an_encoding(server: Postgres) -> None:
     """In SQL_ASCII, where psycopg gives bytes for texts, a mail is sent once, too."""
