@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
 
+    from smtpretry.queues.engine import Engine, SupportsAttempt
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
 PATIENCE = 20  # seconds for what takes one or two
@@ -94,3 +96,15 @@ def in_real_time(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...
         asyncio.run(test(*args, **kwargs))
 
     return run
+
+
+@asynccontextmanager
+async def working(engine: Engine, smtp: SupportsAttempt, **options: Any) -> AsyncIterator[asyncio.Task[None]]:
+    """Have a worker, in this process."""
+    worker = asyncio.create_task(engine.work(smtp, **options))
+    try:
+        yield worker
+    finally:
+        worker.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await worker

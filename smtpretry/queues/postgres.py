@@ -114,11 +114,11 @@ _WRITE: Final = """UPDATE smtpretry_deliveries AS one SET
     WHERE one.id = new.id AND one.taken = new.taken AND one.holder = %(holder)s RETURNING one.id"""
 _FORGET: Final = """DELETE FROM smtpretry_deliveries WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM smtpretry_deliveries WHERE ended < now() - %(keep)s::interval ORDER BY ended LIMIT 1000))"""
-_FREE: Final = "(lease IS NULL OR lease <= now())"  # no worker has it, or a dead one
+FREE: Final = "(lease IS NULL OR lease <= now())"  # no worker has it, or a dead one
 _COUNT: Final = f"""SELECT
-    count(*) FILTER (WHERE due > now() AND {_FREE}), count(*) FILTER (WHERE due <= now() AND {_FREE}),
+    count(*) FILTER (WHERE due > now() AND {FREE}), count(*) FILTER (WHERE due <= now() AND {FREE}),
     count(*) FILTER (WHERE lease > now()), count(*) FILTER (WHERE ended IS NOT NULL),
-    coalesce(extract(epoch FROM now() - min(due) FILTER (WHERE due <= now() AND {_FREE})), 0)::float8
+    coalesce(extract(epoch FROM now() - min(due) FILTER (WHERE due <= now() AND {FREE})), 0)::float8
     FROM smtpretry_deliveries WHERE queue = coalesce(%(queue)s, queue)"""
 
 _PASSING: Final = psycopg.OperationalError, psycopg.errors.ReadOnlySqlTransaction

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .engine import Paced
 
 COLUMNS: Final = "until, failures, stage, reply, pace, probe"
+ALL: Final = f"SELECT name, {COLUMNS} FROM smtpretry_servers ORDER BY name"  # noqa: S608 - ours
 """Of the row; all times are seconds since the epoch. The pace is as `SharedPace` stores it."""
 
 FAR: Final = 7 * 86400.0

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .servers import COLUMNS, left_alone
+from .servers import ALL, left_alone
 from .stored import Stored, delivery_of, due_now, like
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ class FileShelf:
 
     async def left_alone(self) -> dict[str, Pause]:
         """See `Shelf`."""
-        query = f"SELECT name, {COLUMNS} FROM smtpretry_servers ORDER BY name"  # noqa: S608 - ours
-        rows = await self._engine.file.look(lambda own: own.execute(query).fetchall())
+        rows = await self._engine.file.look(lambda own: own.execute(ALL).fetchall())
         return left_alone(rows, time.time())
 
 

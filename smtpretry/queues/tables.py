@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from . import postgres
-from .servers import COLUMNS, left_alone
+from .servers import ALL, left_alone
 from .stored import Stored, delivery_of, due_now, like
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _FIND: Final = f"""{_QUERY} WHERE (%(state)s::text IS NULL OR {_NAMED} = %(state
         SELECT 1 FROM json_object_keys(state -> 'outcomes') AS who WHERE who ILIKE %(to)s ESCAPE '!'))
     ORDER BY due NULLS LAST, ended DESC, id LIMIT %(limit)s"""
 _GET: Final = f"{_QUERY.replace(' FROM smtpretry', ', message FROM smtpretry')} WHERE id = %s"
-_FREE: Final = "WHERE id = %s AND ended IS NULL AND (lease IS NULL OR lease <= now())"  # its holder is dead
+_FREE: Final = f"WHERE id = %s AND ended IS NULL AND {postgres.FREE}"
 _LOCK: Final = f"SELECT envelope::text, state::text FROM smtpretry_deliveries {_FREE} FOR UPDATE"
 _RETRY: Final = f"""WITH one AS (UPDATE smtpretry_deliveries SET due = now(), state = %s WHERE id = %s RETURNING queue)
     SELECT pg_notify('{postgres.CHANNEL}', queue) FROM one"""
@@ -96,5 +96,5 @@ class TableShelf:
 
     async def left_alone(self) -> dict[str, Pause]:
         """See `Shelf`."""
-        found = await self._connection.execute(f"SELECT name, {COLUMNS} FROM smtpretry_servers ORDER BY name")
+        found = await self._connection.execute(ALL)
         return left_alone(await found.fetchall(), time.time())

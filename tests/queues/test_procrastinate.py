@@ -13,7 +13,7 @@ import time
 import uuid
 import zlib
 from base64 import b64encode
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ import psycopg_pool
 import pytest
 import tenacity
 from postgres import Postgres, engine_in
+from programs import working
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from support import ANN, APP, BOB, EVE, PASSWORD, USER, letter
@@ -68,18 +69,6 @@ def at_once(test: Callable[..., Awaitable[None]]) -> Callable[[str], None]:
         asyncio.run(asyncio.wait_for(test(**fixtures), 60))
 
     return run
-
-
-@asynccontextmanager
-async def working(engine: ProcrastinateEngine, smtp: RetryingSMTP, **options: Any) -> AsyncIterator[None]:
-    """Have a worker, in this process."""
-    worker = asyncio.create_task(engine.work(smtp, **options))
-    try:
-        yield
-    finally:
-        worker.cancel()
-        with suppress(asyncio.CancelledError):
-            await worker
 
 
 def rows(

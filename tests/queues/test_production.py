@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import virtual
+from programs import working
 from support import ANN, BOB, EVE, letter, virtually
 
 from smtpretry import Failover, RetryingSMTP, RetryPolicy
@@ -18,23 +18,11 @@ from smtpretry.queues.sqlite import SQLiteEngine
 from smtpretry.testing import ScriptedServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from smtpretry import Delivery
 
 RIGHT: dict[str, Any] = {"username": "app", "password": "secret"}
-
-
-@asynccontextmanager
-async def working(engine: SQLiteEngine, smtp: RetryingSMTP | Failover, **options: Any) -> AsyncIterator[None]:
-    worker = asyncio.create_task(engine.work(smtp, **options))
-    try:
-        yield
-    finally:
-        worker.cancel()
-        with suppress(asyncio.CancelledError):
-            await worker
 
 
 def for_a_queue() -> RetryPolicy:

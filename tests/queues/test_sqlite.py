@@ -25,7 +25,7 @@ import programs
 import pytest
 import tenacity
 import virtual
-from programs import in_real_time
+from programs import in_real_time, working
 from support import ANN, APP, BOB, EVE, GREYLISTED, letter, patient, virtually
 
 import smtpretry
@@ -51,20 +51,6 @@ def path(tmp_path: Path) -> Path:
     folder = tmp_path / "a folder with spaces, 50 % ü?"
     folder.mkdir()
     return folder / "mail #1.db"
-
-
-@asynccontextmanager
-async def working(
-    engine: SQLiteEngine, smtp: RetryingSMTP | Failover, **options: Any
-) -> AsyncIterator[asyncio.Task[None]]:
-    """Have a worker, in this process."""
-    worker = asyncio.create_task(engine.work(smtp, **options))
-    try:
-        yield worker
-    finally:
-        worker.cancel()
-        with suppress(asyncio.CancelledError):
-            await worker
 
 
 @asynccontextmanager
